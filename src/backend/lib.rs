@@ -1,1 +1,155 @@
+//! The backend floor: the hot ops as a backend extension, their gradients, and the backends they run on.
+//!
+//! [`KernelBackend`] is a Burn backend that also runs our ops. Every method has a default, the reference in Burn's own ops,
+//! so an op is correct on every backend before it is fast on one. This crate is the only place for `unsafe` and `cfg(feature)`.
+#![warn(missing_docs)]
+#![recursion_limit = "256"]
 
+pub mod map;
+pub mod ops;
+pub mod select;
+mod targets;
+
+use burn::tensor::backend::{AutodiffBackend, Backend};
+use burn::tensor::ops::FloatTensor;
+use ops::attention::AttentionLayout;
+use ops::cross_entropy::Targets;
+
+/// A Burn backend that also runs our hot ops, on primitives (dynamic rank).
+///
+/// A target overrides a method only to make it faster; a method without an override is the reference, written in Burn's own ops.
+/// Ops with a gradient of their own list it here too, because `Autodiff<B>` calls it on the inner backend, and only for the
+/// parents that need it.
+pub trait KernelBackend: Backend {
+    /// Root mean square norm over the last axis: `x / sqrt(mean(x²) + ε) · weight` (Zhang & Sennrich 2019).
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        ops::rms_norm::reference::<Self>(x, weight, epsilon)
+    }
+    /// Gradient of [`rms_norm`](Self::rms_norm) with respect to `x`.
+    fn rms_norm_backward_input(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        ops::rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
+    }
+    /// Gradient of [`rms_norm`](Self::rms_norm) with respect to `weight`, `[hidden]`.
+    fn rms_norm_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        ops::rms_norm::reference_backward_weight::<Self>(x, grad, epsilon)
+    }
+
+    /// Layer norm over the last axis with an affine map (Ba et al. 2016).
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        ops::layer_norm::reference::<Self>(x, weight, bias, epsilon)
+    }
+    /// Gradient of [`layer_norm`](Self::layer_norm) with respect to `x`.
+    fn layer_norm_backward_input(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        ops::layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
+    }
+    /// Gradient of [`layer_norm`](Self::layer_norm) with respect to `weight`, `[hidden]`.
+    fn layer_norm_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        ops::layer_norm::reference_backward_weight::<Self>(x, grad, epsilon)
+    }
+
+    /// Softmax over the last axis.
+    fn softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::softmax::reference::<Self>(x)
+    }
+    /// Gradient of [`softmax`](Self::softmax), from its output `y`.
+    fn softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::softmax::reference_backward::<Self>(y, grad)
+    }
+
+    /// Rotary position embedding of `x` `[tokens, heads, dim]` by halves, `cos` and `sin` `[tokens, dim / 2]` (Su et al. 2021, in
+    /// the layout of transformers' `rotate_half`). Its gradient is the rotation by `-sin`.
+    fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::rope::reference::<Self>(x, cos, sin)
+    }
+
+    /// `silu(gate) · up` (Shazeer 2020).
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::swiglu::reference::<Self>(gate, up)
+    }
+    /// Gradients of [`swiglu`](Self::swiglu) with respect to `gate` and `up`.
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        ops::swiglu::reference_backward::<Self>(gate, up, grad)
+    }
+
+    /// `x · Wᵀ + b`: `x` `[rows, in]`, `weight` `[out, in]` in its stored format, `bias` `[out]`. The result has `x`'s dtype.
+    fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        ops::linear::reference::<Self>(x, weight, bias)
+    }
+    /// Gradient of [`linear`](Self::linear) with respect to `x`: `grad · W`, `[rows, in]`.
+    fn linear_backward_input(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::linear::reference_backward_input::<Self>(grad, weight)
+    }
+    /// Gradient of [`linear`](Self::linear) with respect to a dense `weight`: `gradᵀ · x`, `[out, in]`. Never called for a frozen one.
+    fn linear_backward_weight(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::linear::reference_backward_weight::<Self>(x, grad)
+    }
+
+    /// Grouped-query attention over sequences laid end to end: `q` `[rows, heads, dim]`, `k` and `v` `[key rows, kv heads, dim]`.
+    fn attention(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        layout: &AttentionLayout,
+    ) -> FloatTensor<Self> {
+        ops::attention::reference::<Self>(q, k, v, layout)
+    }
+    /// Gradients of [`attention`](Self::attention) with respect to `q`, `k` and `v`.
+    fn attention_backward(
+        q: FloatTensor<Self>,
+        k: FloatTensor<Self>,
+        v: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        layout: &AttentionLayout,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>, FloatTensor<Self>) {
+        ops::attention::reference_backward::<Self>(q, k, v, grad, layout)
+    }
+
+    /// `target` with `rows` written from row `start` on, in place where nobody else holds `target`: the append of a key-value cache.
+    fn write_rows(target: FloatTensor<Self>, rows: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
+        ops::write_rows::reference::<Self>(target, rows, start)
+    }
+
+    /// Weighted sum over rows of the cross entropy of `hidden · Wᵀ`, `[1]`, without ever holding `[rows, vocabulary]`.
+    fn cross_entropy_of_linear(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: &Targets,
+    ) -> FloatTensor<Self> {
+        ops::cross_entropy::forward::<Self>(hidden, weight, targets)
+    }
+    /// The loss and its gradient with respect to `hidden`, in one pass over the vocabulary.
+    fn cross_entropy_of_linear_with_gradient(
+        hidden: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        targets: &Targets,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        ops::cross_entropy::forward_with_gradient::<Self>(hidden, weight, targets)
+    }
+}
+
+/// A backend we can train on: Burn's autodiff over a [`KernelBackend`]. Stated once so that no signature repeats it.
+///
+/// Generation and validation run on `B::InnerBackend`: under `Autodiff` even untracked ops register in a graph that only
+/// `backward` cleans.
+pub trait TrainBackend: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}
+
+impl<B> TrainBackend for B where B: KernelBackend + AutodiffBackend<InnerBackend: KernelBackend> {}

@@ -1,0 +1,47 @@
+//! The hot ops, one file each: the public function on tensors, the reference in Burn's own ops, the gradient, the kernels, tests.
+//! What a backend runs is decided in `targets`.
+
+pub mod attention;
+pub mod cross_entropy;
+pub mod layer_norm;
+pub mod linear;
+pub mod rms_norm;
+pub mod rope;
+pub mod softmax;
+pub mod swiglu;
+pub mod write_rows;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Shape, Tensor, TensorMetadata, TensorPrimitive};
+
+/// The primitive of a float tensor.
+pub(crate) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
+    tensor.into_primitive().tensor()
+}
+
+/// A float tensor from its primitive.
+pub(crate) fn tensor<B: Backend, const D: usize>(primitive: FloatTensor<B>) -> Tensor<B, D> {
+    Tensor::from_primitive(TensorPrimitive::Float(primitive))
+}
+
+/// `[hidden]` as `[1, …, 1, hidden]`, in `like`'s dtype, so that it broadcasts over rows.
+pub(crate) fn as_row<B: Backend>(vector: FloatTensor<B>, like: &FloatTensor<B>) -> FloatTensor<B> {
+    let mut shape = vec![1; like.rank()];
+    shape[like.rank() - 1] = vector.shape()[0];
+    in_dtype_of::<B>(B::float_reshape(vector, Shape::from(shape)), like)
+}
+
+/// `tensor` cast to `like`'s dtype, untouched where it has it already.
+pub(crate) fn in_dtype_of<B: Backend>(tensor: FloatTensor<B>, like: &FloatTensor<B>) -> FloatTensor<B> {
+    if tensor.dtype() == like.dtype() { tensor } else { B::float_cast(tensor, like.dtype().into()) }
+}
+
+/// Sum over every axis but the last: `[…, hidden]` → `[hidden]`.
+pub(crate) fn sum_rows<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
+    let shape = tensor.shape();
+    let hidden = shape[shape.num_dims() - 1];
+    let rows = shape.num_elements() / hidden.max(1);
+    let flat = B::float_reshape(tensor, Shape::from(vec![rows, hidden]));
+    B::float_reshape(B::float_sum_dim(flat, 0), Shape::from(vec![hidden]))
+}

@@ -1,0 +1,224 @@
+//! Attention on the CPU in tiles of query rows: a tile's scores over the keys it sees are all that is ever held, so memory grows with
+//! the length and not with its square. The query heads of a group are rows of one tile, so that a key is read once for all of them.
+
+use std::ops::Range;
+
+use burn::tensor::TensorMetadata;
+use burn_flex::FlexTensor;
+use pulp::Arch;
+use rayon::prelude::*;
+
+use super::{AttentionLayout, Span};
+use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
+use crate::targets::flex::{Rows, lanes, tensor};
+
+/// Rows of a tile: enough for the matrix product to run well, few enough for its scores to stay in the second-level cache.
+const TILE_ROWS: usize = 64;
+/// Scores below which another thread is not worth waking.
+const PARALLEL_SCORES: usize = 1 << 12;
+
+/// The three inputs with their sizes.
+struct Inputs<'a> {
+    q: Rows,
+    k: Rows,
+    v: Rows,
+    heads: usize,
+    kv_heads: usize,
+    dim: usize,
+    layout: &'a AttentionLayout,
+}
+
+/// Some queries of a span, all heads of one group.
+struct Tile<'a> {
+    span: &'a Span,
+    kv_head: usize,
+    queries: Range<usize>,
+}
+
+impl Inputs<'_> {
+    fn new<'a>(q: &FlexTensor, k: &FlexTensor, v: &FlexTensor, layout: &'a AttentionLayout) -> Inputs<'a> {
+        let (heads, kv_heads, dim) = (q.shape()[1], k.shape()[1], q.shape()[2]);
+        Inputs { q: Rows::new(q), k: Rows::new(k), v: Rows::new(v), heads, kv_heads, dim, layout }
+    }
+
+    fn group(&self) -> usize {
+        self.heads / self.kv_heads
+    }
+
+    /// The tiles of one key-value head of a span.
+    fn tiles<'s>(&self, span: &'s Span, kv_head: usize) -> impl Iterator<Item = Tile<'s>> + use<'s> {
+        let step = (TILE_ROWS / self.group()).max(1);
+        let starts = (0..span.query_len).step_by(step);
+        starts.map(move |at| Tile { span, kv_head, queries: at..span.query_len.min(at + step) })
+    }
+
+    /// The keys any query of the tile sees, relative to the span's first.
+    fn keys(&self, tile: &Tile) -> Range<usize> {
+        let first = self.layout.visible(tile.span, tile.queries.start);
+        let last = self.layout.visible(tile.span, tile.queries.end - 1);
+        first.start..last.end
+    }
+
+    /// `k` or `v` of the tile's head over `keys`, `[keys, dim]`.
+    fn side<'r>(&self, rows: &'r Rows, tile: &Tile, keys: &Range<usize>) -> MatrixRef<'r> {
+        let stride = self.kv_heads * self.dim;
+        let start = (tile.span.key_start + keys.start) * stride + tile.kv_head * self.dim;
+        MatrixRef::new(&rows.all()[start..], keys.len(), self.dim, stride)
+    }
+
+    /// The tile's rows of a tensor shaped like `q`, copied together: `[queries · group, dim]`.
+    fn gather(&self, rows: &[f32], tile: &Tile) -> Vec<f32> {
+        let width = self.group() * self.dim;
+        let mut out = Vec::with_capacity(tile.queries.len() * width);
+        for query in tile.queries.clone() {
+            let start = (tile.span.query_start + query) * self.heads * self.dim + tile.kv_head * width;
+            out.extend_from_slice(&rows[start..start + width]);
+        }
+        out
+    }
+
+    /// The way back from [`gather`](Self::gather).
+    fn scatter(&self, from: &[f32], tile: &Tile, into: &mut [f32]) {
+        let width = self.group() * self.dim;
+        for (query, from) in tile.queries.clone().zip(from.chunks_exact(width)) {
+            let start = (tile.span.query_start + query) * self.heads * self.dim + tile.kv_head * width;
+            into[start..start + width].copy_from_slice(from);
+        }
+    }
+
+    /// Softmax(scale·q·kᵀ) of the tile, `[queries · group, keys]`, zero where a query does not see the key.
+    fn probabilities(&self, q: &[f32], tile: &Tile, keys: &Range<usize>) -> Vec<f32> {
+        let (rows, width) = (tile.queries.len() * self.group(), keys.len());
+        let mut scores = vec![0.0; rows * width];
+        let k = self.side(&self.k, tile, keys).transposed();
+        let q = MatrixRef::new(q, rows, self.dim, self.dim);
+        multiply(MatrixMut::new(&mut scores, rows, width, width), Into::Overwrite, q, k, false);
+        let scale = self.layout.scale as f32;
+        Arch::new().dispatch(|| {
+            for (query, scores) in tile.queries.clone().zip(scores.chunks_exact_mut(self.group() * width)) {
+                let visible = self.layout.visible(tile.span, query);
+                let visible = visible.start - keys.start..visible.end - keys.start;
+                for row in scores.chunks_exact_mut(width) {
+                    row[..visible.start].fill(0.0);
+                    row[visible.end..].fill(0.0);
+                    let row = &mut row[visible.clone()];
+                    row.iter_mut().for_each(|score| *score *= scale);
+                    lanes::softmax_in_place(row);
+                }
+            }
+        });
+        scores
+    }
+
+    fn is_small(&self) -> bool {
+        let scores: usize = self.layout.spans.iter().map(|span| span.query_len * span.key_len).sum();
+        scores * self.heads < PARALLEL_SCORES || rayon::current_num_threads() == 1
+    }
+}
+
+pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &AttentionLayout) -> FlexTensor {
+    let inputs = Inputs::new(&q, &k, &v, layout);
+    let mut out = vec![0.0; q.shape().num_elements()];
+    let kv_heads = 0..inputs.kv_heads;
+    let pairs = layout.spans.iter().flat_map(|span| kv_heads.clone().map(move |kv_head| (span, kv_head)));
+    let tiles: Vec<Tile> = pairs.flat_map(|(span, kv_head)| inputs.tiles(span, kv_head)).collect();
+    let compute = |tile: &Tile| {
+        let keys = inputs.keys(tile);
+        let q = inputs.gather(inputs.q.all(), tile);
+        let p = inputs.probabilities(&q, tile, &keys);
+        let rows = tile.queries.len() * inputs.group();
+        let mut product = q;
+        let p = MatrixRef::new(&p, rows, keys.len(), keys.len());
+        let v = inputs.side(&inputs.v, tile, &keys);
+        multiply(MatrixMut::new(&mut product, rows, inputs.dim, inputs.dim), Into::Overwrite, p, v, false);
+        product
+    };
+    if inputs.is_small() {
+        tiles.iter().for_each(|tile| inputs.scatter(&compute(tile), tile, &mut out));
+    } else {
+        let products: Vec<Vec<f32>> = tiles.par_iter().map(compute).collect();
+        tiles.iter().zip(&products).for_each(|(tile, product)| inputs.scatter(product, tile, &mut out));
+    }
+    tensor(out, q.shape())
+}
+
+/// Gradients of one key-value head of a span: of its queries tile by tile, of its keys and values `[keys, dim]`.
+struct HeadGradients {
+    queries: Vec<Vec<f32>>,
+    keys: Vec<f32>,
+    values: Vec<f32>,
+}
+
+pub(crate) fn backward(
+    q: FlexTensor,
+    k: FlexTensor,
+    v: FlexTensor,
+    grad: FlexTensor,
+    layout: &AttentionLayout,
+) -> (FlexTensor, FlexTensor, FlexTensor) {
+    let inputs = Inputs::new(&q, &k, &v, layout);
+    let grad = Rows::new(&grad);
+    // Each task owns the keys and values of its head, so that no two threads add to the same gradient.
+    let kv_heads = 0..inputs.kv_heads;
+    let heads: Vec<(&Span, usize)> =
+        layout.spans.iter().flat_map(|span| kv_heads.clone().map(move |kv_head| (span, kv_head))).collect();
+    let compute = |&(span, kv_head): &(&Span, usize)| head_backward(&inputs, grad.all(), span, kv_head);
+    let gradients: Vec<HeadGradients> =
+        if inputs.is_small() { heads.iter().map(compute).collect() } else { heads.par_iter().map(compute).collect() };
+
+    let mut d_q = vec![0.0; q.shape().num_elements()];
+    let mut d_k = vec![0.0; k.shape().num_elements()];
+    let mut d_v = vec![0.0; v.shape().num_elements()];
+    for (&(span, kv_head), gradients) in heads.iter().zip(gradients) {
+        for (tile, d_q_tile) in inputs.tiles(span, kv_head).zip(&gradients.queries) {
+            inputs.scatter(d_q_tile, &tile, &mut d_q);
+        }
+        for (from, into) in [(&gradients.keys, &mut d_k), (&gradients.values, &mut d_v)] {
+            for (key, from) in from.chunks_exact(inputs.dim).enumerate() {
+                let start = ((span.key_start + key) * inputs.kv_heads + kv_head) * inputs.dim;
+                into[start..start + inputs.dim].iter_mut().zip(from).for_each(|(into, from)| *into += from);
+            }
+        }
+    }
+    (tensor(d_q, q.shape()), tensor(d_k, k.shape()), tensor(d_v, v.shape()))
+}
+
+/// With P the probabilities and G the gradient of the output: dV = Pᵀ·G, dP = G·Vᵀ, dS = scale·P∘(dP − Σ dP∘P), dQ = dS·K, dK = dSᵀ·Q
+/// (Dao et al. 2022, appendix B), tile by tile.
+fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> HeadGradients {
+    let dim = inputs.dim;
+    let mut queries = Vec::new();
+    let (mut d_keys, mut d_values) = (vec![0.0; span.key_len * dim], vec![0.0; span.key_len * dim]);
+    let mut d_scores = Vec::new();
+    for tile in inputs.tiles(span, kv_head) {
+        let keys = inputs.keys(&tile);
+        let (rows, width) = (tile.queries.len() * inputs.group(), keys.len());
+        let q = inputs.gather(inputs.q.all(), &tile);
+        let grad = inputs.gather(grad, &tile);
+        let p = inputs.probabilities(&q, &tile, &keys);
+        let (q, grad) = (MatrixRef::new(&q, rows, dim, dim), MatrixRef::new(&grad, rows, dim, dim));
+        let p_matrix = MatrixRef::new(&p, rows, width, width);
+        let part = keys.start * dim..keys.end * dim;
+        let into = MatrixMut::new(&mut d_values[part.clone()], width, dim, dim);
+        multiply(into, Into::Add, p_matrix.transposed(), grad, false);
+
+        d_scores.resize(rows * width, 0.0);
+        let v = inputs.side(&inputs.v, &tile, &keys).transposed();
+        multiply(MatrixMut::new(&mut d_scores, rows, width, width), Into::Overwrite, grad, v, false);
+        let scale = inputs.layout.scale as f32;
+        Arch::new().dispatch(|| {
+            for (d, p) in d_scores.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
+                let dot = lanes::sum2(d, p);
+                d.iter_mut().zip(p).for_each(|(d, p)| *d = scale * p * (*d - dot));
+            }
+        });
+        let d_matrix = MatrixRef::new(&d_scores[..rows * width], rows, width, width);
+        let mut d_q = vec![0.0; rows * dim];
+        let k = inputs.side(&inputs.k, &tile, &keys);
+        multiply(MatrixMut::new(&mut d_q, rows, dim, dim), Into::Overwrite, d_matrix, k, false);
+        queries.push(d_q);
+        let into = MatrixMut::new(&mut d_keys[part], width, dim, dim);
+        multiply(into, Into::Add, d_matrix.transposed(), q, false);
+    }
+    HeadGradients { queries, keys: d_keys, values: d_values }
+}

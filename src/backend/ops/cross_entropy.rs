@@ -1,0 +1,153 @@
+//! The loss of a language model head: cross entropy of `hidden · Wᵀ`, a chunk of rows at a time, so that `[rows, vocabulary]` never exists.
+//! The gradient with respect to `hidden` is taken in the same pass (as in Liger kernels, Hsu et al. 2024), because the logits are there.
+
+use std::sync::Arc;
+
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Shape, Slice, Tensor, TensorData, TensorMetadata};
+
+use super::{in_dtype_of, primitive, tensor};
+use crate::KernelBackend;
+
+/// Logits held at a time: 32 MB in f32.
+const CHUNK_LOGITS: usize = 8 << 20;
+
+/// The token each row should predict, and how much it counts.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Targets {
+    /// Token ids, one for each row of `hidden`.
+    pub ids: Arc<[u32]>,
+    /// Factors on the rows' losses.
+    pub weights: Arc<[f32]>,
+}
+
+impl Targets {
+    /// Targets of as many rows as there are ids.
+    ///
+    /// # Panics
+    /// If there are not as many weights.
+    pub fn new(ids: impl Into<Arc<[u32]>>, weights: impl Into<Arc<[f32]>>) -> Self {
+        let (ids, weights) = (ids.into(), weights.into());
+        assert_eq!(ids.len(), weights.len(), "targets: {} ids, {} weights", ids.len(), weights.len());
+        Self { ids, weights }
+    }
+}
+
+/// `Σ weightᵢ · −log softmax(hiddenᵢ · Wᵀ)[idᵢ]`.
+///
+/// # Shapes
+/// `hidden` `[rows, in]`, `weight` `[vocabulary, in]` of any float dtype → `[1]`. The weight is treated as frozen.
+///
+/// # Panics
+/// If the shapes do not fit or an id is outside the vocabulary.
+pub fn cross_entropy_of_linear<B: KernelBackend>(
+    hidden: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    targets: &Targets,
+) -> Tensor<B, 1> {
+    let ([rows, inputs], [vocabulary, weight_inputs]) = (hidden.dims(), weight.dims());
+    assert!(inputs == weight_inputs, "cross_entropy: hidden {:?}, weight {:?}", hidden.dims(), weight.dims());
+    assert!(rows == targets.ids.len(), "cross_entropy: {rows} rows, {} targets", targets.ids.len());
+    assert!(targets.ids.iter().all(|&id| (id as usize) < vocabulary), "cross_entropy: an id outside {vocabulary}");
+    tensor(B::cross_entropy_of_linear(primitive(hidden), primitive(weight), targets))
+}
+
+pub(crate) fn forward<B: KernelBackend>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    targets: &Targets,
+) -> FloatTensor<B> {
+    chunked::<B>(hidden, weight, targets, false).0
+}
+
+pub(crate) fn forward_with_gradient<B: KernelBackend>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    targets: &Targets,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (loss, gradients) = chunked::<B>(hidden.clone(), weight, targets, true);
+    (loss, if gradients.is_empty() { B::float_mul_scalar(hidden, 0.0.into()) } else { B::float_cat(gradients, 0) })
+}
+
+fn chunked<B: KernelBackend>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    targets: &Targets,
+    gradient: bool,
+) -> (FloatTensor<B>, Vec<FloatTensor<B>>) {
+    let (rows, inputs, vocabulary) = (hidden.shape()[0], hidden.shape()[1], weight.shape()[0]);
+    let device = B::float_device(&hidden);
+    let mut loss = B::float_zeros(Shape::from(vec![1]), &device, hidden.dtype().into());
+    let mut gradients = Vec::new();
+    let chunk = (CHUNK_LOGITS / vocabulary).clamp(16, 1024);
+    for start in (0..rows).step_by(chunk) {
+        let range = start..rows.min(start + chunk);
+        let count = range.len();
+        let part = B::float_slice(hidden.clone(), &[Slice::from(range.clone()), Slice::from(0..inputs)]);
+        let logits = <B as KernelBackend>::linear(part, weight.clone(), None);
+        let column = |values: Vec<f32>| {
+            let data = B::float_from_data(TensorData::new(values, [count, 1]), &device);
+            in_dtype_of::<B>(data, &logits)
+        };
+        let weights = column(targets.weights[range.clone()].to_vec());
+        let ids: Vec<i32> = targets.ids[range].iter().map(|&id| id as i32).collect();
+        let ids = B::int_from_data(TensorData::new(ids, [count, 1]).convert::<B::IntElem>(), &device);
+
+        let shifted = B::float_sub(logits.clone(), B::float_max_dim(logits, 1));
+        let exponentials = B::float_exp(shifted.clone());
+        let sums = B::float_sum_dim(exponentials.clone(), 1);
+        let chosen = B::float_gather(1, shifted, ids.clone());
+        let losses = B::float_mul(B::float_sub(B::float_log(sums.clone()), chosen), weights.clone());
+        loss = B::float_add(loss, B::float_reshape(B::float_sum(losses), Shape::from(vec![1])));
+        if gradient {
+            // d loss / d logits = weight · (softmax − one-hot)
+            let d_logits = B::float_mul(exponentials, B::float_div(weights.clone(), sums));
+            let d_logits = B::float_scatter_add(1, d_logits, ids, B::float_neg(weights));
+            gradients.push(B::linear_backward_input(d_logits, weight.clone()));
+        }
+    }
+    (loss, gradients)
+}
+
+pub(crate) mod autodiff {
+    //! The gradient is computed with the loss and only scaled on the way back.
+    use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+
+    use super::*;
+    use crate::targets::autodiff::{Tracked, is_tracked};
+
+    #[derive(Debug)]
+    struct CrossEntropyOfLinear;
+
+    impl<B: KernelBackend> Backward<B, 1> for CrossEntropyOfLinear {
+        type State = FloatTensor<B>;
+
+        fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let grad = grads.consume::<B>(&ops.node);
+            if let [Some(node)] = ops.parents {
+                let grad = B::float_reshape(grad, Shape::from(vec![1, 1]));
+                grads.register::<B>(node.id, B::float_mul(ops.state, grad));
+            }
+        }
+    }
+
+    pub(crate) fn cross_entropy_of_linear<B: KernelBackend, C: CheckpointStrategy>(
+        hidden: Tracked<B>,
+        weight: Tracked<B>,
+        targets: &Targets,
+    ) -> Tracked<B> {
+        assert!(!is_tracked::<B>(&weight), "cross_entropy: the head is treated as frozen but asks for a gradient");
+        match CrossEntropyOfLinear.prepare::<C>([hidden.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let (loss, gradient) =
+                    B::cross_entropy_of_linear_with_gradient(hidden.primitive, weight.primitive, targets);
+                prep.finish(gradient, loss)
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(B::cross_entropy_of_linear(hidden.primitive, weight.primitive, targets))
+            }
+        }
+    }
+}

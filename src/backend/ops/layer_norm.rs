@@ -1,0 +1,168 @@
+//! Layer norm with an affine map (Ba et al. 2016), variance without Bessel's correction, as `torch.nn.LayerNorm`.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
+
+use super::{as_row, primitive, sum_rows, tensor};
+use crate::KernelBackend;
+
+/// Centres each row, divides it by its standard deviation, scales and shifts it.
+///
+/// # Shapes
+/// `x` `[…, hidden]`, `weight` and `bias` `[hidden]` → `[…, hidden]`.
+///
+/// # Panics
+/// If `weight` or `bias` is not as long as a row.
+pub fn layer_norm<B: KernelBackend, const D: usize>(
+    x: Tensor<B, D>,
+    weight: Tensor<B, 1>,
+    bias: Tensor<B, 1>,
+    epsilon: f64,
+) -> Tensor<B, D> {
+    assert_eq!(x.dims()[D - 1], weight.dims()[0], "layer_norm: row {:?}, weight {:?}", x.dims(), weight.dims());
+    assert_eq!(weight.dims(), bias.dims(), "layer_norm: weight {:?}, bias {:?}", weight.dims(), bias.dims());
+    tensor(<B as KernelBackend>::layer_norm(primitive(x), primitive(weight), primitive(bias), epsilon))
+}
+
+/// The centred row over its standard deviation, and `1 / standard deviation`.
+fn normed<B: Backend>(x: FloatTensor<B>, epsilon: f64) -> (FloatTensor<B>, FloatTensor<B>) {
+    let last = x.rank() - 1;
+    let centred = B::float_sub(x.clone(), B::float_mean_dim(x, last));
+    let variance = B::float_mean_dim(B::float_mul(centred.clone(), centred.clone()), last);
+    let inverse = B::float_recip(B::float_sqrt(B::float_add_scalar(variance, epsilon.into())));
+    (B::float_mul(centred, inverse.clone()), inverse)
+}
+
+pub(crate) fn reference<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    let (weight, bias) = (as_row::<B>(weight, &x), as_row::<B>(bias, &x));
+    B::float_add(B::float_mul(normed::<B>(x, epsilon).0, weight), bias)
+}
+
+/// With `h = weight·grad`: `dx = (h − mean(h) − x̂·mean(h·x̂)) / σ`.
+pub(crate) fn reference_backward_input<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    let last = x.rank() - 1;
+    let weight = as_row::<B>(weight, &x);
+    let (normed, inverse) = normed::<B>(x, epsilon);
+    let scaled = B::float_mul(grad, weight);
+    let along = B::float_mean_dim(B::float_mul(scaled.clone(), normed.clone()), last);
+    let mean = B::float_mean_dim(scaled.clone(), last);
+    B::float_mul(B::float_sub(B::float_sub(scaled, mean), B::float_mul(normed, along)), inverse)
+}
+
+pub(crate) fn reference_backward_weight<B: Backend>(
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    sum_rows::<B>(B::float_mul(grad, normed::<B>(x, epsilon).0))
+}
+
+pub(crate) mod autodiff {
+    //! The gradient: recomputes the row statistics from `x`, keeps nothing else.
+    use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+
+    use super::*;
+    use crate::targets::autodiff::Tracked;
+
+    #[derive(Debug)]
+    struct LayerNorm;
+
+    impl<B: KernelBackend> Backward<B, 3> for LayerNorm {
+        type State = (FloatTensor<B>, FloatTensor<B>, f64);
+
+        fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let [x_node, weight_node, bias_node] = ops.parents;
+            let (x, weight, epsilon) = ops.state;
+            let grad = grads.consume::<B>(&ops.node);
+            if let Some(node) = bias_node {
+                grads.register::<B>(node.id, sum_rows::<B>(grad.clone()));
+            }
+            if let Some(node) = weight_node {
+                let gradient = B::layer_norm_backward_weight(x.clone(), grad.clone(), epsilon);
+                grads.register::<B>(node.id, gradient);
+            }
+            if let Some(node) = x_node {
+                grads.register::<B>(node.id, B::layer_norm_backward_input(x, weight, grad, epsilon));
+            }
+        }
+    }
+
+    pub(crate) fn layer_norm<B: KernelBackend, C: CheckpointStrategy>(
+        x: Tracked<B>,
+        weight: Tracked<B>,
+        bias: Tracked<B>,
+        epsilon: f64,
+    ) -> Tracked<B> {
+        let nodes = [x.node.clone(), weight.node.clone(), bias.node.clone()];
+        match LayerNorm.prepare::<C>(nodes).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = (x.primitive.clone(), weight.primitive.clone(), epsilon);
+                prep.finish(
+                    state,
+                    <B as KernelBackend>::layer_norm(x.primitive, weight.primitive, bias.primitive, epsilon),
+                )
+            }
+            OpsKind::UnTracked(prep) => {
+                prep.finish(<B as KernelBackend>::layer_norm(x.primitive, weight.primitive, bias.primitive, epsilon))
+            }
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+pub(crate) mod flex {
+    //! Three passes over a row that fits the first-level cache, rows in parallel.
+    use burn_flex::FlexTensor;
+
+    use crate::targets::flex::{Rows, lanes};
+
+    pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, epsilon: f64) -> FlexTensor {
+        let rows = Rows::new(&x);
+        let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
+        let (weight, bias) = (weight.all(), bias.all());
+        rows.map(|_, row, out| {
+            let (mean, inverse) = statistics(row, epsilon as f32);
+            for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
+                *out = (x - mean) * inverse * w + b;
+            }
+        })
+    }
+
+    pub(crate) fn backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
+        let rows = Rows::new(&x);
+        let grads = Rows::new(&grad);
+        let weight = Rows::new(&weight);
+        let weight = weight.all();
+        rows.map(|index, row, out| {
+            let grad = grads.row(index);
+            let (mean, inverse) = statistics(row, epsilon as f32);
+            let length = row.len() as f32;
+            let mean_h = lanes::sum2(grad, weight) / length;
+            let along = (lanes::sum3(row, grad, weight) / length - mean * mean_h) * inverse * inverse;
+            for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
+                *out = inverse * (g * w - mean_h - (x - mean) * along);
+            }
+        })
+    }
+
+    /// Mean and inverse standard deviation, in two passes: one pass of squares loses digits where the mean is large.
+    #[inline(always)]
+    fn statistics(row: &[f32], epsilon: f32) -> (f32, f32) {
+        let mean = lanes::sum(row) / row.len() as f32;
+        let variance = lanes::sum_squares_about(row, mean) / row.len() as f32;
+        (mean, 1.0 / (variance + epsilon).sqrt())
+    }
+}

@@ -1,0 +1,109 @@
+//! The linear map of every model: weights `[out, in]` in the format they are stored in, f32 accumulation.
+//!
+//! A frozen weight is never widened as a whole, and its gradient is never computed.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Shape, Tensor};
+
+use super::{as_row, in_dtype_of, primitive, sum_rows, tensor};
+use crate::KernelBackend;
+
+#[cfg(feature = "flex")]
+pub(crate) mod flex;
+
+/// `x · Wᵀ + b`.
+///
+/// # Shapes
+/// `x` `[rows, in]`, `weight` `[out, in]` of any float dtype, `bias` `[out]` → `[rows, out]` in `x`'s dtype.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub fn linear<B: KernelBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
+    assert_eq!(x.dims()[1], weight.dims()[1], "linear: x {:?}, weight {:?}", x.dims(), weight.dims());
+    if let Some(bias) = &bias {
+        assert_eq!(bias.dims()[0], weight.dims()[0], "linear: bias {:?}, weight {:?}", bias.dims(), weight.dims());
+    }
+    tensor(<B as KernelBackend>::linear(primitive(x), primitive(weight), bias.map(primitive)))
+}
+
+pub(crate) fn reference<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+) -> FloatTensor<B> {
+    let weight = in_dtype_of::<B>(weight, &x);
+    let product = B::float_matmul(x, B::float_transpose(weight));
+    match bias {
+        Some(bias) => {
+            let bias = as_row::<B>(bias, &product);
+            B::float_add(product, bias)
+        }
+        None => product,
+    }
+}
+
+pub(crate) fn reference_backward_input<B: Backend>(grad: FloatTensor<B>, weight: FloatTensor<B>) -> FloatTensor<B> {
+    let weight = in_dtype_of::<B>(weight, &grad);
+    B::float_matmul(grad, weight)
+}
+
+pub(crate) fn reference_backward_weight<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_matmul(B::float_transpose(grad), x)
+}
+
+pub(crate) mod autodiff {
+    //! The gradient keeps `x` only for a trained weight and the weight (a shared handle) only for a tracked `x`.
+    use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+    use burn::tensor::TensorMetadata;
+
+    use super::*;
+    use crate::targets::autodiff::{Tracked, is_tracked};
+
+    #[derive(Debug)]
+    struct Linear;
+
+    impl<B: KernelBackend> Backward<B, 3> for Linear {
+        type State = (Option<FloatTensor<B>>, Option<FloatTensor<B>>);
+
+        fn backward(self, ops: Ops<Self::State, 3>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let [x_node, weight_node, bias_node] = ops.parents;
+            let (x, weight) = ops.state;
+            let grad = grads.consume::<B>(&ops.node);
+            if let Some(node) = bias_node {
+                grads.register::<B>(node.id, sum_rows::<B>(grad.clone()));
+            }
+            if let (Some(node), Some(x)) = (weight_node, x) {
+                grads.register::<B>(node.id, B::linear_backward_weight(x, grad.clone()));
+            }
+            if let (Some(node), Some(weight)) = (x_node, weight) {
+                grads.register::<B>(node.id, B::linear_backward_input(grad, weight));
+            }
+        }
+    }
+
+    pub(crate) fn linear<B: KernelBackend, C: CheckpointStrategy>(
+        x: Tracked<B>,
+        weight: Tracked<B>,
+        bias: Option<Tracked<B>>,
+    ) -> Tracked<B> {
+        // Without a bias the third parent is an untracked empty leaf: no gradient will be asked of it.
+        let bias_node = match &bias {
+            Some(bias) => bias.node.clone(),
+            None => {
+                let device = B::float_device(&x.primitive);
+                let none = B::float_empty(Shape::from(vec![0]), &device, x.primitive.dtype().into());
+                <burn::backend::Autodiff<B> as burn::tensor::backend::AutodiffBackend>::from_inner(none).node
+            }
+        };
+        let kept_x = is_tracked::<B>(&weight).then(|| x.primitive.clone());
+        let kept_weight = is_tracked::<B>(&x).then(|| weight.primitive.clone());
+        let output = <B as KernelBackend>::linear(x.primitive, weight.primitive, bias.map(|bias| bias.primitive));
+        match Linear.prepare::<C>([x.node, weight.node, bias_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((kept_x, kept_weight), output),
+            OpsKind::UnTracked(prep) => prep.finish(output),
+        }
+    }
+}

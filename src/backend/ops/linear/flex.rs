@@ -1,0 +1,207 @@
+//! `linear` on the CPU. Few rows: dot products straight from the stored format, at the speed of memory. Many rows: blocks of the weight
+//! are widened into a scratch of each thread and multiplied by the `gemm` crate.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, Shape, TensorMetadata};
+use burn_flex::FlexTensor;
+use half::{bf16, f16};
+use rayon::prelude::*;
+
+use crate::targets::flex::dot::{InstructionSet, Stored, VECTORS, rows_dot};
+use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
+use crate::targets::flex::{Rows, tensor};
+
+/// Up to here a weight is read once for each four rows; beyond, packing it for a matrix product pays.
+const FEW_ROWS: usize = 8;
+/// A product this small is done before another thread has woken up.
+const PARALLEL_PRODUCTS: usize = 1 << 17;
+/// Weight rows widened at a time where the sum runs over them.
+const DEPTH: usize = 4096;
+
+/// Whether weights of this dtype are read as they are.
+pub(crate) fn reads(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+}
+
+/// Calls `$body` with `$weights` as the slice of the stored element type.
+macro_rules! with_stored {
+    ($tensor:expr, |$weights:ident| $body:expr) => {{
+        let tensor = $tensor.to_contiguous();
+        let start = tensor.layout().start_offset();
+        let range = start..start + tensor.shape().num_elements();
+        let result = match tensor.dtype() {
+            DType::F32 => {
+                let $weights = &tensor.storage::<f32>()[range];
+                $body
+            }
+            DType::F16 => {
+                let $weights = &tensor.storage::<f16>()[range];
+                $body
+            }
+            DType::BF16 => {
+                let $weights = &tensor.storage::<bf16>()[range];
+                $body
+            }
+            other => unreachable!("linear does not read {other:?}"),
+        };
+        result
+    }};
+}
+
+pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+    let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
+    let x = Rows::new(&x);
+    let bias = bias.map(|bias| Rows::new(&if bias.dtype() == DType::F32 { bias } else { widened(&bias) }));
+    let bias = bias.as_ref().map(Rows::all);
+    let out = with_stored!(weight, |weights| {
+        if rows <= FEW_ROWS {
+            few_rows(&x, rows, inputs, weights, outputs, bias)
+        } else {
+            many_rows(x.all(), rows, inputs, weights, outputs, bias)
+        }
+    });
+    tensor(out, Shape::from(vec![rows, outputs]))
+}
+
+/// `grad · W`, the weight widened block by block.
+pub(crate) fn backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
+    let (rows, outputs, inputs) = (grad.shape()[0], grad.shape()[1], weight.shape()[1]);
+    let grad = Rows::new(&grad);
+    let mut out = vec![0.0; rows * inputs];
+    with_stored!(weight, |weights| {
+        for start in (0..outputs).step_by(DEPTH) {
+            let depth = DEPTH.min(outputs - start);
+            let left = MatrixRef::new(&grad.all()[start..], rows, depth, outputs);
+            let weights = &weights[start * inputs..(start + depth) * inputs];
+            let destination = MatrixMut::new(&mut out, rows, inputs, inputs);
+            multiply_by_column_blocks(destination, Into::Add, left, &AsStored { weights, inputs });
+        }
+    });
+    tensor(out, Shape::from(vec![rows, inputs]))
+}
+
+/// `gradᵀ · x`.
+pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], grad.shape()[1]);
+    let (x, grad) = (Rows::new(&x), Rows::new(&grad));
+    let mut out = vec![0.0; outputs * inputs];
+    let left = MatrixRef::new(grad.all(), rows, outputs, outputs).transposed();
+    let right = MatrixRef::new(x.all(), rows, inputs, inputs);
+    let parallel = rows * inputs * outputs >= PARALLEL_PRODUCTS;
+    multiply(MatrixMut::new(&mut out, outputs, inputs, inputs), Into::Overwrite, left, right, parallel);
+    tensor(out, Shape::from(vec![outputs, inputs]))
+}
+
+fn few_rows<T: Stored>(
+    x: &Rows,
+    rows: usize,
+    inputs: usize,
+    weights: &[T],
+    outputs: usize,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let set = InstructionSet::detect();
+    let mut out = vec![0.0; rows * outputs];
+    for first in (0..rows).step_by(VECTORS) {
+        let vectors: Vec<&[f32]> = (first..rows.min(first + VECTORS)).map(|row| x.row(row)).collect();
+        let count = vectors.len();
+        // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
+        let mut products = vec![0.0; outputs * count];
+        let run = |block: usize, (weights, out): (&[T], &mut [f32])| {
+            rows_dot(set, &vectors, weights, inputs, out);
+            if let Some(bias) = bias {
+                for (out, bias) in out.chunks_exact_mut(count).zip(&bias[block..]) {
+                    out.iter_mut().for_each(|out| *out += bias);
+                }
+            }
+        };
+        if inputs * outputs < PARALLEL_PRODUCTS {
+            run(0, (weights, &mut products));
+        } else {
+            let block = outputs.div_ceil(4 * rayon::current_num_threads()).max(16);
+            let blocks = weights.par_chunks(block * inputs).zip(products.par_chunks_mut(block * count));
+            blocks.enumerate().for_each(|(index, pair)| run(index * block, pair));
+        }
+        for (output, products) in products.chunks_exact(count).enumerate() {
+            for (row, product) in products.iter().enumerate() {
+                out[(first + row) * outputs + output] = *product;
+            }
+        }
+    }
+    out
+}
+
+fn many_rows<T: Stored>(
+    x: &[f32],
+    rows: usize,
+    inputs: usize,
+    weights: &[T],
+    outputs: usize,
+    bias: Option<&[f32]>,
+) -> Vec<f32> {
+    let mut out = vec![0.0; rows * outputs];
+    let mut into = Into::Overwrite;
+    if let Some(bias) = bias {
+        out.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
+        into = Into::Add;
+    }
+    let left = MatrixRef::new(x, rows, inputs, inputs);
+    let destination = MatrixMut::new(&mut out, rows, outputs, outputs);
+    multiply_by_column_blocks(destination, into, left, &Transposed { weights, inputs });
+    out
+}
+
+/// The weight as it is stored, `[outputs, inputs]`, the right-hand side of the gradient.
+struct AsStored<'a, T> {
+    weights: &'a [T],
+    inputs: usize,
+}
+
+impl<T: Stored> ColumnBlocks for AsStored<'_, T> {
+    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
+        let rows = self.weights.len() / self.inputs;
+        if let Some(weights) = as_f32(self.weights) {
+            return MatrixRef::new(&weights[columns.start..], rows, columns.len(), self.inputs);
+        }
+        scratch.resize(rows * columns.len(), 0.0);
+        for (from, to) in self.weights.chunks_exact(self.inputs).zip(scratch.chunks_exact_mut(columns.len())) {
+            T::widen_into(&from[columns.clone()], to);
+        }
+        MatrixRef::new(scratch, rows, columns.len(), columns.len())
+    }
+}
+
+/// The transpose, `[inputs, outputs]`, the right-hand side of the forward product.
+struct Transposed<'a, T> {
+    weights: &'a [T],
+    inputs: usize,
+}
+
+impl<T: Stored> ColumnBlocks for Transposed<'_, T> {
+    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
+        let rows = &self.weights[columns.start * self.inputs..columns.end * self.inputs];
+        let rows = match as_f32(rows) {
+            Some(rows) => rows,
+            None => {
+                scratch.resize(rows.len(), 0.0);
+                T::widen_into(rows, scratch);
+                scratch
+            }
+        };
+        MatrixRef::new(rows, columns.len(), self.inputs, self.inputs).transposed()
+    }
+}
+
+fn as_f32<T: Stored>(weights: &[T]) -> Option<&[f32]> {
+    (T::dtype() == DType::F32).then(|| bytemuck::cast_slice(weights))
+}
+
+fn widened(vector: &FlexTensor) -> FlexTensor {
+    let data = with_stored!(vector, |values| {
+        let mut out = vec![0.0; values.len()];
+        Stored::widen_into(values, &mut out);
+        out
+    });
+    tensor(data, vector.shape())
+}

@@ -1,0 +1,141 @@
+//! Root mean square norm (Zhang & Sennrich 2019), as `LlamaRMSNorm` and `Qwen2RMSNorm` of transformers compute it.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Tensor, TensorMetadata};
+
+use super::{as_row, primitive, sum_rows, tensor};
+use crate::KernelBackend;
+
+/// Divides each row by its root mean square and scales it.
+///
+/// # Shapes
+/// `x` `[…, hidden]`, `weight` `[hidden]` → `[…, hidden]`.
+///
+/// # Panics
+/// If `weight` is not as long as a row.
+pub fn rms_norm<B: KernelBackend, const D: usize>(x: Tensor<B, D>, weight: Tensor<B, 1>, epsilon: f64) -> Tensor<B, D> {
+    assert_eq!(x.dims()[D - 1], weight.dims()[0], "rms_norm: row {:?}, weight {:?}", x.dims(), weight.dims());
+    tensor(B::rms_norm(primitive(x), primitive(weight), epsilon))
+}
+
+/// `1 / sqrt(mean(x²) + ε)`, `[…, 1]`.
+fn inverse_rms<B: Backend>(x: &FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+    let mean = B::float_mean_dim(B::float_mul(x.clone(), x.clone()), x.rank() - 1);
+    B::float_recip(B::float_sqrt(B::float_add_scalar(mean, epsilon.into())))
+}
+
+pub(crate) fn reference<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+    let weight = as_row::<B>(weight, &x);
+    let inverse = inverse_rms::<B>(&x, epsilon);
+    B::float_mul(B::float_mul(x, inverse), weight)
+}
+
+/// With `x̂ = x·r` and `h = weight·grad`: `dx = r·(h − x̂·mean(h·x̂))`.
+pub(crate) fn reference_backward_input<B: Backend>(
+    x: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    let last = x.rank() - 1;
+    let inverse = inverse_rms::<B>(&x, epsilon);
+    let weight = as_row::<B>(weight, &x);
+    let normed = B::float_mul(x, inverse.clone());
+    let scaled = B::float_mul(grad, weight);
+    let mean = B::float_mean_dim(B::float_mul(scaled.clone(), normed.clone()), last);
+    B::float_mul(B::float_sub(scaled, B::float_mul(normed, mean)), inverse)
+}
+
+pub(crate) fn reference_backward_weight<B: Backend>(
+    x: FloatTensor<B>,
+    grad: FloatTensor<B>,
+    epsilon: f64,
+) -> FloatTensor<B> {
+    let inverse = inverse_rms::<B>(&x, epsilon);
+    sum_rows::<B>(B::float_mul(grad, B::float_mul(x, inverse)))
+}
+
+pub(crate) mod autodiff {
+    //! The gradient: recomputes the row statistics from `x`, keeps nothing else.
+    use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+
+    use super::*;
+    use crate::targets::autodiff::Tracked;
+
+    #[derive(Debug)]
+    struct RmsNorm;
+
+    impl<B: KernelBackend> Backward<B, 2> for RmsNorm {
+        type State = (FloatTensor<B>, FloatTensor<B>, f64);
+
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let [x_node, weight_node] = ops.parents;
+            let (x, weight, epsilon) = ops.state;
+            let grad = grads.consume::<B>(&ops.node);
+            if let Some(node) = weight_node {
+                let gradient = B::rms_norm_backward_weight(x.clone(), grad.clone(), epsilon);
+                grads.register::<B>(node.id, gradient);
+            }
+            if let Some(node) = x_node {
+                grads.register::<B>(node.id, B::rms_norm_backward_input(x, weight, grad, epsilon));
+            }
+        }
+    }
+
+    pub(crate) fn rms_norm<B: KernelBackend, C: CheckpointStrategy>(
+        x: Tracked<B>,
+        weight: Tracked<B>,
+        epsilon: f64,
+    ) -> Tracked<B> {
+        match RmsNorm.prepare::<C>([x.node.clone(), weight.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = (x.primitive.clone(), weight.primitive.clone(), epsilon);
+                prep.finish(state, B::rms_norm(x.primitive, weight.primitive, epsilon))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(x.primitive, weight.primitive, epsilon)),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+pub(crate) mod flex {
+    //! Two passes over a row that fits the first-level cache, rows in parallel.
+    use burn_flex::FlexTensor;
+
+    use crate::targets::flex::{Rows, lanes};
+
+    pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
+        let rows = Rows::new(&x);
+        let weight = Rows::new(&weight);
+        let weight = weight.all();
+        rows.map(|_, row, out| {
+            let inverse = inverse_rms(row, epsilon as f32);
+            for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
+                *out = x * inverse * w;
+            }
+        })
+    }
+
+    pub(crate) fn backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
+        let rows = Rows::new(&x);
+        let grads = Rows::new(&grad);
+        let weight = Rows::new(&weight);
+        let weight = weight.all();
+        rows.map(|index, row, out| {
+            let grad = grads.row(index);
+            let inverse = inverse_rms(row, epsilon as f32);
+            let dot = lanes::sum3(row, grad, weight) * inverse * inverse / row.len() as f32;
+            for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
+                *out = inverse * (g * w - x * dot);
+            }
+        })
+    }
+
+    #[inline(always)]
+    fn inverse_rms(row: &[f32], epsilon: f32) -> f32 {
+        1.0 / (lanes::sum2(row, row) / row.len() as f32 + epsilon).sqrt()
+    }
+}

@@ -1,0 +1,102 @@
+//! Rotary position embedding by halves (Su et al. 2021), in the layout of transformers' `rotate_half`: not Burn's interleaved pairs.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{Shape, Slice, Tensor, TensorMetadata};
+
+use super::{in_dtype_of, primitive, tensor};
+use crate::KernelBackend;
+
+/// Rotates each head by its position's angles.
+///
+/// # Shapes
+/// `x` `[tokens, heads, dim]`, `cos` and `sin` `[tokens, dim / 2]` → `[tokens, heads, dim]`.
+///
+/// # Panics
+/// If the tables do not fit `x`.
+pub fn rope<B: KernelBackend>(x: Tensor<B, 3>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 3> {
+    let [tokens, _, dim] = x.dims();
+    assert_eq!([tokens, dim / 2], cos.dims(), "rope: x {:?}, cos {:?}", x.dims(), cos.dims());
+    assert_eq!(cos.dims(), sin.dims(), "rope: cos {:?}, sin {:?}", cos.dims(), sin.dims());
+    tensor(B::rope(primitive(x), primitive(cos), primitive(sin)))
+}
+
+pub(crate) fn reference<B: Backend>(x: FloatTensor<B>, cos: FloatTensor<B>, sin: FloatTensor<B>) -> FloatTensor<B> {
+    let shape = x.shape();
+    let (tokens, heads, half) = (shape[0], shape[1], shape[2] / 2);
+    let table = |t: FloatTensor<B>| in_dtype_of::<B>(B::float_reshape(t, Shape::from(vec![tokens, 1, half])), &x);
+    let (cos, sin) = (table(cos), table(sin));
+    let part = |from: usize, to: usize| {
+        let axes = [Slice::from(0..tokens), Slice::from(0..heads), Slice::from(from..to)];
+        B::float_slice(x.clone(), &axes)
+    };
+    let (first, second) = (part(0, half), part(half, 2 * half));
+    let low = B::float_sub(B::float_mul(first.clone(), cos.clone()), B::float_mul(second.clone(), sin.clone()));
+    let high = B::float_add(B::float_mul(second, cos), B::float_mul(first, sin));
+    B::float_cat(vec![low, high], 2)
+}
+
+pub(crate) mod autodiff {
+    //! A rotation's gradient is the rotation back; the tables are constants.
+    use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+
+    use super::*;
+    use crate::targets::autodiff::Tracked;
+
+    #[derive(Debug)]
+    struct Rope;
+
+    impl<B: KernelBackend> Backward<B, 1> for Rope {
+        type State = (FloatTensor<B>, FloatTensor<B>);
+
+        fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let grad = grads.consume::<B>(&ops.node);
+            let (cos, sin) = ops.state;
+            if let [Some(node)] = ops.parents {
+                grads.register::<B>(node.id, B::rope(grad, cos, B::float_neg(sin)));
+            }
+        }
+    }
+
+    pub(crate) fn rope<B: KernelBackend, C: CheckpointStrategy>(
+        x: Tracked<B>,
+        cos: Tracked<B>,
+        sin: Tracked<B>,
+    ) -> Tracked<B> {
+        let (cos, sin) = (cos.primitive, sin.primitive);
+        match Rope.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((cos.clone(), sin.clone()), B::rope(x.primitive, cos, sin)),
+            OpsKind::UnTracked(prep) => prep.finish(B::rope(x.primitive, cos, sin)),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+pub(crate) mod flex {
+    //! One pass: a token's heads are rotated together, tokens in parallel.
+    use burn::tensor::{Shape, TensorMetadata};
+    use burn_flex::FlexTensor;
+
+    use crate::targets::flex::Rows;
+
+    pub(crate) fn forward(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        let shape = x.shape();
+        let (tokens, heads, dim) = (shape[0], shape[1], shape[2]);
+        let (cos, sin) = (Rows::new(&cos), Rows::new(&sin));
+        let x = x.reshape(Shape::from(vec![tokens, heads * dim]));
+        let rotated = Rows::new(&x).map(|token, row, out| {
+            let (cos, sin) = (cos.row(token), sin.row(token));
+            for (head, out) in row.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+                let (first, second) = head.split_at(dim / 2);
+                let (low, high) = out.split_at_mut(dim / 2);
+                for i in 0..dim / 2 {
+                    low[i] = first[i] * cos[i] - second[i] * sin[i];
+                    high[i] = second[i] * cos[i] + first[i] * sin[i];
+                }
+            }
+        });
+        rotated.reshape(shape)
+    }
+}

@@ -1,0 +1,110 @@
+//! The gated activation of Qwen's and Llama's MLP (Shazeer 2020): `silu(gate) · up`.
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::FloatTensor;
+
+use super::{primitive, tensor};
+use crate::KernelBackend;
+
+/// `gate · sigmoid(gate) · up`, element by element.
+///
+/// # Panics
+/// If the shapes differ.
+pub fn swiglu<B: KernelBackend, const D: usize>(gate: Tensor<B, D>, up: Tensor<B, D>) -> Tensor<B, D> {
+    assert_eq!(gate.dims(), up.dims(), "swiglu: gate {:?}, up {:?}", gate.dims(), up.dims());
+    tensor(B::swiglu(primitive(gate), primitive(up)))
+}
+
+fn sigmoid<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_recip(B::float_add_scalar(B::float_exp(B::float_neg(x)), 1.0.into()))
+}
+
+pub(crate) fn reference<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
+    B::float_mul(B::float_mul(gate.clone(), sigmoid::<B>(gate)), up)
+}
+
+/// `silu'(g) = s·(1 + g·(1 − s))` with `s = sigmoid(g)`.
+pub(crate) fn reference_backward<B: Backend>(
+    gate: FloatTensor<B>,
+    up: FloatTensor<B>,
+    grad: FloatTensor<B>,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let s = sigmoid::<B>(gate.clone());
+    let silu = B::float_mul(gate.clone(), s.clone());
+    let rest = B::float_add_scalar(B::float_neg(s.clone()), 1.0.into());
+    let slope = B::float_mul(s, B::float_add_scalar(B::float_mul(gate, rest), 1.0.into()));
+    (B::float_mul(B::float_mul(grad.clone(), up), slope), B::float_mul(grad, silu))
+}
+
+pub(crate) mod autodiff {
+    //! The gradient recomputes the sigmoid.
+    use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
+    use burn::backend::autodiff::grads::Gradients;
+    use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
+
+    use super::*;
+    use crate::targets::autodiff::Tracked;
+
+    #[derive(Debug)]
+    struct Swiglu;
+
+    impl<B: KernelBackend> Backward<B, 2> for Swiglu {
+        type State = (FloatTensor<B>, FloatTensor<B>);
+
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let grad = grads.consume::<B>(&ops.node);
+            let (gate, up) = ops.state;
+            let (d_gate, d_up) = B::swiglu_backward(gate, up, grad);
+            for (node, gradient) in ops.parents.into_iter().zip([d_gate, d_up]) {
+                if let Some(node) = node {
+                    grads.register::<B>(node.id, gradient);
+                }
+            }
+        }
+    }
+
+    pub(crate) fn swiglu<B: KernelBackend, C: CheckpointStrategy>(gate: Tracked<B>, up: Tracked<B>) -> Tracked<B> {
+        match Swiglu.prepare::<C>([gate.node.clone(), up.node.clone()]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let state = (gate.primitive.clone(), up.primitive.clone());
+                prep.finish(state, B::swiglu(gate.primitive, up.primitive))
+            }
+            OpsKind::UnTracked(prep) => prep.finish(B::swiglu(gate.primitive, up.primitive)),
+        }
+    }
+}
+
+#[cfg(feature = "flex")]
+pub(crate) mod flex {
+    //! One pass with a vectorised exponential, rows in parallel.
+    use burn_flex::FlexTensor;
+
+    use crate::targets::flex::{Rows, lanes};
+
+    pub(crate) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        let ups = Rows::new(&up);
+        Rows::new(&gate).map(|index, gate, out| {
+            for ((out, &g), &u) in out.iter_mut().zip(gate).zip(ups.row(index)) {
+                *out = g * u / (1.0 + lanes::exp(-g));
+            }
+        })
+    }
+
+    pub(crate) fn backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
+        let (ups, grads) = (Rows::new(&up), Rows::new(&grad));
+        let gates = Rows::new(&gate);
+        let d_gate = gates.map(|index, gate, out| {
+            for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
+                let s = 1.0 / (1.0 + lanes::exp(-g));
+                *out = d * u * s * (1.0 + g * (1.0 - s));
+            }
+        });
+        let d_up = gates.map(|index, gate, out| {
+            for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
+                *out = d * g / (1.0 + lanes::exp(-g));
+            }
+        });
+        (d_gate, d_up)
+    }
+}

@@ -1,0 +1,46 @@
+//! Autodiff: each op with a gradient of its own; the forward and the backward run on the inner backend.
+
+use burn::backend::Autodiff;
+use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::ops::FloatTensor;
+
+use crate::KernelBackend;
+use crate::ops::attention::AttentionLayout;
+use crate::ops::cross_entropy::Targets;
+use crate::ops::{attention, cross_entropy, layer_norm, linear, rms_norm, rope, softmax, swiglu};
+
+/// The autodiff primitive over an inner backend.
+pub(crate) type Tracked<B> = FloatTensor<Autodiff<B>>;
+
+/// Whether a gradient will be asked of this tensor. A state that only an untracked parent needs is not kept.
+pub(crate) fn is_tracked<B: KernelBackend>(tensor: &Tracked<B>) -> bool {
+    !tensor.node.requirement.is_none()
+}
+
+// `write_rows` has no line: a cache is not trained through, and the reference differentiates.
+impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
+    fn rms_norm(x: Tracked<B>, weight: Tracked<B>, epsilon: f64) -> Tracked<B> {
+        rms_norm::autodiff::rms_norm::<B, C>(x, weight, epsilon)
+    }
+    fn layer_norm(x: Tracked<B>, weight: Tracked<B>, bias: Tracked<B>, epsilon: f64) -> Tracked<B> {
+        layer_norm::autodiff::layer_norm::<B, C>(x, weight, bias, epsilon)
+    }
+    fn softmax(x: Tracked<B>) -> Tracked<B> {
+        softmax::autodiff::softmax::<B, C>(x)
+    }
+    fn rope(x: Tracked<B>, cos: Tracked<B>, sin: Tracked<B>) -> Tracked<B> {
+        rope::autodiff::rope::<B, C>(x, cos, sin)
+    }
+    fn swiglu(gate: Tracked<B>, up: Tracked<B>) -> Tracked<B> {
+        swiglu::autodiff::swiglu::<B, C>(gate, up)
+    }
+    fn linear(x: Tracked<B>, weight: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
+        linear::autodiff::linear::<B, C>(x, weight, bias)
+    }
+    fn attention(q: Tracked<B>, k: Tracked<B>, v: Tracked<B>, layout: &AttentionLayout) -> Tracked<B> {
+        attention::autodiff::attention::<B, C>(q, k, v, layout)
+    }
+    fn cross_entropy_of_linear(hidden: Tracked<B>, weight: Tracked<B>, targets: &Targets) -> Tracked<B> {
+        cross_entropy::autodiff::cross_entropy_of_linear::<B, C>(hidden, weight, targets)
+    }
+}

@@ -1,0 +1,120 @@
+//! burn-flex: kernels for x86-64 and aarch64, picked at run time. A dtype without a kernel (f64 in the gradient tests) takes the reference.
+
+pub(crate) mod dot;
+pub(crate) mod lanes;
+pub(crate) mod matrix;
+mod rows;
+
+use burn::tensor::DType;
+use burn_flex::{Flex, FlexTensor};
+
+pub(crate) use rows::{Rows, tensor};
+
+use crate::KernelBackend;
+use crate::ops::attention::{self, AttentionLayout};
+use crate::ops::{layer_norm, linear, rms_norm, rope, softmax, swiglu, write_rows};
+
+/// All of these are f32, so that the kernels apply.
+fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
+    tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
+}
+
+impl KernelBackend for Flex {
+    fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
+        if all_f32([&x, &weight]) {
+            return rms_norm::flex::forward(x, weight, epsilon);
+        }
+        rms_norm::reference::<Self>(x, weight, epsilon)
+    }
+    fn rms_norm_backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
+        if all_f32([&x, &weight, &grad]) {
+            return rms_norm::flex::backward_input(x, weight, grad, epsilon);
+        }
+        rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
+    }
+
+    fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, epsilon: f64) -> FlexTensor {
+        if all_f32([&x, &weight, &bias]) {
+            return layer_norm::flex::forward(x, weight, bias, epsilon);
+        }
+        layer_norm::reference::<Self>(x, weight, bias, epsilon)
+    }
+    fn layer_norm_backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
+        if all_f32([&x, &weight, &grad]) {
+            return layer_norm::flex::backward_input(x, weight, grad, epsilon);
+        }
+        layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
+    }
+
+    fn softmax(x: FlexTensor) -> FlexTensor {
+        if all_f32([&x]) { softmax::flex::forward(x) } else { softmax::reference::<Self>(x) }
+    }
+    fn softmax_backward(y: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        if all_f32([&y, &grad]) {
+            return softmax::flex::backward(y, grad);
+        }
+        softmax::reference_backward::<Self>(y, grad)
+    }
+
+    fn rope(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        if all_f32([&x, &cos, &sin]) {
+            return rope::flex::forward(x, cos, sin);
+        }
+        rope::reference::<Self>(x, cos, sin)
+    }
+
+    fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        if all_f32([&gate, &up]) { swiglu::flex::forward(gate, up) } else { swiglu::reference::<Self>(gate, up) }
+    }
+    fn swiglu_backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
+        if all_f32([&gate, &up, &grad]) {
+            return swiglu::flex::backward(gate, up, grad);
+        }
+        swiglu::reference_backward::<Self>(gate, up, grad)
+    }
+
+    fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+        if all_f32([&x]) && linear::flex::reads(weight.dtype()) {
+            return linear::flex::forward(x, weight, bias);
+        }
+        linear::reference::<Self>(x, weight, bias)
+    }
+    fn linear_backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
+        if all_f32([&grad]) && linear::flex::reads(weight.dtype()) {
+            return linear::flex::backward_input(grad, weight);
+        }
+        linear::reference_backward_input::<Self>(grad, weight)
+    }
+    fn linear_backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        if all_f32([&x, &grad]) {
+            return linear::flex::backward_weight(x, grad);
+        }
+        linear::reference_backward_weight::<Self>(x, grad)
+    }
+
+    fn attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &AttentionLayout) -> FlexTensor {
+        if all_f32([&q, &k, &v]) {
+            return attention::flex::forward(q, k, v, layout);
+        }
+        attention::reference::<Self>(q, k, v, layout)
+    }
+    fn attention_backward(
+        q: FlexTensor,
+        k: FlexTensor,
+        v: FlexTensor,
+        grad: FlexTensor,
+        layout: &AttentionLayout,
+    ) -> (FlexTensor, FlexTensor, FlexTensor) {
+        if all_f32([&q, &k, &v, &grad]) {
+            return attention::flex::backward(q, k, v, grad, layout);
+        }
+        attention::reference_backward::<Self>(q, k, v, grad, layout)
+    }
+
+    fn write_rows(target: FlexTensor, rows: FlexTensor, start: usize) -> FlexTensor {
+        if all_f32([&target, &rows]) {
+            return write_rows::flex::forward(target, rows, start);
+        }
+        write_rows::reference::<Self>(target, rows, start)
+    }
+}

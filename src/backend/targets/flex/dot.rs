@@ -1,0 +1,283 @@
+//! Rows of a stored matrix times a few vectors: what a decode step spends its time on. Reads f32, f16 and bf16 as they lie in memory,
+//! accumulates in f32, with AVX-512, AVX2 or whatever the compiler makes of the portable loop.
+
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
+
+/// Vectors taken at once: a weight row is loaded once for all of them.
+pub(crate) const VECTORS: usize = 4;
+
+/// A format weights are stored in.
+pub(crate) trait Stored: Copy + Send + Sync + bytemuck::Pod + burn::tensor::Element {
+    /// The value as f32.
+    fn widen(self) -> f32;
+    /// The values as f32; `to` is as long as `from`.
+    fn widen_into(from: &[Self], to: &mut [f32]);
+    /// Sixteen values from `at` on.
+    ///
+    /// # Safety
+    /// Sixteen values must be readable, on a processor with AVX-512F.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load16(at: *const Self) -> std::arch::x86_64::__m512;
+    /// Eight values from `at` on.
+    ///
+    /// # Safety
+    /// Eight values must be readable, on a processor with AVX2 and F16C.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256;
+}
+
+impl Stored for f32 {
+    fn widen(self) -> f32 {
+        self
+    }
+    fn widen_into(from: &[Self], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(at: *const Self) -> std::arch::x86_64::__m512 {
+        unsafe { std::arch::x86_64::_mm512_loadu_ps(at) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256 {
+        unsafe { std::arch::x86_64::_mm256_loadu_ps(at) }
+    }
+}
+
+impl Stored for f16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn widen_into(from: &[Self], to: &mut [f32]) {
+        from.convert_to_f32_slice(to);
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(at: *const Self) -> std::arch::x86_64::__m512 {
+        use std::arch::x86_64::*;
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256 {
+        use std::arch::x86_64::*;
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    }
+}
+
+impl Stored for bf16 {
+    fn widen(self) -> f32 {
+        self.to_f32()
+    }
+    fn widen_into(from: &[Self], to: &mut [f32]) {
+        // The upper half of an f32: a shift, which vectorises everywhere.
+        for (to, from) in to.iter_mut().zip(from) {
+            *to = f32::from_bits(u32::from(from.to_bits()) << 16);
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load16(at: *const Self) -> std::arch::x86_64::__m512 {
+        use std::arch::x86_64::*;
+        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())), 16)) }
+    }
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256 {
+        use std::arch::x86_64::*;
+        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())), 16)) }
+    }
+}
+
+/// An instruction set a kernel exists for.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) enum InstructionSet {
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    Portable,
+}
+
+impl InstructionSet {
+    /// The widest this processor has.
+    pub(crate) fn detect() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx512f") {
+                return Self::Avx512;
+            }
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                return Self::Avx2;
+            }
+        }
+        Self::Portable
+    }
+}
+
+/// `out[row][m] = vectors[m] · weights[row]` for each row of `length` weights; `out` is `[rows, vectors]`.
+///
+/// # Panics
+/// If there are more than [`VECTORS`] vectors, or the lengths do not agree.
+pub(crate) fn rows_dot<T: Stored>(
+    set: InstructionSet,
+    vectors: &[&[f32]],
+    weights: &[T],
+    length: usize,
+    out: &mut [f32],
+) {
+    assert!(vectors.iter().all(|vector| vector.len() == length));
+    assert_eq!(weights.len() * vectors.len(), out.len() * length);
+    match vectors {
+        [a] => rows(set, [a], weights, out),
+        [a, b] => rows(set, [a, b], weights, out),
+        [a, b, c] => rows(set, [a, b, c], weights, out),
+        [a, b, c, d] => rows(set, [a, b, c, d], weights, out),
+        _ => panic!("{} vectors at once, {VECTORS} at most", vectors.len()),
+    }
+}
+
+fn rows<T: Stored, const M: usize>(set: InstructionSet, vectors: [&[f32]; M], weights: &[T], out: &mut [f32]) {
+    match set {
+        // SAFETY: `detect` saw the instruction set, and `rows_dot` checked the lengths.
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx512 => unsafe { x86::rows_avx512(vectors, weights, out) },
+        // SAFETY: as above.
+        #[cfg(target_arch = "x86_64")]
+        InstructionSet::Avx2 => unsafe { x86::rows_avx2(vectors, weights, out) },
+        InstructionSet::Portable => {
+            for (row, out) in weights.chunks_exact(vectors[0].len()).zip(out.chunks_exact_mut(M)) {
+                for (vector, out) in vectors.iter().zip(out) {
+                    *out = portable(vector, row);
+                }
+            }
+        }
+    }
+}
+
+fn portable<T: Stored>(vector: &[f32], row: &[T]) -> f32 {
+    let mut lanes = [0.0f32; 16];
+    let (x, w) = (vector.chunks_exact(16), row.chunks_exact(16));
+    let rest: f32 = x.remainder().iter().zip(w.remainder()).map(|(x, w)| x * w.widen()).sum();
+    for (x, w) in x.zip(w) {
+        for lane in 0..16 {
+            lanes[lane] += x[lane] * w[lane].widen();
+        }
+    }
+    lanes.iter().sum::<f32>() + rest
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::Stored;
+
+    /// # Safety
+    /// AVX-512F, and `weights` made of rows as long as each vector, one for each `M` elements of `out`.
+    #[target_feature(enable = "avx512f")]
+    pub(super) unsafe fn rows_avx512<T: Stored, const M: usize>(vectors: [&[f32]; M], weights: &[T], out: &mut [f32]) {
+        let length = vectors[0].len();
+        for (row, out) in weights.chunks_exact(length).zip(out.chunks_exact_mut(M)) {
+            // Two chains for each vector hide the latency of the multiply-add.
+            let mut sums = [[_mm512_setzero_ps(); 2]; M];
+            let mut at = 0;
+            while at + 32 <= length {
+                let (low, high) = unsafe { (T::load16(row.as_ptr().add(at)), T::load16(row.as_ptr().add(at + 16))) };
+                for m in 0..M {
+                    let x = unsafe { vectors[m].as_ptr().add(at) };
+                    sums[m][0] = _mm512_fmadd_ps(unsafe { _mm512_loadu_ps(x) }, low, sums[m][0]);
+                    sums[m][1] = _mm512_fmadd_ps(unsafe { _mm512_loadu_ps(x.add(16)) }, high, sums[m][1]);
+                }
+                at += 32;
+            }
+            for m in 0..M {
+                let mut sum = _mm512_reduce_add_ps(_mm512_add_ps(sums[m][0], sums[m][1]));
+                for i in at..length {
+                    sum += vectors[m][i] * row[i].widen();
+                }
+                out[m] = sum;
+            }
+        }
+    }
+
+    /// # Safety
+    /// AVX2, FMA and F16C, and `weights` made of rows as long as each vector, one for each `M` elements of `out`.
+    #[target_feature(enable = "avx2,fma,f16c")]
+    pub(super) unsafe fn rows_avx2<T: Stored, const M: usize>(vectors: [&[f32]; M], weights: &[T], out: &mut [f32]) {
+        let length = vectors[0].len();
+        for (row, out) in weights.chunks_exact(length).zip(out.chunks_exact_mut(M)) {
+            let mut sums = [[_mm256_setzero_ps(); 2]; M];
+            let mut at = 0;
+            while at + 16 <= length {
+                let (low, high) = unsafe { (T::load8(row.as_ptr().add(at)), T::load8(row.as_ptr().add(at + 8))) };
+                for m in 0..M {
+                    let x = unsafe { vectors[m].as_ptr().add(at) };
+                    sums[m][0] = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x) }, low, sums[m][0]);
+                    sums[m][1] = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x.add(8)) }, high, sums[m][1]);
+                }
+                at += 16;
+            }
+            for m in 0..M {
+                let mut lanes = [0.0f32; 8];
+                unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(sums[m][0], sums[m][1])) };
+                let mut sum: f32 = lanes.iter().sum();
+                for i in at..length {
+                    sum += vectors[m][i] * row[i].widen();
+                }
+                out[m] = sum;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check<T: Stored>(narrow: impl Fn(f32) -> T) {
+        for length in [1, 7, 16, 31, 32, 33, 96, 131] {
+            let vectors: Vec<Vec<f32>> =
+                (0..VECTORS).map(|m| (0..length).map(|i| ((i * 7 + m * 3) % 13) as f32 - 6.0).collect()).collect();
+            let weights: Vec<T> = (0..5 * length).map(|i| narrow(((i * 5) % 17) as f32 - 8.0)).collect();
+            for count in 1..=VECTORS {
+                let views: Vec<&[f32]> = vectors[..count].iter().map(Vec::as_slice).collect();
+                for set in [InstructionSet::detect(), InstructionSet::Portable] {
+                    let mut out = vec![f32::NAN; 5 * count];
+                    rows_dot(set, &views, &weights, length, &mut out);
+                    for (row, out) in weights.chunks_exact(length).zip(out.chunks_exact(count)) {
+                        for (vector, &out) in views.iter().zip(out) {
+                            // Small integers: every sum is exact, whatever its order.
+                            assert_eq!(out, vector.iter().zip(row).map(|(x, w)| x * w.widen()).sum::<f32>());
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn every_format_count_and_length_agrees_with_the_sum() {
+        check::<f32>(|v| v);
+        check::<f16>(f16::from_f32);
+        check::<bf16>(bf16::from_f32);
+    }
+
+    #[test]
+    #[cfg(target_arch = "x86_64")]
+    fn avx2_agrees_with_the_portable_loop() {
+        if InstructionSet::detect() == InstructionSet::Portable {
+            return; // Nothing to compare on a processor older than AVX2.
+        }
+        let x: Vec<f32> = (0..100).map(|i| (i as f32).sin()).collect();
+        let w: Vec<f16> = (0..300).map(|i| f16::from_f32((i as f32).cos())).collect();
+        let (mut fast, mut slow) = ([0.0; 3], [0.0; 3]);
+        rows_dot(InstructionSet::Avx2, &[&x], &w, 100, &mut fast);
+        rows_dot(InstructionSet::Portable, &[&x], &w, 100, &mut slow);
+        for (fast, slow) in fast.iter().zip(slow) {
+            assert!((fast - slow).abs() < 1e-5, "{fast} {slow}");
+        }
+    }
+}

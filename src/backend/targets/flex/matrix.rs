@@ -1,0 +1,195 @@
+//! Matrix products on slices with strides: the safe face of the `gemm` crate.
+
+use std::ops::Range;
+
+use gemm::Parallelism;
+use rayon::prelude::*;
+
+/// A read-only matrix inside a slice.
+#[derive(Clone, Copy)]
+pub(crate) struct MatrixRef<'a> {
+    data: &'a [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+    column_stride: usize,
+}
+
+impl<'a> MatrixRef<'a> {
+    /// `rows × columns`, each row `stride` elements after the one before.
+    ///
+    /// # Panics
+    /// If the slice is too short.
+    pub(crate) fn new(data: &'a [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        check(data.len(), rows, columns, stride);
+        Self { data, rows, columns, row_stride: stride, column_stride: 1 }
+    }
+
+    /// The transpose, without a copy.
+    pub(crate) fn transposed(self) -> Self {
+        let Self { data, rows, columns, row_stride, column_stride } = self;
+        Self { data, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
+    }
+}
+
+/// A matrix to be written, inside a slice.
+pub(crate) struct MatrixMut<'a> {
+    data: &'a mut [f32],
+    rows: usize,
+    columns: usize,
+    row_stride: usize,
+}
+
+impl<'a> MatrixMut<'a> {
+    /// `rows × columns`, each row `stride` elements after the one before.
+    ///
+    /// # Panics
+    /// If the slice is too short.
+    pub(crate) fn new(data: &'a mut [f32], rows: usize, columns: usize, stride: usize) -> Self {
+        check(data.len(), rows, columns, stride);
+        Self { data, rows, columns, row_stride: stride }
+    }
+}
+
+/// Rows must not overlap, and the last one must end inside the slice.
+fn check(length: usize, rows: usize, columns: usize, stride: usize) {
+    let last = rows.saturating_sub(1) * stride;
+    let empty = rows == 0 || columns == 0;
+    assert!(empty || rows == 1 || columns <= stride, "rows of {columns} overlap at stride {stride}");
+    assert!(empty || last + columns <= length, "{rows} × {columns} at stride {stride} do not fit {length} elements");
+}
+
+/// Whether a product starts from what the destination holds.
+#[derive(Clone, Copy, PartialEq)]
+pub(crate) enum Into {
+    /// The destination is overwritten.
+    Overwrite,
+    /// The product is added to it.
+    Add,
+}
+
+/// `destination (+)= left · right`, on every thread of the pool if `parallel`.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub(crate) fn multiply(destination: MatrixMut, into: Into, left: MatrixRef, right: MatrixRef, parallel: bool) {
+    assert_eq!(left.columns, right.rows);
+    assert_eq!((destination.rows, destination.columns), (left.rows, right.columns));
+    let parallelism =
+        if parallel && rayon::current_num_threads() > 1 { Parallelism::Rayon(0) } else { Parallelism::None };
+    // SAFETY: `check` proved that every element the strides reach lies inside the slices, the shapes agree, and the
+    // destination is borrowed mutably, so it overlaps neither operand.
+    unsafe { raw(destination.data.as_mut_ptr(), destination.row_stride, into, left, right, parallelism) };
+}
+
+/// # Safety
+/// `destination` must be writable for `left.rows × right.columns` at `stride`, overlap neither operand, and the shapes must fit.
+unsafe fn raw(
+    destination: *mut f32,
+    stride: usize,
+    into: Into,
+    left: MatrixRef,
+    right: MatrixRef,
+    parallelism: Parallelism,
+) {
+    // SAFETY: the caller's promise; `MatrixRef` and `MatrixMut` check their own extents.
+    unsafe {
+        gemm::gemm(
+            left.rows,
+            right.columns,
+            left.columns,
+            destination,
+            1,
+            stride as isize,
+            into == Into::Add,
+            left.data.as_ptr(),
+            left.column_stride as isize,
+            left.row_stride as isize,
+            right.data.as_ptr(),
+            right.column_stride as isize,
+            right.row_stride as isize,
+            1.0,
+            1.0,
+            false,
+            false,
+            false,
+            parallelism,
+        );
+    }
+}
+
+/// A right-hand matrix handed out a block of columns at a time: in place, or widened into the scratch of a thread.
+pub(crate) trait ColumnBlocks: Sync {
+    /// These columns, all rows.
+    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s>;
+}
+
+/// `destination (+)= left · right` where `right` is produced a block of columns at a time.
+/// Blocks run in parallel; where the product is too narrow for that, one block is multiplied by all threads.
+///
+/// # Panics
+/// If the shapes do not fit.
+pub(crate) fn multiply_by_column_blocks(
+    destination: MatrixMut,
+    into: Into,
+    left: MatrixRef,
+    right: &impl ColumnBlocks,
+) {
+    let threads = rayon::current_num_threads();
+    let (rows, columns, stride) = (destination.rows, destination.columns, destination.row_stride);
+    // Wide enough to amortise packing `left`, narrow enough that a widened block stays in the second-level cache.
+    let block = (columns / (4 * threads)).clamp(64, 256).next_multiple_of(16);
+    if threads == 1 || columns <= block || rows * columns * left.columns < 1 << 17 {
+        let mut scratch = Vec::new();
+        let right = right.columns(0..columns, &mut scratch);
+        return multiply(destination, into, left, right, true);
+    }
+    let base = Shared(destination.data.as_mut_ptr());
+    let length = destination.data.len();
+    (0..columns.div_ceil(block)).into_par_iter().for_each_init(Vec::new, |scratch, index| {
+        let range = index * block..columns.min((index + 1) * block);
+        let right = right.columns(range.clone(), scratch);
+        assert_eq!((left.columns, range.len()), (right.rows, right.columns));
+        assert!((rows - 1) * stride + range.end <= length);
+        // SAFETY: the blocks are disjoint ranges of columns of the destination, which is borrowed for as long as this runs;
+        // the assertions above prove that the strides stay inside it and inside the operands.
+        unsafe { raw(base.at(range.start), stride, into, left, right, Parallelism::None) };
+    });
+}
+
+/// The start of a destination whose disjoint columns several threads write.
+#[derive(Clone, Copy)]
+struct Shared(*mut f32);
+// SAFETY: each thread writes only columns of its own.
+unsafe impl Send for Shared {}
+// SAFETY: as above.
+unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn at(self, column: usize) -> *mut f32 {
+        self.0.wrapping_add(column)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_strided_and_transposed_matrices() {
+        // Two rows of two inside a buffer with stride three.
+        let a = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0];
+        let left = MatrixRef::new(&a, 2, 2, 3);
+        let mut out = [0.0; 4];
+        multiply(MatrixMut::new(&mut out, 2, 2, 2), Into::Overwrite, left, left.transposed(), false);
+        assert_eq!(out, [5.0, 11.0, 11.0, 25.0]);
+        multiply(MatrixMut::new(&mut out, 2, 2, 2), Into::Add, left, left, true);
+        assert_eq!(out, [12.0, 21.0, 26.0, 47.0]);
+    }
+
+    #[test]
+    #[should_panic]
+    fn a_slice_that_is_too_short_is_refused() {
+        MatrixRef::new(&[0.0; 5], 2, 3, 3);
+    }
+}
