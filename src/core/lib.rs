@@ -1,4 +1,16 @@
 //! The framework of Firebrick: layers, cache, sampling, checkpoints, LoRA and training. No model and no backend lives here.
 #![forbid(unsafe_code)]
+#![warn(missing_docs)]
+#![recursion_limit = "256"]
 
+pub mod cache;
+pub mod checkpoint;
 pub mod error;
+pub mod generation;
+pub mod lora;
+pub mod model;
+pub mod nn;
+pub mod sample;
+pub mod sequence;
+pub mod text;
+pub mod train;

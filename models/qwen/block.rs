@@ -1,0 +1,181 @@
+//! One decoder layer: attention and MLP, each behind a norm, each added to its input.
+
+use burn::tensor::Tensor;
+use firebrick_backend::ops::attention::{AttentionLayout, attention};
+use firebrick_backend::ops::rope::rope;
+use firebrick_backend::ops::swiglu::swiglu;
+use firebrick_backend::{KernelBackend, TrainBackend};
+use firebrick_core::cache::LayerCache;
+use firebrick_core::checkpoint::TensorLoader;
+use firebrick_core::model::Positions;
+use firebrick_core::nn::{Linear, RmsNorm};
+
+use super::QwenConfig;
+
+/// A decoder layer.
+#[derive(Clone, Debug)]
+pub struct Block<B: KernelBackend> {
+    input_layernorm: RmsNorm<B>,
+    self_attn: Attention<B>,
+    post_attention_layernorm: RmsNorm<B>,
+    mlp: Mlp<B>,
+}
+
+/// Grouped-query attention with rotary positions.
+#[derive(Clone, Debug)]
+pub struct Attention<B: KernelBackend> {
+    q_proj: Linear<B>,
+    k_proj: Linear<B>,
+    v_proj: Linear<B>,
+    o_proj: Linear<B>,
+    /// Qwen3 norms each head of the queries.
+    q_norm: Option<RmsNorm<B>>,
+    /// Qwen3 norms each head of the keys.
+    k_norm: Option<RmsNorm<B>>,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    window: Option<usize>,
+}
+
+/// The gated MLP.
+#[derive(Clone, Debug)]
+pub struct Mlp<B: KernelBackend> {
+    gate_proj: Linear<B>,
+    up_proj: Linear<B>,
+    down_proj: Linear<B>,
+}
+
+impl<B: KernelBackend> Block<B> {
+    pub(super) fn load(config: &QwenConfig, index: usize, loader: &mut TensorLoader<'_, B>) -> Self {
+        let at = |name: &str| format!("model.layers.{index}.{name}");
+        let hidden = config.hidden_size;
+        let norm = |loader: &mut TensorLoader<'_, B>, name: &str, width| RmsNorm {
+            weight: loader.vector(&at(name), width),
+            epsilon: config.rms_norm_eps,
+        };
+        let linear = |loader: &mut TensorLoader<'_, B>, name: &str, [out, inputs]: [usize; 2], bias: bool| {
+            let weight = loader.tensor(&at(&format!("{name}.weight")), [out, inputs]);
+            Linear::new(weight, bias.then(|| loader.vector(&at(&format!("{name}.bias")), out)))
+        };
+        let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        let (bias, mlp) = (config.qkv_bias, config.intermediate_size);
+        Self {
+            input_layernorm: norm(loader, "input_layernorm.weight", hidden),
+            self_attn: Attention {
+                q_proj: linear(loader, "self_attn.q_proj", [queries, hidden], bias),
+                k_proj: linear(loader, "self_attn.k_proj", [keys, hidden], bias),
+                v_proj: linear(loader, "self_attn.v_proj", [keys, hidden], bias),
+                o_proj: linear(loader, "self_attn.o_proj", [hidden, queries], config.o_bias),
+                q_norm: config.qk_norm.then(|| norm(loader, "self_attn.q_norm.weight", config.head_dim)),
+                k_norm: config.qk_norm.then(|| norm(loader, "self_attn.k_norm.weight", config.head_dim)),
+                heads: config.num_attention_heads,
+                kv_heads: config.num_key_value_heads,
+                head_dim: config.head_dim,
+                window: config.windows[index],
+            },
+            post_attention_layernorm: norm(loader, "post_attention_layernorm.weight", hidden),
+            mlp: Mlp {
+                gate_proj: linear(loader, "mlp.gate_proj", [mlp, hidden], config.mlp_bias),
+                up_proj: linear(loader, "mlp.up_proj", [mlp, hidden], config.mlp_bias),
+                down_proj: linear(loader, "mlp.down_proj", [hidden, mlp], config.mlp_bias),
+            },
+        }
+    }
+
+    /// `[tokens, hidden]` → `[tokens, hidden]`.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        positions: &Positions<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 2> {
+        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), positions, cache);
+        let x = x + attended;
+        let transformed = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()));
+        x + transformed
+    }
+
+    pub(super) fn valid(&self) -> Block<B::InnerBackend>
+    where
+        B: TrainBackend,
+    {
+        let Attention { heads, kv_heads, head_dim, window, .. } = self.self_attn;
+        Block {
+            input_layernorm: self.input_layernorm.valid(),
+            self_attn: Attention {
+                q_proj: self.self_attn.q_proj.valid(),
+                k_proj: self.self_attn.k_proj.valid(),
+                v_proj: self.self_attn.v_proj.valid(),
+                o_proj: self.self_attn.o_proj.valid(),
+                q_norm: self.self_attn.q_norm.as_ref().map(RmsNorm::valid),
+                k_norm: self.self_attn.k_norm.as_ref().map(RmsNorm::valid),
+                heads,
+                kv_heads,
+                head_dim,
+                window,
+            },
+            post_attention_layernorm: self.post_attention_layernorm.valid(),
+            mlp: Mlp {
+                gate_proj: self.mlp.gate_proj.valid(),
+                up_proj: self.mlp.up_proj.valid(),
+                down_proj: self.mlp.down_proj.valid(),
+            },
+        }
+    }
+
+    pub(super) fn each_linear(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear<B>)) {
+        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &mut self.self_attn;
+        let Mlp { gate_proj, up_proj, down_proj } = &mut self.mlp;
+        for (name, linear) in [
+            ("self_attn.q_proj", q_proj),
+            ("self_attn.k_proj", k_proj),
+            ("self_attn.v_proj", v_proj),
+            ("self_attn.o_proj", o_proj),
+            ("mlp.gate_proj", gate_proj),
+            ("mlp.up_proj", up_proj),
+            ("mlp.down_proj", down_proj),
+        ] {
+            visit(&format!("{path}.{name}"), linear);
+        }
+    }
+}
+
+impl<B: KernelBackend> Attention<B> {
+    /// `[tokens, hidden]` → `[tokens, hidden]`; with a cache the keys are all the sequence's so far.
+    pub fn forward(
+        &self,
+        x: Tensor<B, 2>,
+        positions: &Positions<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 2> {
+        let [tokens, _] = x.dims();
+        let heads = |x: Tensor<B, 2>, heads: usize| x.reshape([tokens, heads, self.head_dim]);
+        let turn = |x: Tensor<B, 3>, norm: &Option<RmsNorm<B>>| {
+            let x = norm.as_ref().map_or(x.clone(), |norm| norm.forward(x));
+            rope(x, positions.cos.clone(), positions.sin.clone())
+        };
+        let q = turn(heads(self.q_proj.forward(x.clone()), self.heads), &self.q_norm);
+        let k = turn(heads(self.k_proj.forward(x.clone()), self.kv_heads), &self.k_norm);
+        let v = heads(self.v_proj.forward(x), self.kv_heads);
+        let (k, v, spans) = match cache {
+            None => (k, v, positions.segments.spans()),
+            Some(cache) => {
+                let (k, v, capacity) = cache.append(k, v, &positions.segments);
+                (k, v, positions.segments.cached_spans(capacity))
+            }
+        };
+        let scale = (self.head_dim as f64).sqrt().recip();
+        let layout = AttentionLayout { spans, causal: true, window: self.window, scale };
+        let attended = attention(q, k, v, &layout);
+        self.o_proj.forward(attended.reshape([tokens, self.heads * self.head_dim]))
+    }
+}
+
+impl<B: KernelBackend> Mlp<B> {
+    /// `[tokens, hidden]` → `[tokens, hidden]`.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let gate = self.gate_proj.forward(x.clone());
+        self.down_proj.forward(swiglu(gate, self.up_proj.forward(x)))
+    }
+}

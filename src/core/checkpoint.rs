@@ -1,0 +1,169 @@
+//! A Hugging Face folder: its config, and its weights as one set of named tensors, whether one file or many hold them.
+//! What the config means is known in `models/`; tokenizers are read in `text.rs`, adapters in `lora.rs`.
+//!
+//! Opening reads the config and the headers and checks all of it; a tensor's bytes are touched when it is asked for, copied
+//! once into the buffer it will live in, and never referenced in the file again. See `firebrick_backend::map` for how.
+
+mod elements;
+mod fingerprint;
+mod folder;
+mod header;
+mod loader;
+mod safetensors;
+#[cfg(test)]
+mod tests;
+mod write;
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use burn::tensor::TensorData;
+use burn::tensor::backend::Backend;
+use serde_json::Value;
+
+pub use self::header::Limits;
+pub use self::loader::{DTypePolicy, TensorLoader};
+pub use self::safetensors::{TensorFile, TensorInfo};
+pub use self::write::{PYTORCH_FORMAT, TensorSpecification, write_atomic, write_safetensors};
+use crate::error::{Error, Result};
+
+/// An opened checkpoint folder. Cheap to keep: it holds the headers and the open files, no weights.
+#[derive(Debug)]
+pub struct Checkpoint {
+    folder: PathBuf,
+    config: Value,
+    files: Vec<TensorFile>,
+    /// Tensor name → position in `files`.
+    places: BTreeMap<String, usize>,
+}
+
+impl Checkpoint {
+    /// Opens `folder`: reads `config.json` and the headers of `model.safetensors`, or of the shards that
+    /// `model.safetensors.index.json` names. Reads no tensor.
+    ///
+    /// # Errors
+    /// [`Error::Io`] for what is not there or cannot be read, [`Error::Pickle`] when the only weights are pickles or a file is one
+    /// under another name, [`Error::Malformed`] for everything a file or a link should not be.
+    pub fn open(folder: &Path) -> Result<Self> {
+        let metadata = folder.metadata().map_err(Error::io(folder))?;
+        if !metadata.is_dir() {
+            safetensors::refuse_pickle_name(folder)?;
+            let problem = "this is a file; a checkpoint is the folder with config.json and the weights in it";
+            return Err(Error::Io { path: folder.into(), source: std::io::Error::new(ErrorKind::NotADirectory, problem) });
+        }
+        let config = match folder::read_config(folder) {
+            // Without a config, a folder with nothing but pickles is better described by those.
+            Err(Error::Io { path, source }) if source.kind() == ErrorKind::NotFound => {
+                return Err(match folder::find_weights(folder) {
+                    Err(pickle @ Error::Pickle { .. }) => pickle,
+                    _ => Error::Io { path, source },
+                });
+            }
+            config => config?,
+        };
+        let weights = folder::find_weights(folder)?;
+        let open = |path: &PathBuf| TensorFile::open(path, &Limits::MODEL);
+        let files: Vec<TensorFile> = weights.files.iter().map(open).collect::<Result<_>>()?;
+        let places = match weights.index {
+            None => files.iter().enumerate().flat_map(|(at, file)| file.names().map(move |name| (name.into(), at))).collect(),
+            Some(index) => {
+                agree(&index, &files).map_err(|problem| Error::malformed(folder.join(folder::INDEX), problem))?;
+                index
+            }
+        };
+        Ok(Self { folder: folder.into(), config, files, places })
+    }
+
+    /// The folder given to [`Checkpoint::open`].
+    pub fn folder(&self) -> &Path {
+        &self.folder
+    }
+
+    /// `config.json`, always an object.
+    pub fn config(&self) -> &Value {
+        &self.config
+    }
+
+    /// The path of another file of the folder, such as `tokenizer.json`, if it is there.
+    ///
+    /// # Errors
+    /// As for shards: [`Error::Malformed`] when `name` is not a plain file name or a link leads out of the folder.
+    pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
+        folder::resolve(&self.folder, name)
+    }
+
+    /// The names of all tensors, sorted.
+    pub fn names(&self) -> impl Iterator<Item = &str> {
+        self.places.keys().map(String::as_str)
+    }
+
+    /// Dtype and shape of the tensor `name`, if there is one.
+    pub fn info(&self, name: &str) -> Option<TensorInfo> {
+        self.files[*self.places.get(name)?].info(name)
+    }
+
+    /// The tensor `name` in its stored dtype, copied once.
+    ///
+    /// # Errors
+    /// [`Error::TensorMismatch`] for a name that is not there or a dtype that is not F64, F32, F16 or BF16; [`Error::Io`] when
+    /// the file changed or cannot be read.
+    pub fn data(&self, name: &str) -> Result<TensorData> {
+        Ok(self.copy(name, None)?.data)
+    }
+
+    /// Bytes of all tensors as stored.
+    pub fn total_bytes(&self) -> u64 {
+        self.files.iter().map(TensorFile::total_bytes).sum()
+    }
+
+    /// SHA-256, in hexadecimal, over what in `config.json` defines the model and the names, dtypes and shapes of the tensors.
+    /// Reads no weights; two fine-tunes of one base have the same fingerprint.
+    pub fn fingerprint(&self) -> String {
+        let entries = self.files.iter().flat_map(TensorFile::entries);
+        let described = entries.map(|(name, entry)| {
+            (name.as_str(), header::dtype_name(entry.dtype).unwrap_or_default(), entry.shape.as_slice())
+        });
+        fingerprint::fingerprint(&self.config, described)
+    }
+
+    /// Starts loading tensors of this checkpoint onto `device`; see [`TensorLoader`].
+    ///
+    /// # Panics
+    /// If `policy` converts to something other than F64, F32, F16 or BF16.
+    pub fn loader<B: Backend>(&self, device: &B::Device, policy: DTypePolicy) -> TensorLoader<'_, B> {
+        TensorLoader::new(self, device, policy)
+    }
+
+    fn copy(&self, name: &str, wanted: Option<burn::tensor::DType>) -> Result<elements::Elements> {
+        match self.places.get(name) {
+            Some(&at) => self.files[at].copy(name, wanted),
+            None => Err(Error::TensorMismatch {
+                path: self.folder.clone(),
+                missing: vec![name.to_owned()],
+                surplus: Vec::new(),
+                misshapen: Vec::new(),
+            }),
+        }
+    }
+}
+
+/// Whether every tensor is in exactly the shard that the index names, and the index names every tensor.
+fn agree(index: &BTreeMap<String, usize>, files: &[TensorFile]) -> std::result::Result<(), String> {
+    let shard = |at: usize| files[at].path().file_name().unwrap_or_default().to_string_lossy();
+    for (name, &at) in index {
+        if files[at].info(name).is_none() {
+            return Err(format!("tensor `{name}` is not in {}, where the index says", shard(at)));
+        }
+    }
+    for (at, file) in files.iter().enumerate() {
+        for name in file.names() {
+            match index.get(name) {
+                Some(&other) if other == at => {}
+                Some(&other) => return Err(format!("tensor `{name}` is in {} and in {}", shard(other), shard(at))),
+                None => return Err(format!("tensor `{name}` of {} is not in the index", shard(at))),
+            }
+        }
+    }
+    Ok(())
+}

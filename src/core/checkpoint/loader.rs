@@ -1,0 +1,176 @@
+//! Tensors of a checkpoint asked for one by one, with everything that does not fit collected into one error. Which names a
+//! model asks for is written in `models/`.
+
+use std::collections::BTreeSet;
+
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+
+use super::elements::is_float;
+use super::header::describe;
+use super::{Checkpoint, elements};
+use crate::error::{Error, Result};
+
+/// The dtype in which matrices are loaded. Norms and biases are always asked for as f32.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum DTypePolicy {
+    /// As the file has them.
+    #[default]
+    AsStored,
+    /// Converted to F64, F32, F16 or BF16; a finite value that does not fit is an error.
+    Convert(DType),
+}
+
+/// Loads the tensors of a checkpoint strictly: what was asked for and is not there or has another shape, and what is there
+/// and was not asked for, is all told by one error from [`TensorLoader::finish`]. Until then a tensor that cannot be had is
+/// stood in for by a single zero, so that a model's constructor runs to its end. A model built on a loader that did not
+/// finish with `Ok` must be dropped.
+#[derive(Debug)]
+pub struct TensorLoader<'a, B: Backend> {
+    checkpoint: &'a Checkpoint,
+    device: B::Device,
+    policy: DTypePolicy,
+    asked: BTreeSet<String>,
+    ignored: Vec<String>,
+    missing: BTreeSet<String>,
+    misshapen: BTreeSet<(String, String, String)>,
+    /// The first error that is not a mismatch. After it nothing is read any more.
+    failure: Option<Error>,
+    warnings: Vec<String>,
+}
+
+impl<'a, B: Backend> TensorLoader<'a, B> {
+    pub(super) fn new(checkpoint: &'a Checkpoint, device: &B::Device, policy: DTypePolicy) -> Self {
+        if let DTypePolicy::Convert(dtype) = policy {
+            assert!(is_float(dtype), "weights are loaded as F64, F32, F16 or BF16, not {dtype:?}");
+        }
+        Self {
+            checkpoint,
+            device: device.clone(),
+            policy,
+            asked: BTreeSet::new(),
+            ignored: Vec::new(),
+            missing: BTreeSet::new(),
+            misshapen: BTreeSet::new(),
+            failure: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    /// The checkpoint that is loaded.
+    pub fn checkpoint(&self) -> &'a Checkpoint {
+        self.checkpoint
+    }
+
+    /// The device that the tensors are made on.
+    pub fn device(&self) -> &B::Device {
+        &self.device
+    }
+
+    /// The tensor `name` in the dtype of the policy.
+    pub fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Tensor<B, D> {
+        let wanted = match self.policy {
+            DTypePolicy::AsStored => None,
+            DTypePolicy::Convert(dtype) => Some(dtype),
+        };
+        self.load(name, shape, wanted)
+    }
+
+    /// The tensor `name` as f32 whatever the policy: for norms and biases, which are small and need the precision.
+    pub fn tensor_f32<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Tensor<B, D> {
+        self.load(name, shape, Some(DType::F32))
+    }
+
+    /// [`TensorLoader::tensor`] if the checkpoint has it: an absent tensor is `None` and no error.
+    pub fn optional<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Option<Tensor<B, D>> {
+        self.contains(name).then(|| self.tensor(name, shape))
+    }
+
+    /// [`TensorLoader::tensor_f32`] if the checkpoint has it.
+    pub fn optional_f32<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Option<Tensor<B, D>> {
+        self.contains(name).then(|| self.tensor_f32(name, shape))
+    }
+
+    /// Whether the checkpoint has a tensor `name`.
+    pub fn contains(&self, name: &str) -> bool {
+        self.checkpoint.places.contains_key(name)
+    }
+
+    /// Does not count `name` as surplus, nor any tensor whose path ends with it: `rotary_emb.inv_freq` covers that of every
+    /// layer. For what is known to be harmless, such as the `lm_head.weight` of a model with a tied head.
+    pub fn ignore(&mut self, name: &str) {
+        self.ignored.push(name.to_owned());
+    }
+
+    /// The names of the tensors loaded so far that hold infinite values or NaN, in the order of loading.
+    pub fn warnings(&self) -> &[String] {
+        &self.warnings
+    }
+
+    /// Ends the loading.
+    ///
+    /// # Errors
+    /// The first file or value that could not be read, or one [`Error::TensorMismatch`] with everything missing, surplus and
+    /// misshapen, sorted.
+    pub fn finish(&mut self) -> Result<()> {
+        if let Some(failure) = self.failure.take() {
+            return Err(failure);
+        }
+        let surplus: Vec<String> = self.checkpoint.names().filter(|name| self.is_surplus(name)).map(Into::into).collect();
+        if self.missing.is_empty() && surplus.is_empty() && self.misshapen.is_empty() {
+            return Ok(());
+        }
+        Err(Error::TensorMismatch {
+            path: self.checkpoint.folder().into(),
+            missing: self.missing.iter().cloned().collect(),
+            surplus,
+            misshapen: self.misshapen.iter().cloned().collect(),
+        })
+    }
+
+    fn is_surplus(&self, name: &str) -> bool {
+        let ends = |ignored: &String| {
+            name.strip_suffix(ignored.as_str()).is_some_and(|before| before.is_empty() || before.ends_with('.'))
+        };
+        !self.asked.contains(name) && !self.ignored.iter().any(ends)
+    }
+
+    fn load<const D: usize>(&mut self, name: &str, shape: [usize; D], wanted: Option<DType>) -> Tensor<B, D> {
+        let data = self.read(name, &shape, wanted).unwrap_or_else(|| TensorData::new(vec![0f32], [1; D]));
+        // `Tensor::from_data` would convert to the backend's default float; the primitive keeps the dtype it is given.
+        Tensor::from_primitive(TensorPrimitive::Float(B::float_from_data(data, &self.device)))
+    }
+
+    /// The tensor's data, or nothing with the reason written down.
+    fn read(&mut self, name: &str, shape: &[usize], wanted: Option<DType>) -> Option<TensorData> {
+        self.asked.insert(name.to_owned());
+        let Some(info) = self.checkpoint.info(name) else {
+            self.missing.insert(name.to_owned());
+            return None;
+        };
+        if info.shape != shape || !is_float(info.dtype) {
+            let expected = match wanted {
+                Some(dtype) => describe(dtype, shape),
+                None if is_float(info.dtype) => describe(info.dtype, shape),
+                None => format!("a float {shape:?}"),
+            };
+            self.misshapen.insert((name.to_owned(), expected, describe(info.dtype, &info.shape)));
+            return None;
+        }
+        if self.failure.is_some() {
+            return None;
+        }
+        match self.checkpoint.copy(name, wanted) {
+            Ok(elements::Elements { data, non_finite, .. }) => {
+                if non_finite > 0 && !self.warnings.iter().any(|warned| warned == name) {
+                    self.warnings.push(name.to_owned());
+                }
+                Some(data)
+            }
+            Err(error) => {
+                self.failure = Some(error);
+                None
+            }
+        }
+    }
+}

@@ -1,0 +1,109 @@
+//! What a model is to the rest of the framework: a decoder, an encoder, something that carries adapters. Object-safe, so that model code is
+//! compiled once for each backend and not once for each use.
+
+use burn::tensor::{DType, Tensor};
+use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
+use firebrick_backend::{KernelBackend, TrainBackend};
+
+use crate::cache::{KvCache, LayerCache};
+use crate::nn::Linear;
+use crate::sequence::{Segments, Sequences};
+
+/// The sizes the framework needs to know of a decoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DecoderFacts {
+    /// Decoder layers.
+    pub layers: usize,
+    /// Width of a hidden state.
+    pub hidden: usize,
+    /// Rows of the embedding table.
+    pub vocabulary: usize,
+    /// Key-value heads.
+    pub kv_heads: usize,
+    /// Dimension of a head.
+    pub head_dim: usize,
+    /// Positions the model was made for: `max_position_embeddings`.
+    pub context: usize,
+}
+
+/// What every layer of a forward pass shares: where its rows stand, and their rotary tables.
+#[derive(Clone, Debug)]
+pub struct Positions<B: KernelBackend> {
+    /// The segments of the rows.
+    pub segments: Segments,
+    /// cos of the rotary angles, `[rows, head_dim / 2]`.
+    pub cos: Tensor<B, 2>,
+    /// sin of the rotary angles, `[rows, head_dim / 2]`.
+    pub sin: Tensor<B, 2>,
+}
+
+/// A decoder: tokens in, next-token logits out.
+pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
+    /// The model's sizes.
+    fn facts(&self) -> DecoderFacts;
+    /// The device its weights are on.
+    fn device(&self) -> B::Device;
+    /// The dtype it computes in: f32, or f64 where the weights are.
+    fn compute_dtype(&self) -> DType;
+    /// Embeddings of the tokens, `[tokens, hidden]`.
+    fn embed(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
+    /// What the layers need to know of the rows' positions.
+    fn positions(&self, segments: &Segments) -> Positions<B>;
+    /// One decoder layer, `[tokens, hidden]` → `[tokens, hidden]`.
+    fn layer(
+        &self,
+        index: usize,
+        x: Tensor<B, 2>,
+        positions: &Positions<B>,
+        cache: Option<&mut LayerCache<B>>,
+    ) -> Tensor<B, 2>;
+    /// The final norm, `[rows, hidden]` → `[rows, hidden]`.
+    fn norm(&self, x: Tensor<B, 2>) -> Tensor<B, 2>;
+    /// The head's weight, `[vocabulary, hidden]`: the embedding table where they are tied.
+    fn head_weight(&self) -> Tensor<B, 2>;
+    /// Logits of normed hidden states, `[rows, hidden]` → `[rows, vocabulary]`. Ask for the rows that are needed.
+    fn head(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        firebrick_backend::ops::linear::linear(hidden, self.head_weight(), None)
+    }
+    /// Another handle to the same weights.
+    fn boxed(&self) -> Box<dyn CausalLm<B>>;
+    /// The same weights on the backend underneath autodiff, where generation and validation belong.
+    fn valid(&self) -> Box<dyn CausalLm<B::InnerBackend>>
+    where
+        B: TrainBackend;
+
+    /// The one forward: embeddings through every layer and the final norm, `[tokens, hidden]`. With a cache the segments continue what it
+    /// holds; without one they are whole sequences.
+    fn hidden(&self, tokens: &Sequences<B>, mut cache: Option<&mut KvCache<B>>) -> Tensor<B, 2> {
+        let positions = self.positions(&tokens.segments);
+        let mut x = self.embed(tokens);
+        for index in 0..self.facts().layers {
+            x = self.layer(index, x, &positions, cache.as_deref_mut().map(|cache| cache.layer(index)));
+        }
+        if let Some(cache) = cache {
+            cache.advance(&tokens.segments);
+        }
+        self.norm(x)
+    }
+    /// Weighted sum of the cross entropies of the rows' next tokens, `[1]`; logits exist a chunk at a time only.
+    fn loss(&self, hidden: Tensor<B, 2>, targets: &Targets) -> Tensor<B, 1> {
+        cross_entropy_of_linear(hidden, self.head_weight(), targets)
+    }
+    /// An empty cache with room for `capacity` tokens in each of `slots` sequences.
+    fn new_cache(&self, slots: usize, capacity: usize) -> KvCache<B> {
+        let DecoderFacts { layers, kv_heads, head_dim, .. } = self.facts();
+        KvCache::new(layers, slots, capacity, kv_heads, head_dim, self.compute_dtype(), &self.device())
+    }
+}
+
+/// An encoder: tokens in, hidden states out.
+pub trait Encoder<B: KernelBackend>: Adapt<B> + Send + Sync {
+    /// Hidden states of the tokens, `[tokens, hidden]`.
+    fn encode(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
+}
+
+/// Something whose linears can carry adapters.
+pub trait Adapt<B: KernelBackend> {
+    /// Visits each linear with its checkpoint path, `model.layers.0.self_attn.q_proj`, in the checkpoint's order.
+    fn each_linear(&mut self, visit: &mut dyn FnMut(&str, &mut Linear<B>));
+}

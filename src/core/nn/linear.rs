@@ -1,0 +1,102 @@
+//! The linear layer, with or without an adapter. Models call `forward` and never say "LoRA".
+
+use burn::tensor::{Tensor, TensorData};
+use firebrick_backend::ops::linear::linear;
+use firebrick_backend::{KernelBackend, TrainBackend};
+use rand::{RngExt, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+
+/// `y = x·Wᵀ + b`, plus `scale·(dropout(x)·Aᵀ)·Bᵀ` where an adapter is attached (Hu et al. 2021).
+#[derive(Clone, Debug)]
+pub struct Linear<B: KernelBackend> {
+    /// `[out, in]`, in the dtype it is stored in.
+    pub weight: Tensor<B, 2>,
+    /// `[out]`.
+    pub bias: Option<Tensor<B, 1>>,
+    /// The attached adapter's part for this layer.
+    pub lora: Option<Lora<B>>,
+}
+
+/// One layer's low-rank update.
+#[derive(Clone, Debug)]
+pub struct Lora<B: KernelBackend> {
+    /// `A`, `[rank, in]`, f32.
+    pub a: Tensor<B, 2>,
+    /// `B`, `[out, rank]`, f32.
+    pub b: Tensor<B, 2>,
+    /// `alpha / rank`, or `alpha / √rank` with rsLoRA.
+    pub scale: f64,
+    /// Dropout before `A`, in training only.
+    pub dropout: Option<Dropout>,
+}
+
+/// Dropout as a function of its key: the same key gives the same mask, so that a run can be repeated and a layer recomputed.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Dropout {
+    /// Probability that an element is dropped.
+    pub probability: f32,
+    /// Derived from seed, step and module.
+    pub key: u64,
+}
+
+impl<B: KernelBackend> Linear<B> {
+    /// A layer without an adapter.
+    pub fn new(weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Self {
+        Self { weight, bias, lora: None }
+    }
+
+    /// `[rows, in]` → `[rows, out]`.
+    pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        let Some(lora) = &self.lora else {
+            return linear(x, self.weight.clone(), self.bias.clone());
+        };
+        let base = linear(x.clone(), self.weight.clone(), self.bias.clone());
+        let x = match &lora.dropout {
+            Some(dropout) => x.clone() * dropout.mask(x.dims(), &x),
+            None => x,
+        };
+        // The scale goes on the narrow side.
+        let low = linear(x, lora.a.clone(), None) * lora.scale;
+        base + linear(low, lora.b.clone(), None)
+    }
+
+    /// The layer on the backend underneath autodiff, sharing storage.
+    pub fn valid(&self) -> Linear<B::InnerBackend>
+    where
+        B: TrainBackend,
+    {
+        let lora = self.lora.as_ref().map(|lora| Lora {
+            a: lora.a.clone().inner(),
+            b: lora.b.clone().inner(),
+            scale: lora.scale,
+            dropout: None,
+        });
+        Linear { weight: self.weight.clone().inner(), bias: self.bias.clone().map(Tensor::inner), lora }
+    }
+
+    /// `[out, in]`.
+    pub fn shape(&self) -> [usize; 2] {
+        self.weight.dims()
+    }
+}
+
+impl Dropout {
+    /// 0 for a dropped element, `1 / (1 − p)` for a kept one.
+    fn mask<B: KernelBackend>(&self, shape: [usize; 2], like: &Tensor<B, 2>) -> Tensor<B, 2> {
+        let mut random = ChaCha8Rng::seed_from_u64(self.key);
+        let kept = 1.0 / (1.0 - self.probability);
+        // 16 bits an element: a probability is met to 1 in 65,536.
+        let threshold = (self.probability * 65_536.0).round() as u32;
+        let mut mask = vec![0.0f32; shape[0] * shape[1]];
+        for pair in mask.chunks_mut(4) {
+            let bits: u64 = random.random();
+            for (index, value) in pair.iter_mut().enumerate() {
+                if (bits >> (16 * index)) as u32 & 0xffff >= threshold {
+                    *value = kept;
+                }
+            }
+        }
+        let data = TensorData::new(mask, shape).convert_dtype(like.dtype());
+        Tensor::from_data(data, (&like.device(), like.dtype()))
+    }
+}
