@@ -2,4 +2,6 @@
 #![forbid(unsafe_code)]
 
 pub mod error;
+pub mod generation;
 pub mod sample;
+pub mod train;

@@ -1,0 +1,3 @@
+//! Training: from rows of text to an adapter. Each step of the way has a file of its own under `train/`.
+
+pub mod schedule;
