@@ -51,12 +51,12 @@ impl<B: KernelBackend> Block<B> {
         let at = |name: &str| format!("model.layers.{index}.{name}");
         let hidden = config.hidden_size;
         let norm = |loader: &mut TensorLoader<'_, B>, name: &str, width| RmsNorm {
-            weight: loader.vector(&at(name), width),
+            weight: loader.precise(&at(name), [width]),
             epsilon: config.rms_norm_eps,
         };
         let linear = |loader: &mut TensorLoader<'_, B>, name: &str, [out, inputs]: [usize; 2], bias: bool| {
             let weight = loader.tensor(&at(&format!("{name}.weight")), [out, inputs]);
-            Linear::new(weight, bias.then(|| loader.vector(&at(&format!("{name}.bias")), out)))
+            Linear::new(weight, bias.then(|| loader.precise(&at(&format!("{name}.bias")), [out])))
         };
         let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         let (bias, mlp) = (config.qkv_bias, config.intermediate_size);

@@ -5,6 +5,7 @@
 
 pub mod cache;
 pub mod checkpoint;
+pub mod decode;
 pub mod error;
 pub mod generation;
 pub mod lora;
@@ -12,5 +13,5 @@ pub mod model;
 pub mod nn;
 pub mod sample;
 pub mod sequence;
-pub mod text;
+// pub mod text;
 pub mod train;

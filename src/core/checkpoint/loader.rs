@@ -76,9 +76,10 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
         self.load(name, shape, wanted)
     }
 
-    /// The tensor `name` as f32 whatever the policy: for norms and biases, which are small and need the precision.
-    pub fn tensor_f32<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Tensor<B, D> {
-        self.load(name, shape, Some(DType::F32))
+    /// The tensor `name` as f32, or as f64 where everything is: for norms and biases, which are small and need the precision.
+    pub fn precise<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Tensor<B, D> {
+        let double = self.policy == DTypePolicy::Convert(DType::F64);
+        self.load(name, shape, Some(if double { DType::F64 } else { DType::F32 }))
     }
 
     /// [`TensorLoader::tensor`] if the checkpoint has it: an absent tensor is `None` and no error.
@@ -86,9 +87,9 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
         self.contains(name).then(|| self.tensor(name, shape))
     }
 
-    /// [`TensorLoader::tensor_f32`] if the checkpoint has it.
-    pub fn optional_f32<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Option<Tensor<B, D>> {
-        self.contains(name).then(|| self.tensor_f32(name, shape))
+    /// [`TensorLoader::precise`] if the checkpoint has it.
+    pub fn optional_precise<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Option<Tensor<B, D>> {
+        self.contains(name).then(|| self.precise(name, shape))
     }
 
     /// Whether the checkpoint has a tensor `name`.
