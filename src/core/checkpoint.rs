@@ -50,7 +50,10 @@ impl Checkpoint {
         if !metadata.is_dir() {
             safetensors::refuse_pickle_name(folder)?;
             let problem = "this is a file; a checkpoint is the folder with config.json and the weights in it";
-            return Err(Error::Io { path: folder.into(), source: std::io::Error::new(ErrorKind::NotADirectory, problem) });
+            return Err(Error::Io {
+                path: folder.into(),
+                source: std::io::Error::new(ErrorKind::NotADirectory, problem),
+            });
         }
         let config = match folder::read_config(folder) {
             // Without a config, a folder with nothing but pickles is better described by those.
@@ -66,7 +69,11 @@ impl Checkpoint {
         let open = |path: &PathBuf| TensorFile::open(path, &Limits::MODEL);
         let files: Vec<TensorFile> = weights.files.iter().map(open).collect::<Result<_>>()?;
         let places = match weights.index {
-            None => files.iter().enumerate().flat_map(|(at, file)| file.names().map(move |name| (name.into(), at))).collect(),
+            None => files
+                .iter()
+                .enumerate()
+                .flat_map(|(at, file)| file.names().map(move |name| (name.into(), at)))
+                .collect(),
             Some(index) => {
                 agree(&index, &files).map_err(|problem| Error::malformed(folder.join(folder::INDEX), problem))?;
                 index

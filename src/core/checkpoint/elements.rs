@@ -95,8 +95,8 @@ impl Converter {
             let doubles = self.source.as_chunks::<8>().0.iter().map(|bytes| f64::from_le_bytes(*bytes));
             return match wanted {
                 DType::F32 => fill(target, doubles.map(|value| (value as f32).to_le_bytes())),
-                DType::F16 => fill(target, doubles.map(|value| f16::from_f64(value).to_le_bytes())),
-                _ => fill(target, doubles.map(|value| bf16::from_f64(value).to_le_bytes())),
+                DType::F16 => fill(target, doubles.map(|value| f16::from_f32(to_odd(value)).to_le_bytes())),
+                _ => fill(target, doubles.map(|value| bf16::from_f32(to_odd(value)).to_le_bytes())),
             };
         }
         self.widen(stored);
@@ -135,6 +135,19 @@ impl Converter {
             }
         }
     }
+}
+
+/// The f32 beside `value` with an odd last bit, unless `value` is an f32: rounding that to a half gives what rounding `value`
+/// itself gives, where going through the nearest f32 would round ties twice (`half::bf16::from_f64` drops bits there).
+fn to_odd(value: f64) -> f32 {
+    let nearest = value as f32;
+    let back = f64::from(nearest);
+    if back == value || value.is_nan() {
+        return nearest;
+    }
+    let bits = nearest.to_bits();
+    let towards_zero = if back.abs() > value.abs() { bits - 1 } else { bits };
+    f32::from_bits(towards_zero | 1)
 }
 
 fn fill<const WIDTH: usize>(target: &mut [u8], values: impl Iterator<Item = [u8; WIDTH]>) {
@@ -180,12 +193,30 @@ mod tests {
         .unwrap()
     }
 
+    /// The value of the half with these bits.
+    fn half_value(bits: u16, dtype: DType) -> f64 {
+        if dtype == DType::F16 { f16::from_bits(bits).to_f64() } else { bf16::from_bits(bits).to_f64() }
+    }
+
+    /// The half nearest to `value`, ties to even, found by looking at the neighbours.
+    fn nearest_half(value: f64, dtype: DType) -> u16 {
+        let near = value as f32;
+        let guess = if dtype == DType::F16 { f16::from_f32(near).to_bits() } else { bf16::from_f32(near).to_bits() };
+        let neighbours = [guess, guess.wrapping_sub(1), guess.wrapping_add(1)];
+        let distance = |bits: u16| (half_value(bits, dtype) - value).abs();
+        let better = |a: &u16, b: &u16| distance(*a).total_cmp(&distance(*b)).then((a & 1).cmp(&(b & 1)));
+        if value.is_finite() && half_value(guess, dtype).is_finite() {
+            neighbours.into_iter().min_by(better).unwrap()
+        } else {
+            guess
+        }
+    }
+
     fn bytes_of(values: &[f64], dtype: DType) -> Vec<u8> {
         let one = |value: &f64| match dtype {
             DType::F64 => value.to_le_bytes().to_vec(),
             DType::F32 => (*value as f32).to_le_bytes().to_vec(),
-            DType::F16 => f16::from_f64(*value).to_le_bytes().to_vec(),
-            _ => bf16::from_f64(*value).to_le_bytes().to_vec(),
+            _ => nearest_half(*value, dtype).to_le_bytes().to_vec(),
         };
         values.iter().flat_map(one).collect()
     }
@@ -199,14 +230,28 @@ mod tests {
         for stored in FLOATS {
             let bytes = bytes_of(&values, stored);
             let kept: Vec<f64> = copied(stored, stored, &bytes).data.iter::<f64>().collect();
-            assert_eq!(bytes_of(&kept, stored), bytes);
+            assert!(bytes_of(&kept, stored) == bytes);
             for wanted in FLOATS {
                 let elements = copied(stored, wanted, &bytes);
                 assert_eq!((elements.non_finite, elements.overflowed), (0, 0), "{stored:?} {wanted:?}");
                 assert_eq!((elements.data.dtype, elements.data.shape.to_vec()), (wanted, vec![values.len()]));
-                assert_eq!(elements.data.as_bytes(), bytes_of(&kept, wanted), "{stored:?} -> {wanted:?}");
+                assert!(elements.data.as_bytes() == bytes_of(&kept, wanted), "{stored:?} -> {wanted:?}");
             }
         }
+    }
+
+    #[test]
+    fn doubles_just_beside_a_tie_are_not_rounded_twice() {
+        let (tie, little) = (1.0 + f64::powi(2.0, -8), f64::powi(2.0, -45));
+        let values = [tie, tie + little, tie - little, -tie - little, little * 1e-30, f64::from(f32::MAX) * 0.99];
+        let rounded: Vec<f64> = copied(DType::F64, DType::BF16, &bytes_of(&values, DType::F64)).data.iter().collect();
+        let up = 1.0 + f64::powi(2.0, -7);
+        assert_eq!(rounded[..4], [1.0, up, 1.0, -up]);
+        let tie = 1.0 + f64::powi(2.0, -11);
+        let values = [tie, tie + little, tie - little, -tie - little];
+        let rounded: Vec<f64> = copied(DType::F64, DType::F16, &bytes_of(&values, DType::F64)).data.iter().collect();
+        let up = 1.0 + f64::powi(2.0, -10);
+        assert_eq!(rounded, [1.0, up, 1.0, -up]);
     }
 
     #[test]

@@ -26,7 +26,10 @@ const COSMETIC: [&str; 14] = [
 ];
 
 /// SHA-256, in hexadecimal, over `config` in canonical form and the sorted `(name, dtype, shape)` of every tensor.
-pub(super) fn fingerprint<'a>(config: &Value, tensors: impl Iterator<Item = (&'a str, &'static str, &'a [usize])>) -> String {
+pub(super) fn fingerprint<'a>(
+    config: &Value,
+    tensors: impl Iterator<Item = (&'a str, &'static str, &'a [usize])>,
+) -> String {
     let mut canonical = String::new();
     write_canonical(config, true, &mut canonical);
     let mut hash = Sha256::new();
@@ -118,7 +121,9 @@ mod tests {
         }
         let with = |name, dtype, shape: &[usize]| fingerprint(&base, [(name, dtype, shape)].into_iter());
         assert_eq!(with("w", "F32", &[2, 3]), expected);
-        for other in [with("v", "F32", &[2, 3]), with("w", "F16", &[2, 3]), with("w", "F32", &[3, 2]), with("w", "F32", &[6])] {
+        for other in
+            [with("v", "F32", &[2, 3]), with("w", "F16", &[2, 3]), with("w", "F32", &[3, 2]), with("w", "F32", &[6])]
+        {
             assert_ne!(other, expected);
         }
     }

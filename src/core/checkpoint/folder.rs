@@ -53,7 +53,8 @@ pub(super) fn resolve(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
 
 /// The folder that links may not leave: `models--org--name` for `models--org--name/snapshots/revision`, else `home` itself.
 fn repository(home: &Path) -> &Path {
-    let is_named = |folder: &Path, test: fn(&str) -> bool| folder.file_name().and_then(|name| name.to_str()).is_some_and(test);
+    let is_named =
+        |folder: &Path, test: fn(&str) -> bool| folder.file_name().and_then(|name| name.to_str()).is_some_and(test);
     for snapshots in home.ancestors().skip(1) {
         if let Some(repository) = snapshots.parent()
             && is_named(snapshots, |name| name == "snapshots")
@@ -86,9 +87,12 @@ fn plain_file_name(name: &str) -> std::result::Result<(), &'static str> {
     let stem = name.split('.').next().unwrap_or(name).trim_end().to_ascii_uppercase();
     let numbered = |prefix| {
         let rest: Option<&str> = stem.strip_prefix(prefix);
-        rest.is_some_and(|rest| matches!(rest, "0" | "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9" | "¹" | "²" | "³"))
+        rest.is_some_and(|rest| {
+            matches!(rest, "0" | "1" | "2" | "3" | "4" | "5" | "6" | "7" | "8" | "9" | "¹" | "²" | "³")
+        })
     };
-    if ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"].contains(&stem.as_str()) || numbered("COM") || numbered("LPT") {
+    if ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"].contains(&stem.as_str()) || numbered("COM") || numbered("LPT")
+    {
         return Err("is a device on Windows");
     }
     Ok(())
@@ -110,7 +114,8 @@ pub(super) fn read_limited(path: &Path, limit: u64) -> Result<String> {
 pub(super) fn read_config(folder: &Path) -> Result<serde_json::Value> {
     let path = folder.join(CONFIG);
     if resolve(folder, CONFIG)?.is_none() {
-        let looked_for = format!("no {CONFIG} here; a checkpoint folder has {CONFIG} and {SINGLE} (or {INDEX} with its shards)");
+        let looked_for =
+            format!("no {CONFIG} here; a checkpoint folder has {CONFIG} and {SINGLE} (or {INDEX} with its shards)");
         return Err(Error::Io { path, source: std::io::Error::new(ErrorKind::NotFound, looked_for) });
     }
     let text = read_limited(&path, MAX_CONFIG_BYTES)?;
@@ -151,8 +156,8 @@ struct RawIndex {
 
 fn read_index(folder: &Path, path: &Path) -> Result<Weights> {
     let text = read_limited(path, MAX_INDEX_BYTES)?;
-    let RawIndex { weight_map: UniqueMap(weight_map) } =
-        serde_json::from_str(&text).map_err(|error| Error::malformed(path, format!("not an index of shards: {error}")))?;
+    let RawIndex { weight_map: UniqueMap(weight_map) } = serde_json::from_str(&text)
+        .map_err(|error| Error::malformed(path, format!("not an index of shards: {error}")))?;
     let mut places: BTreeMap<&str, usize> = weight_map.values().map(|name| (name.as_str(), 0)).collect();
     if places.is_empty() {
         return Err(Error::malformed(path, "the weight_map is empty"));
@@ -198,11 +203,48 @@ mod tests {
 
     /// Names that no weight_map may have.
     const HOSTILE: [&str; 42] = [
-        "", ".", "..", "../model.safetensors", "../../etc/passwd", "/etc/passwd", "//host/share", "a/b.safetensors",
-        "./model.safetensors", "a/../../b", "..\\model.safetensors", "C:\\weights", "C:weights", "\\\\host\\share", "a\\b",
-        "model.safetensors\0", "\0", "a\0b", "a\nb", "a\tb", "\u{7f}", "CON", "con.safetensors", "NUL", "nul.txt", "PRN",
-        "AUX.safetensors", "COM1", "com9.safetensors", "LPT1", "lpt3.bin", "COM¹", "CONIN$", "NUL .txt", "model.safetensors.",
-        "model.safetensors ", " model.safetensors", "model?.safetensors", "a*b", "a|b", "<a>", "file:stream",
+        "",
+        ".",
+        "..",
+        "../model.safetensors",
+        "../../etc/passwd",
+        "/etc/passwd",
+        "//host/share",
+        "a/b.safetensors",
+        "./model.safetensors",
+        "a/../../b",
+        "..\\model.safetensors",
+        "C:\\weights",
+        "C:weights",
+        "\\\\host\\share",
+        "a\\b",
+        "model.safetensors\0",
+        "\0",
+        "a\0b",
+        "a\nb",
+        "a\tb",
+        "\u{7f}",
+        "CON",
+        "con.safetensors",
+        "NUL",
+        "nul.txt",
+        "PRN",
+        "AUX.safetensors",
+        "COM1",
+        "com9.safetensors",
+        "LPT1",
+        "lpt3.bin",
+        "COM¹",
+        "CONIN$",
+        "NUL .txt",
+        "model.safetensors.",
+        "model.safetensors ",
+        " model.safetensors",
+        "model?.safetensors",
+        "a*b",
+        "a|b",
+        "<a>",
+        "file:stream",
     ];
 
     #[test]
@@ -213,7 +255,9 @@ mod tests {
             assert!(matches!(error, Error::Malformed { .. }), "{name:?}: {error}");
         }
         assert!(plain_file_name(&"a".repeat(256)).is_err());
-        for name in ["model.safetensors", "model-00001-of-00002.safetensors", "…weights", "CONFIG.json", "COM10", "a b", ".x"] {
+        for name in
+            ["model.safetensors", "model-00001-of-00002.safetensors", "…weights", "CONFIG.json", "COM10", "a b", ".x"]
+        {
             assert!(resolve(folder.path(), name).unwrap().is_none(), "{name}");
         }
     }
@@ -224,7 +268,9 @@ mod tests {
         use std::os::unix::fs::symlink;
         let root = tempfile::tempdir().unwrap();
         let at = |path: &str| root.path().join(path);
-        for folder in ["plain", "cache/models--org--name/blobs", "cache/models--org--name/snapshots/abc", "models--x/plain"] {
+        for folder in
+            ["plain", "cache/models--org--name/blobs", "cache/models--org--name/snapshots/abc", "models--x/plain"]
+        {
             std::fs::create_dir_all(at(folder)).unwrap();
         }
         std::fs::write(at("secret"), "x").unwrap();

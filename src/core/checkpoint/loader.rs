@@ -117,7 +117,8 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
         if let Some(failure) = self.failure.take() {
             return Err(failure);
         }
-        let surplus: Vec<String> = self.checkpoint.names().filter(|name| self.is_surplus(name)).map(Into::into).collect();
+        let surplus: Vec<String> =
+            self.checkpoint.names().filter(|name| self.is_surplus(name)).map(Into::into).collect();
         if self.missing.is_empty() && surplus.is_empty() && self.misshapen.is_empty() {
             return Ok(());
         }

@@ -148,3 +148,190 @@ fn is_pickle(first: &[u8]) -> bool {
         _ => false,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::{RngExt, SeedableRng};
+
+    /// A file's bytes: length, header, data.
+    fn raw(header: &str, data: &[u8]) -> Vec<u8> {
+        [&(header.len() as u64).to_le_bytes(), header.as_bytes(), data].concat()
+    }
+
+    fn open(bytes: &[u8]) -> Result<TensorFile> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        std::fs::write(&path, bytes).unwrap();
+        // The opened file stays readable after the folder is gone; only its name is not there any more.
+        TensorFile::open(&path, &Limits::MODEL)
+    }
+
+    fn entry(name: &str, dtype: &str, shape: &str, begin: usize, end: usize) -> String {
+        format!(r#""{name}":{{"dtype":"{dtype}","shape":{shape},"data_offsets":[{begin},{end}]}}"#)
+    }
+
+    fn good() -> Vec<u8> {
+        let (a, b) = (entry("a", "F32", "[2,1]", 0, 8), entry("b.é", "F16", "[3]", 8, 14));
+        raw(
+            &format!(r#"{{"__metadata__":{{"format":"pt"}},{a},{b},{}}}"#, entry("none", "F64", "[0,5]", 14, 14)),
+            &[1; 14],
+        )
+    }
+
+    #[test]
+    fn a_good_file_says_what_it_holds() {
+        let file = open(&good()).unwrap();
+        assert_eq!(file.names().collect::<Vec<_>>(), ["a", "b.é", "none"]);
+        assert_eq!(file.info("b.é"), Some(TensorInfo { dtype: DType::F16, shape: vec![3] }));
+        assert_eq!((file.info("c"), file.total_bytes()), (None, 14));
+        assert_eq!(file.metadata()["format"], "pt");
+        assert_eq!(file.data("b.é").unwrap().as_bytes(), [1; 6]);
+        assert_eq!(file.data("none").unwrap().num_elements(), 0);
+        assert!(matches!(file.data("c"), Err(Error::TensorMismatch { missing, .. }) if missing == ["c"]));
+    }
+
+    #[test]
+    fn a_file_truncated_at_any_byte_is_an_error() {
+        let good = good();
+        for length in 0..good.len() {
+            let error = open(&good[..length]).unwrap_err();
+            assert!(matches!(error, Error::Malformed { .. }), "{length}: {error}");
+        }
+        open(&good).unwrap();
+    }
+
+    #[test]
+    fn flipped_bits_never_panic_and_what_is_accepted_the_reference_accepts() {
+        let good = good();
+        let length = u64::from_le_bytes(*good.first_chunk().unwrap()) as usize;
+        let mut random = rand_chacha::ChaCha8Rng::seed_from_u64(7);
+        let mut accepted = 0;
+        for _ in 0..10_000 {
+            let mut bytes = good.clone();
+            for _ in 0..random.random_range(1..4) {
+                bytes[random.random_range(0..8 + length)] ^= 1 << random.random_range(0..8);
+            }
+            let prefix = *bytes.first_chunk().unwrap();
+            let parsed = header::length(prefix, bytes.len(), &Limits::MODEL)
+                .and_then(|length| header::parse(&bytes[8..8 + length], bytes.len(), &Limits::MODEL));
+            if let Ok(header) = parsed {
+                accepted += 1;
+                let reference = ::safetensors::SafeTensors::deserialize(&bytes).unwrap();
+                for (name, entry) in &header.tensors {
+                    assert_eq!(reference.tensor(name).unwrap().data(), &bytes[entry.range.clone()]);
+                }
+            }
+        }
+        // Flips inside names leave a valid header: the loop has seen both outcomes.
+        assert!(accepted > 0 && accepted < 5_000, "{accepted}");
+    }
+
+    #[test]
+    fn every_broken_rule_is_told() {
+        let (a, b) = (entry("a", "F32", "[2]", 0, 8), entry("b", "F32", "[1]", 8, 12));
+        let deep = format!("{{\"a\":{}", "[".repeat(100_000));
+        let cases: Vec<(String, usize, &str)> = vec![
+            (format!("{{{a},{}}}", entry("b", "F32", "[1]", 4, 8)), 8, "overlaps"),
+            (format!("{{{a},{}}}", entry("b", "F32", "[2]", 0, 8)), 8, "overlaps"),
+            (format!("{{{a},{}}}", entry("b", "F32", "[1]", 12, 16)), 16, "hole"),
+            (format!("{{{}}}", entry("a", "F32", "[1]", 4, 8)), 8, "hole"),
+            (format!("{{{a}}}"), 9, "1 bytes follow the last tensor"),
+            ("{}".into(), 3, "3 bytes follow"),
+            (format!("{{{a},{a}}}"), 8, "tensor `a` appears twice"),
+            (format!("{{{a},{}}}", b.replace("\"b\"", "\"\\u0061\"")), 12, "tensor `a` appears twice"),
+            (format!("{{{a},{b}}}").replace(r#""shape":[1]"#, r#""shape":[1],"shape":[1]"#), 12, "duplicate field"),
+            (format!("{{{a},{b}}}").replace(r#""shape":[1]"#, r#""shape":[1],"stride":1"#), 12, "unknown field"),
+            (r#"{"__metadata__":{},"__metadata__":{}}"#.into(), 0, "`__metadata__` appears twice"),
+            (r#"{"__metadata__":{"k":"1","k":"2"}}"#.into(), 0, "`k` appears twice"),
+            (r#"{"__metadata__":{"k":1}}"#.into(), 0, "expected a string"),
+            (format!("{{{}}}", entry("a", "F32", "[3]", 0, 8)), 8, "is F32 [3], which takes 12 bytes, but has 8"),
+            (format!("{{{}}}", entry("a", "F32", "[2]", 0, 12)), 8, "lies at bytes 0..12 of 8"),
+            (format!("{{{}}}", entry("a", "F32", "[2]", 8, 0)), 8, "lies at bytes 8..0"),
+            (format!("{{{}}}", entry("a", "F8_E4M3", "[8]", 0, 8)), 8, "tensor `a` has dtype `F8_E4M3`"),
+            (format!("{{{}}}", entry("a", "Q\\n7", "[8]", 0, 8)), 8, "has dtype `Q\\n7`"),
+            (format!("{{{}}}", entry("a", "F32", "[4294967296,4294967296,2]", 0, 8)), 8, "larger than any memory"),
+            (format!("{{{}}}", entry("a", "F64", "[2305843009213693952]", 0, 8)), 8, "larger than any memory"),
+            (format!("{{{}}}", entry("a", "F32", "[-1]", 0, 8)), 8, "cannot be read"),
+            (format!("{{{}}}", entry("a", "F32", "[1.5]", 0, 8)), 8, "cannot be read"),
+            (
+                format!("{{{}}}", entry("a", "F32", &format!("[2{}]", ",1".repeat(16)), 0, 8)),
+                8,
+                "more than 16 dimensions",
+            ),
+            (format!("{{{a}}} x"), 8, "cannot be read"),
+            (format!(" {{{a}}}"), 8, "not a JSON object"),
+            ("[]".into(), 0, "not a JSON object"),
+            (String::new(), 0, "not a JSON object"),
+            (deep, 0, "cannot be read"),
+        ];
+        for (header, data, expected) in cases {
+            let error = open(&raw(&header, &vec![0; data])).unwrap_err();
+            let message = error.to_string();
+            assert!(matches!(error, Error::Malformed { .. }) && message.contains(expected), "{expected}: {message}");
+            assert!(message.contains("model.safetensors") && message.len() < 500, "{message}");
+        }
+        let mut bytes = raw(&format!("{{{a}}}"), &[0; 8]);
+        bytes[10] = 0xff;
+        assert!(open(&bytes).unwrap_err().to_string().contains("not UTF-8"));
+    }
+
+    #[test]
+    fn header_bombs_are_refused() {
+        for length in [1u64 << 63, u64::MAX, 16_000_001] {
+            let bytes = [&length.to_le_bytes()[..], b"{}"].concat();
+            assert!(open(&bytes).unwrap_err().to_string().contains(&format!("claims {length} bytes")));
+        }
+        let large = raw(&format!("{{}}{}", " ".repeat(17_000_000)), &[]);
+        assert!(open(&large).unwrap_err().to_string().contains("16000000 are allowed"));
+        let many: Vec<String> = (0..100_001).map(|i| entry(&format!("{i}"), "F32", "[0]", 0, 0)).collect();
+        assert!(
+            open(&raw(&format!("{{{}}}", many.join(",")), &[])).unwrap_err().to_string().contains("more than 100000")
+        );
+        open(&raw(&format!("{{{}}}", many[1..].join(",")), &[])).unwrap();
+    }
+
+    #[test]
+    fn pickles_are_refused_by_their_first_bytes() {
+        let mut first: Vec<Vec<u8>> = vec![b"PK\x03\x04rest of a zip".to_vec()];
+        first.extend((2..=5).map(|protocol| [&[0x80, protocol, 0x8a, 0x0a][..], &[0x6c; 40]].concat()));
+        for bytes in first {
+            assert!(matches!(open(&bytes), Err(Error::Pickle { .. })), "{bytes:?}");
+        }
+        // A header of 640 bytes begins like a pickle of protocol 2, and is none.
+        let header = format!("{{{}}}", entry("a", "F32", "[1]", 0, 4));
+        open(&raw(&format!("{header:640}"), &[0; 4])).unwrap();
+        for name in ["pytorch_model.bin", "x.pt", "x.PTH", "a.ckpt"] {
+            assert!(matches!(TensorFile::open(Path::new(name), &Limits::MODEL), Err(Error::Pickle { .. })), "{name}");
+        }
+    }
+
+    #[test]
+    fn a_git_lfs_pointer_is_called_by_its_name() {
+        let error = open(b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 1\n").unwrap_err();
+        assert!(error.to_string().contains("Git LFS pointer"));
+    }
+
+    #[test]
+    fn integers_are_tolerated_until_they_are_read() {
+        let file = open(&raw(&format!("{{{}}}", entry("ids", "I64", "[1]", 0, 8)), &[0; 8])).unwrap();
+        assert_eq!(file.info("ids").unwrap().dtype, DType::I64);
+        let error = file.data("ids").unwrap_err().to_string();
+        assert!(error.contains("ids: expected F64, F32, F16 or BF16, found I64 [1]"), "{error}");
+    }
+
+    #[test]
+    fn a_file_truncated_after_opening_is_an_error_for_every_tensor() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("model.safetensors");
+        let elements = 100_000;
+        let header = format!("{{{}}}", entry("a", "F32", "[100000]", 0, elements * 4));
+        std::fs::write(&path, raw(&header, &vec![0; elements * 4])).unwrap();
+        let file = TensorFile::open(&path, &Limits::MODEL).unwrap();
+        file.data("a").unwrap();
+        std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(200).unwrap();
+        let error = file.data("a").unwrap_err();
+        assert!(matches!(&error, Error::Io { path: named, .. } if *named == path), "{error}");
+        assert!(std::error::Error::source(&error).unwrap().to_string().contains("changed while it was in use"));
+    }
+}

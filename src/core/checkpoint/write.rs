@@ -233,8 +233,9 @@ mod tests {
             assert_eq!(entry.range.start % entry.dtype.size(), 0, "{name}");
         }
         let text = std::str::from_utf8(&bytes[8..8 + length]).unwrap();
-        let places: Vec<_> =
-            ["__metadata__", "double", "\"a\"", "empty", "scalar", "\"z\"", "b.half", "ids"].map(|name| text.find(name)).into();
+        let places: Vec<_> = ["__metadata__", "double", "\"a\"", "empty", "scalar", "\"z\"", "b.half", "ids"]
+            .map(|name| text.find(name))
+            .into();
         assert!(places.iter().all(Option::is_some) && places.is_sorted(), "{text}");
     }
 
