@@ -3,13 +3,9 @@
 #![warn(missing_docs)]
 #![recursion_limit = "256"]
 
-<<<<<<< HEAD
 pub mod cache;
 pub mod checkpoint;
 pub mod decode;
-=======
-pub mod checkpoint;
->>>>>>> checkpoint
 pub mod error;
 pub mod generation;
 pub mod lora;

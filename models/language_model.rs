@@ -1,0 +1,1 @@
+//! A decoder with its tokenizer and defaults: what most programs want.
