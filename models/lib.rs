@@ -3,7 +3,7 @@
 #![warn(missing_docs)]
 #![recursion_limit = "256"]
 
-// mod language_model;
+mod language_model;
 pub mod qwen;
 
 use firebrick_backend::KernelBackend;
@@ -11,7 +11,7 @@ use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::error::{Error, Result};
 use firebrick_core::model::CausalLm;
 
-// pub use language_model::LanguageModel;
+pub use language_model::{GenerateOptions, LanguageModel};
 
 /// A family of architectures that share one implementation.
 pub struct Family {

@@ -151,6 +151,9 @@ pub enum Error {
         /// The layer or step, where known.
         place: Option<String>,
     },
+    /// The device failed.
+    #[error("the device failed: {0}")]
+    Device(String),
     /// An adapter module that received no gradient.
     #[error("no gradient reached {module}: {reason}")]
     NoGradient {

@@ -1,0 +1,72 @@
+//! The loss of a model on a data set, without training: validation, and the `score` command.
+
+use firebrick_backend::KernelBackend;
+
+use super::batch::Batch;
+use super::data::{Dataset, Example};
+use crate::error::{Error, Result};
+use crate::model::CausalLm;
+
+/// Tokens evaluated at a time.
+const BATCH_TOKENS: usize = 2048;
+
+/// The loss of one row.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RowLoss {
+    /// Line of the data file, from 1.
+    pub line: usize,
+    /// Weighted tokens.
+    pub tokens: f64,
+    /// Mean loss of a weighted token, in nats.
+    pub loss: f64,
+}
+
+/// The loss of each example, in order: stream it, or [`mean_loss`] of all.
+///
+/// # Panics
+/// On an autodiff backend, whose graph would grow: evaluate `model.valid()`.
+pub fn row_losses<'a, B: KernelBackend>(
+    model: &'a dyn CausalLm<B>,
+    examples: &'a [Example],
+) -> impl Iterator<Item = Result<RowLoss>> + 'a {
+    assert!(!B::ad_enabled(&model.device()), "evaluating on an autodiff backend: use model.valid()");
+    let mut rest = examples;
+    let batches = std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fits = |example: &&Example| {
+            tokens += example.tokens.len();
+            tokens <= BATCH_TOKENS
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (batch, later) = rest.split_at(count);
+        rest = later;
+        (!batch.is_empty()).then_some(batch)
+    });
+    batches.flat_map(move |batch| {
+        let views: Vec<&Example> = batch.iter().collect();
+        let losses = Batch::<B>::new(&views, &model.device()).losses(model);
+        let row = |(example, (sum, weight)): (&Example, (f64, f64))| {
+            let loss = sum / weight;
+            if loss.is_finite() {
+                Ok(RowLoss { line: example.line, tokens: weight, loss })
+            } else {
+                Err(Error::NotFinite { what: "the loss", place: Some(format!("the row on line {}", example.line)) })
+            }
+        };
+        batch.iter().zip(losses).map(row).collect::<Vec<_>>()
+    })
+}
+
+/// Mean loss of the data set's weighted tokens, in nats.
+///
+/// # Errors
+/// If a loss is not finite.
+pub fn mean_loss<B: KernelBackend>(model: &dyn CausalLm<B>, dataset: &Dataset) -> Result<f64> {
+    let (mut sum, mut tokens) = (0.0, 0.0);
+    for row in row_losses(model, dataset.examples()) {
+        let row = row?;
+        sum += row.loss * row.tokens;
+        tokens += row.tokens;
+    }
+    Ok(sum / tokens)
+}

@@ -1,0 +1,305 @@
+//! The training loop: batches in, an adapter out. It calls back at each step, never prints, and ends when the callback says so.
+
+use std::collections::BTreeMap;
+use std::ops::ControlFlow;
+use std::time::Instant;
+
+use burn::tensor::Tensor;
+use burn::tensor::backend::AutodiffBackend;
+use firebrick_backend::TrainBackend;
+
+use super::adamw::{AdamW, AdamWConfig};
+use super::batch::{Batch, Order};
+use super::data::{Dataset, Example};
+use super::evaluate::mean_loss;
+use super::schedule::{LearningRate, Schedule};
+use crate::error::{Error, Result};
+use crate::lora::{Adapter, key};
+use crate::model::CausalLm;
+use crate::nn::{Dropout, Lora};
+
+/// How long to train.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Duration {
+    /// This many optimizer steps.
+    Steps(usize),
+    /// This many times through the data.
+    Epochs(usize),
+}
+
+/// How to train an adapter.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TrainConfig {
+    /// Learning rate over the steps.
+    pub learning_rate: LearningRate,
+    /// The optimizer's constants.
+    pub adamw: AdamWConfig,
+    /// Examples in a forward pass.
+    pub batch_size: usize,
+    /// Forward passes for each step; their loss is normalised by all their weighted tokens together.
+    pub gradient_accumulation: usize,
+    /// When to stop.
+    pub duration: Duration,
+    /// The gradient of all matrices together is scaled down to this norm.
+    pub max_grad_norm: Option<f64>,
+    /// Validate each so many steps, and before the first and after the last.
+    pub eval_every: Option<usize>,
+    /// Decides order and dropout.
+    pub seed: u64,
+}
+
+impl Default for TrainConfig {
+    fn default() -> Self {
+        Self {
+            learning_rate: LearningRate {
+                peak: 2e-4,
+                schedule: Schedule::Cosine,
+                warmup_steps: 0,
+                final_fraction: None,
+            },
+            adamw: AdamWConfig::default(),
+            batch_size: 4,
+            gradient_accumulation: 1,
+            duration: Duration::Epochs(1),
+            max_grad_norm: Some(1.0),
+            eval_every: None,
+            seed: 0,
+        }
+    }
+}
+
+/// What a step did.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Step {
+    /// Number of the step, from 1.
+    pub step: usize,
+    /// Mean loss of its weighted tokens before the update, in nats.
+    pub loss: f64,
+    /// Its learning rate.
+    pub learning_rate: f64,
+    /// Norm of its whole gradient before clipping.
+    pub grad_norm: f64,
+    /// Tokens that passed through the model in it.
+    pub tokens: usize,
+    /// Its length in seconds, the device's work included.
+    pub seconds: f64,
+}
+
+/// What the trainer reports.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Event {
+    /// A step was taken.
+    Step(Step),
+    /// The validation set was evaluated after this many steps.
+    Evaluated {
+        /// Steps taken so far.
+        step: usize,
+        /// Mean loss of its weighted tokens, in nats.
+        valid_loss: f64,
+    },
+}
+
+/// Trains an adapter on a frozen base.
+pub struct Trainer<'a, B: TrainBackend> {
+    model: &'a dyn CausalLm<B>,
+    valid_model: Box<dyn CausalLm<B::InnerBackend>>,
+    adapter: Adapter<B::InnerBackend>,
+    optimizer: AdamW<B::InnerBackend>,
+    config: TrainConfig,
+    step: usize,
+}
+
+/// Sums of gradients by module: of `A` and of `B`.
+type Gradients<B> = BTreeMap<String, [Tensor<<B as AutodiffBackend>::InnerBackend, 2>; 2]>;
+
+impl<'a, B: TrainBackend> Trainer<'a, B> {
+    /// A trainer that continues from `adapter`, new or loaded.
+    ///
+    /// # Errors
+    /// If the adapter does not fit the model or a value is out of bounds.
+    pub fn new(model: &'a dyn CausalLm<B>, adapter: Adapter<B::InnerBackend>, config: TrainConfig) -> Result<Self> {
+        config.learning_rate.validate()?;
+        let positive = [("batch_size", config.batch_size), ("gradient_accumulation", config.gradient_accumulation)];
+        if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
+            return Err(Error::OutOfBounds { name, value: "0".into(), bounds: "at least 1".into() });
+        }
+        if let Some(norm) = config.max_grad_norm.filter(|norm| norm.is_nan() || *norm <= 0.0) {
+            let bounds = "above 0".into();
+            return Err(Error::OutOfBounds { name: "max_grad_norm", value: norm.to_string(), bounds });
+        }
+        let valid_model = model.valid();
+        adapter.attach(&*valid_model)?;
+        let optimizer = AdamW::new(config.adamw);
+        Ok(Self { model, valid_model, adapter, optimizer, config, step: 0 })
+    }
+
+    /// The adapter as it stands.
+    pub fn adapter(&self) -> &Adapter<B::InnerBackend> {
+        &self.adapter
+    }
+
+    /// Steps that a run on this many examples takes.
+    pub fn total_steps(&self, examples: usize) -> usize {
+        match self.config.duration {
+            Duration::Steps(steps) => steps,
+            Duration::Epochs(epochs) => (epochs * examples).div_ceil(self.examples_per_step()),
+        }
+    }
+
+    fn examples_per_step(&self) -> usize {
+        self.config.batch_size * self.config.gradient_accumulation
+    }
+
+    /// Trains to the end of the duration, or until `report` breaks. Either way the adapter stands as after the last whole step.
+    ///
+    /// # Errors
+    /// If there are fewer examples than a batch, or a loss or a gradient is missing or not finite.
+    pub fn run(
+        &mut self,
+        train: &Dataset,
+        valid: Option<&Dataset>,
+        report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let examples = train.examples();
+        if examples.len() < self.config.batch_size {
+            let problem = format!("{} rows are fewer than a batch of {}", examples.len(), self.config.batch_size);
+            return Err(Error::Data { path: train.path().into(), problem });
+        }
+        let total = self.total_steps(examples.len());
+        let mut order = Order::new(examples.len(), self.config.seed);
+        let mut left = match self.config.duration {
+            Duration::Steps(_) => usize::MAX,
+            Duration::Epochs(epochs) => epochs * examples.len(),
+        };
+        if let Some(valid) = valid
+            && self.evaluate(valid, report)?.is_break()
+        {
+            return Ok(());
+        }
+        for step in 1..=total {
+            let chosen = order.take(self.examples_per_step().min(left));
+            left = left.saturating_sub(chosen.len());
+            let batch: Vec<&Example> = chosen.iter().map(|&index| &examples[index]).collect();
+            let taken = self.step(&batch, self.config.learning_rate.at(step - 1, total))?;
+            let mut flow = report(Event::Step(taken));
+            let due = self.config.eval_every.is_some_and(|every| step % every.max(1) == 0);
+            if let Some(valid) = valid
+                && (due || step == total || flow.is_break())
+            {
+                flow = match self.evaluate(valid, report)? {
+                    ControlFlow::Break(()) => ControlFlow::Break(()),
+                    ControlFlow::Continue(()) => flow,
+                };
+            }
+            if flow.is_break() {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    fn evaluate(
+        &self,
+        valid: &Dataset,
+        report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
+        let model = self.adapter.attach(&*self.valid_model)?;
+        Ok(report(Event::Evaluated { step: self.step, valid_loss: mean_loss(&*model, valid)? }))
+    }
+
+    /// One optimizer step on these examples, in passes of the configured batch size.
+    ///
+    /// # Errors
+    /// If the loss or a gradient is not finite, or a module receives none; the adapter and the optimizer are then as before.
+    pub fn step(&mut self, examples: &[&Example], rate: f64) -> Result<Step> {
+        let begun = Instant::now();
+        let step = self.step + 1;
+        let batches: Vec<Batch<B>> = examples
+            .chunks(self.config.batch_size)
+            .map(|examples| Batch::new(examples, &self.model.device()))
+            .collect();
+        let weight: f64 = batches.iter().map(Batch::weight).sum();
+        let (mut loss, mut gradients) = (0.0, Gradients::<B>::new());
+        for (pass, batch) in batches.iter().enumerate() {
+            loss += self.pass(batch, weight, step, pass, &mut gradients)?;
+        }
+        if !loss.is_finite() {
+            return Err(Error::NotFinite { what: "the loss", place: Some(format!("step {step}")) });
+        }
+        let grad_norm = norm::<B>(&gradients)?;
+        let clip = self.config.max_grad_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0));
+        self.optimizer.begin_step();
+        let updated = gradients.into_iter().map(|(path, [d_a, d_b])| {
+            let module = &self.adapter.modules()[&path];
+            let scaled = |gradient: Tensor<B::InnerBackend, 2>| if clip < 1.0 { gradient * clip } else { gradient };
+            let a = self.optimizer.update(&format!("{path}.lora_A"), module.a.clone(), scaled(d_a), rate);
+            let b = self.optimizer.update(&format!("{path}.lora_B"), module.b.clone(), scaled(d_b), rate);
+            (path, a, b)
+        });
+        let updated: Vec<_> = updated.collect();
+        self.adapter = self.adapter.with_matrices(updated);
+        self.step = step;
+        // The clock stops when the device has: what was read above was the gradient, not yet the update.
+        if let Err(problem) = B::sync(&self.model.device()) {
+            return Err(Error::Device(problem.to_string()));
+        }
+        let tokens = batches.iter().map(Batch::tokens).sum();
+        Ok(Step { step, loss, learning_rate: rate, grad_norm, tokens, seconds: begun.elapsed().as_secs_f64() })
+    }
+
+    /// Forward and backward of one batch; its gradients are added to `gradients`, its share of the loss is given back.
+    fn pass(
+        &self,
+        batch: &Batch<B>,
+        weight: f64,
+        step: usize,
+        pass: usize,
+        gradients: &mut Gradients<B>,
+    ) -> Result<f64> {
+        let mut parameters = BTreeMap::new();
+        let mut model = self.model.boxed();
+        model.each_linear(&mut |path, linear| {
+            linear.lora = self.adapter.modules().get(path).map(|module| {
+                let a = Tensor::<B, 2>::from_inner(module.a.clone()).require_grad();
+                let b = Tensor::<B, 2>::from_inner(module.b.clone()).require_grad();
+                parameters.insert(path.to_owned(), [a.clone(), b.clone()]);
+                let numbers = [self.config.seed, step as u64, pass as u64].map(u64::to_le_bytes).concat();
+                let dropout = (self.adapter.dropout() > 0.0).then(|| Dropout {
+                    probability: self.adapter.dropout() as f32,
+                    key: key(&[&numbers, path.as_bytes()]),
+                });
+                Lora { a, b, scale: module.scale, dropout }
+            });
+        });
+        let loss = batch.loss(&*model) / weight;
+        let mut taken = loss.backward();
+        let loss = loss.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
+        for (path, [a, b]) in parameters {
+            let [Some(d_a), Some(d_b)] = [a.grad_remove(&mut taken), b.grad_remove(&mut taken)] else {
+                return Err(Error::NoGradient { module: path, reason: "the graph does not reach it".into() });
+            };
+            let sum = match gradients.remove(&path) {
+                Some([sum_a, sum_b]) => [sum_a + d_a, sum_b + d_b],
+                None => [d_a, d_b],
+            };
+            gradients.insert(path, sum);
+        }
+        Ok(loss)
+    }
+}
+
+/// Norm of all gradients together; an error names the module whose gradient is not finite or zero.
+fn norm<B: TrainBackend>(gradients: &Gradients<B>) -> Result<f64> {
+    // One read for all: on a GPU each costs a round trip.
+    let squares = gradients.values().flatten().map(|gradient| (gradient.clone() * gradient.clone()).sum());
+    let squares: Vec<f64> = Tensor::cat(squares.collect(), 0).into_data().iter::<f64>().collect();
+    for (path, squares) in gradients.keys().zip(squares.chunks(2)) {
+        if !squares.iter().all(|square| square.is_finite()) {
+            return Err(Error::NotFinite { what: "the gradient", place: Some(path.clone()) });
+        }
+        if squares.iter().all(|square| *square == 0.0) {
+            return Err(Error::NoGradient { module: path.clone(), reason: "those of A and B are both zero".into() });
+        }
+    }
+    Ok(squares.iter().sum::<f64>().sqrt())
+}

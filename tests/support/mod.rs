@@ -1,0 +1,119 @@
+//! What the contract tests share: every built backend, every golden model, and how near is near enough.
+#![allow(dead_code)] // Each test binary uses a part.
+
+use std::path::{Path, PathBuf};
+
+use burn::tensor::Tensor;
+use firebrick::KernelBackend;
+use firebrick::core::checkpoint::{Checkpoint, DTypePolicy};
+use firebrick::core::model::CausalLm;
+use firebrick::core::sequence::Sequences;
+use firebrick::models::load_causal_lm;
+use safetensors::SafeTensors;
+
+/// The golden decoders, a model folder each.
+pub const DECODERS: [&str; 3] = ["qwen2-tiny", "qwen2-tiny-untied", "qwen3-tiny"];
+
+/// A test over every backend this build has.
+#[macro_export]
+macro_rules! contract {
+    ($(#[$attribute:meta])* fn $name:ident<$B:ident>($device:ident) $body:block) => {
+        #[test]
+        $(#[$attribute])*
+        fn $name() {
+            struct Contract;
+            impl firebrick::Job for Contract {
+                type Output = ();
+                fn run<$B: firebrick::TrainBackend>(self, $device: $B::Device) $body
+            }
+            let built = firebrick::built();
+            assert!(!built.is_empty(), "no backend is built in");
+            for backend in built {
+                println!("{} on {backend}", stringify!($name));
+                firebrick::dispatch(backend, Contract).unwrap();
+            }
+        }
+    };
+}
+
+/// The backend underneath autodiff.
+pub type Inner<B> = <B as burn::tensor::backend::AutodiffBackend>::InnerBackend;
+
+/// A folder of the repository.
+pub fn repository(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join(path)
+}
+
+/// A golden model: its folder and the tensors computed by transformers and PEFT.
+pub struct Golden {
+    pub folder: PathBuf,
+    bytes: Vec<u8>,
+    pub facts: serde_json::Value,
+}
+
+impl Golden {
+    pub fn open(name: &str) -> Self {
+        let folder = repository("tests/goldens").join(name);
+        let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
+        let facts = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+        Self { folder, bytes, facts }
+    }
+
+    pub fn load<B: KernelBackend>(&self, device: &B::Device) -> Box<dyn CausalLm<B>> {
+        load::<B>(&self.folder, device)
+    }
+
+    /// A tensor's numbers and shape.
+    pub fn floats(&self, name: &str) -> (Vec<f32>, Vec<usize>) {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = tensors.tensor(name).unwrap();
+        assert_eq!(view.dtype(), safetensors::Dtype::F32);
+        let number = |bytes: &[u8]| f32::from_le_bytes(bytes.try_into().unwrap());
+        (view.data().chunks_exact(4).map(number).collect(), view.shape().to_vec())
+    }
+
+    /// A tensor of token ids, labels or a mask, by row.
+    pub fn integers(&self, name: &str) -> Vec<Vec<i64>> {
+        let tensors = SafeTensors::deserialize(&self.bytes).unwrap();
+        let view = tensors.tensor(name).unwrap();
+        assert_eq!(view.dtype(), safetensors::Dtype::I64);
+        let values: Vec<i64> =
+            view.data().chunks_exact(8).map(|bytes| i64::from_le_bytes(bytes.try_into().unwrap())).collect();
+        values.chunks(view.shape()[1]).map(<[i64]>::to_vec).collect()
+    }
+
+    /// A tensor of token ids or a mask, by row.
+    pub fn rows(&self, name: &str) -> Vec<Vec<u32>> {
+        self.integers(name).iter().map(|row| row.iter().map(|&id| id as u32).collect()).collect()
+    }
+}
+
+/// Loads a decoder as it is stored.
+pub fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Box<dyn CausalLm<B>> {
+    load_causal_lm::<B>(&Checkpoint::open(folder).unwrap(), DTypePolicy::AsStored, device).unwrap()
+}
+
+/// Logits of every position of whole sequences, laid end to end.
+pub fn logits<B: KernelBackend>(model: &dyn CausalLm<B>, sequences: &[Vec<u32>]) -> Vec<f32> {
+    let tokens = Sequences::whole(sequences, &model.device());
+    floats(model.head(model.hidden(&tokens, None)))
+}
+
+pub fn floats<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
+    tensor.into_data().iter::<f32>().collect()
+}
+
+/// Every pair is within `absolute + relative · |expected|`.
+#[track_caller]
+pub fn assert_near(actual: &[f32], expected: &[f32], absolute: f32, relative: f32, what: &str) {
+    assert_eq!(actual.len(), expected.len(), "{what}: lengths");
+    for (index, (&a, &e)) in actual.iter().zip(expected).enumerate() {
+        assert!((a - e).abs() <= absolute + relative * e.abs(), "{what}: element {index} is {a}, expected {e}");
+    }
+}
+
+/// The tolerance of `tests/goldens/index.json` for logits and hidden states.
+#[track_caller]
+pub fn assert_golden(actual: &[f32], expected: &[f32], what: &str) {
+    assert_near(actual, expected, 2e-4, 1e-4, what);
+}
