@@ -2,11 +2,11 @@
 
 mod support;
 
+use firebrick::KernelBackend;
 use firebrick::core::decode::{Decode, DecodeOptions};
 use firebrick::core::lora::Adapter;
 use firebrick::core::model::CausalLm;
 use firebrick::core::sequence::{Segments, Sequences};
-use firebrick::KernelBackend;
 use support::{DECODERS, Golden, Inner, assert_golden, assert_near, floats, logits};
 
 const ADAPTERS: [&str; 2] = ["lora_qv", "lora_all_rslora"];

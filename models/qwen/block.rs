@@ -58,7 +58,8 @@ impl<B: KernelBackend> Block<B> {
             let weight = loader.tensor(&at(&format!("{name}.weight")), [out, inputs]);
             Linear::new(weight, bias.then(|| loader.precise(&at(&format!("{name}.bias")), [out])))
         };
-        let (queries, keys) = (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
+        let (queries, keys) =
+            (config.num_attention_heads * config.head_dim, config.num_key_value_heads * config.head_dim);
         let (bias, mlp) = (config.qkv_bias, config.intermediate_size);
         Self {
             input_layernorm: norm(loader, "input_layernorm.weight", hidden),

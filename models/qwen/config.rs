@@ -108,7 +108,11 @@ impl QwenConfig {
             mlp_bias: keys.flag("mlp_bias", false)?,
             qk_norm: is_qwen3,
             rotary: rotary(&keys, head_dim, max_position_embeddings)?,
-            windows: if is_qwen2 || is_qwen3 { windows(&keys, num_hidden_layers)? } else { vec![None; num_hidden_layers] },
+            windows: if is_qwen2 || is_qwen3 {
+                windows(&keys, num_hidden_layers)?
+            } else {
+                vec![None; num_hidden_layers]
+            },
         })
     }
 }
@@ -131,7 +135,9 @@ fn windows(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
     let of = |kind: &Value| match kind.as_str() {
         Some("full_attention") => Ok(None),
         Some("sliding_attention") if window.is_some() => Ok(window),
-        Some("sliding_attention") => Err(keys.bad("layer_types", "asks for sliding attention, but no window is switched on")),
+        Some("sliding_attention") => {
+            Err(keys.bad("layer_types", "asks for sliding attention, but no window is switched on"))
+        }
         _ => Err(keys.unsupported("layer_types", kind, "full_attention and sliding_attention are")),
     };
     types.iter().map(of).collect()
@@ -139,7 +145,8 @@ fn windows(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
 
 fn rotary(keys: &Keys, dim: usize, positions: usize) -> Result<RotaryConfig> {
     // transformers 5 keeps everything in `rope_parameters`; before, the base stood alone and the rest in `rope_scaling`.
-    let nested = ["rope_parameters", "rope_scaling"].into_iter().find(|key| keys.config.get(key).is_some_and(|v| !v.is_null()));
+    let nested =
+        ["rope_parameters", "rope_scaling"].into_iter().find(|key| keys.config.get(key).is_some_and(|v| !v.is_null()));
     let Some(name) = nested else {
         return Ok(RotaryConfig { dim, theta: keys.number("rope_theta", Some(10_000.0), 1.0..=1e12)?, scaling: None });
     };
@@ -182,7 +189,9 @@ fn rotary(keys: &Keys, dim: usize, positions: usize) -> Result<RotaryConfig> {
                 truncate: inner.flag("truncate", true)?,
             })
         }
-        None if kind.is_none() && !inner.config.as_object().is_some_and(|map| map.values().any(Value::is_object)) => None,
+        None if kind.is_none() && !inner.config.as_object().is_some_and(|map| map.values().any(Value::is_object)) => {
+            None
+        }
         _ => {
             let value = kind.unwrap_or(inner.config);
             return Err(keys.unsupported(name, value, "default, linear, llama3 and yarn are"));

@@ -115,7 +115,12 @@ impl<'m, B: KernelBackend> Decode<'m, B> {
         if let Some(&id) = prompt.iter().find(|&&id| id as usize >= facts.vocabulary) {
             return Err(Error::UnknownToken { id, vocabulary: facts.vocabulary });
         }
-        assert!(cache.len(0) <= prompt.len(), "the cache holds {} tokens, the prompt has {}", cache.len(0), prompt.len());
+        assert!(
+            cache.len(0) <= prompt.len(),
+            "the cache holds {} tokens, the prompt has {}",
+            cache.len(0),
+            prompt.len()
+        );
         // The last prompt token must pass the model to give the first logits.
         cache.truncate(0, prompt.len() - 1);
         let sampler = Sampler::new(&options.sampling)?;

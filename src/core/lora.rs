@@ -56,11 +56,9 @@ impl LoraConfig {
     }
 
     fn validate(&self) -> Result<()> {
-        let out_of_bounds = |name, value: f64, bounds: &str| Err(Error::OutOfBounds {
-            name,
-            value: value.to_string(),
-            bounds: bounds.into(),
-        });
+        let out_of_bounds = |name, value: f64, bounds: &str| {
+            Err(Error::OutOfBounds { name, value: value.to_string(), bounds: bounds.into() })
+        };
         if self.rank == 0 || self.rank > 65_536 {
             return out_of_bounds("rank", self.rank as f64, "1 to 65,536");
         }
@@ -225,7 +223,10 @@ impl<B: KernelBackend> Adapter<B> {
 
     /// Numbers in all matrices.
     pub fn parameters(&self) -> usize {
-        self.modules.values().map(|module| module.a.dims().iter().product::<usize>() + module.b.dims().iter().product::<usize>()).sum()
+        self.modules
+            .values()
+            .map(|module| module.a.dims().iter().product::<usize>() + module.b.dims().iter().product::<usize>())
+            .sum()
     }
 
     /// Fingerprint of the base it was made for.
@@ -248,7 +249,8 @@ impl<B: KernelBackend> Adapter<B> {
             match shapes.get(path) {
                 None => problems.push(format!("{path} is not a linear of the model")),
                 Some([out, inputs]) if [a[1], b[0]] != [*inputs, *out] => {
-                    problems.push(format!("{path} is [{out}, {inputs}] in the model, [{}, {}] in the adapter", b[0], a[1]));
+                    problems
+                        .push(format!("{path} is [{out}, {inputs}] in the model, [{}, {}] in the adapter", b[0], a[1]));
                 }
                 Some(_) => {}
             }

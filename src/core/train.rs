@@ -1,8 +1,9 @@
 //! Training: from rows of text to an adapter. Each step of the way has a file of its own under `train/`.
+
 pub mod adamw;
-// mod batch;
+mod batch;
 pub mod chart;
-// pub mod data;
-// pub mod evaluate;
-// pub mod run;
+pub mod data;
+pub mod evaluate;
+pub mod run;
 pub mod schedule;

@@ -118,7 +118,9 @@ fn policies_decide_the_dtype_of_matrices_and_norms_are_f32() {
         for name in ["norm.weight", "layers.0.proj.bias"] {
             assert_eq!(loader.precise(name, [3]).dtype(), DType::F32);
         }
-        assert!(loader.optional("q_norm.weight", [3]).is_none() && loader.optional_precise("k_norm.weight", [3]).is_none());
+        assert!(
+            loader.optional("q_norm.weight", [3]).is_none() && loader.optional_precise("k_norm.weight", [3]).is_none()
+        );
         assert!(loader.optional("layers.0.proj.weight", [3, 3]).is_some());
         loader.finish().unwrap();
         assert!(loader.warnings().is_empty());

@@ -110,7 +110,10 @@ pub(super) fn save<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Res
     let mut by_layer: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
     for path in adapter.modules.keys() {
         let (layer, name) = in_layer(path);
-        by_layer.entry(layer.ok_or_else(|| broken("a module outside the layers is adapted"))?).or_default().insert(name);
+        by_layer
+            .entry(layer.ok_or_else(|| broken("a module outside the layers is adapted"))?)
+            .or_default()
+            .insert(name);
     }
     let names = by_layer.values().next().cloned().unwrap_or_default();
     if by_layer.values().any(|other| *other != names) {

@@ -150,15 +150,17 @@ impl Facts {
         refuse_unsupported(config)?;
         let number = |key: &str, default: f64| match config.get(key) {
             None | Some(Value::Null) => Ok(default),
-            Some(value) => {
-                value.as_f64().filter(|number| *number >= 0.0).ok_or_else(|| format!("`{key}` = {value} is not a number"))
-            }
+            Some(value) => value
+                .as_f64()
+                .filter(|number| *number >= 0.0)
+                .ok_or_else(|| format!("`{key}` = {value} is not a number")),
         };
         let rank = number("r", 8.0)?;
         if rank.fract() != 0.0 || !(1.0..=65_536.0).contains(&rank) {
             return Err(format!("`r` = {rank} is not a whole number from 1 to 65,536"));
         }
-        let names = |list: &[Value]| list.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
+        let names =
+            |list: &[Value]| list.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
         let targets = match config.get("target_modules") {
             Some(Value::String(text)) if text == "all-linear" => Targets::AllLinear,
             Some(Value::String(pattern)) => Targets::Regex(pattern.clone()),
@@ -181,7 +183,8 @@ impl Facts {
 
     /// Rank and alpha of a module: the first pattern that matches the end of its path, or the default.
     fn rank_and_alpha(&self, module: &str) -> std::result::Result<(usize, f64), String> {
-        let find = |patterns: &[(Regex, f64)]| patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, v)| *v);
+        let find =
+            |patterns: &[(Regex, f64)]| patterns.iter().find(|(regex, _)| regex.is_match(module)).map(|(_, v)| *v);
         let rank = find(&self.rank_pattern).unwrap_or(self.rank as f64);
         if rank.fract() != 0.0 || rank < 1.0 {
             return Err(format!("`rank_pattern` gives {module} the rank {rank}"));
@@ -193,13 +196,20 @@ impl Facts {
 fn refuse_unsupported(config: &Map<String, Value>) -> std::result::Result<(), String> {
     match config.get("peft_type").and_then(Value::as_str) {
         Some("LORA") => {}
-        _ => return Err(format!("`peft_type` = {} is not supported; LORA is", config.get("peft_type").unwrap_or(&Value::Null))),
+        _ => {
+            return Err(format!(
+                "`peft_type` = {} is not supported; LORA is",
+                config.get("peft_type").unwrap_or(&Value::Null)
+            ));
+        }
     }
     // PiSSA, OLoRA and their kin change the base as well, which a saved adapter does not show.
     match config.get("init_lora_weights") {
         None | Some(Value::Null | Value::Bool(_)) => {}
         Some(Value::String(kind)) if ["gaussian", "eva", "orthogonal"].contains(&kind.as_str()) => {}
-        Some(value) => return Err(format!("`init_lora_weights` = {value} changes the base model and is not supported")),
+        Some(value) => {
+            return Err(format!("`init_lora_weights` = {value} changes the base model and is not supported"));
+        }
     }
     for (key, value) in config {
         let neutral = match value {
@@ -224,7 +234,8 @@ fn patterns(config: &Map<String, Value>, key: &str) -> std::result::Result<Vec<(
     };
     let entry = |(pattern, value): (&String, &Value)| {
         // As PEFT's `get_pattern_key`: the pattern, alone or behind a dot, up to the end of the path.
-        let regex = Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|problem| format!("`{key}`: {problem}"))?;
+        let regex =
+            Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|problem| format!("`{key}`: {problem}"))?;
         let value = value.as_f64().filter(|value| *value > 0.0);
         Ok((regex, value.ok_or_else(|| format!("`{key}`: the value of `{pattern}` is not a positive number"))?))
     };

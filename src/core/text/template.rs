@@ -90,9 +90,12 @@ impl ChatTemplate {
         environment.set_recursion_limit(RECURSION);
         environment.set_unknown_method_callback(minijinja_contrib::pycompat::unknown_method_callback);
         environment.add_filter("tojson", to_json);
-        environment.add_function("raise_exception", |message: String| -> std::result::Result<String, minijinja::Error> {
-            Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
-        });
+        environment.add_function(
+            "raise_exception",
+            |message: String| -> std::result::Result<String, minijinja::Error> {
+                Err(minijinja::Error::new(ErrorKind::InvalidOperation, message))
+            },
+        );
         environment.add_function("strftime_now", strftime_now);
         let source = without_generation_tags(source);
         environment.add_template_owned(NAME, source).map_err(template_error)?;
@@ -108,7 +111,8 @@ impl ChatTemplate {
         variables.insert("messages".into(), json!(messages));
         variables.insert("add_generation_prompt".into(), json!(options.add_generation_prompt));
         variables.insert("tools".into(), json!(options.tools));
-        let special = [("bos_token", &self.special.bos), ("eos_token", &self.special.eos), ("pad_token", &self.special.pad)];
+        let special =
+            [("bos_token", &self.special.bos), ("eos_token", &self.special.eos), ("pad_token", &self.special.pad)];
         for (name, token) in special {
             if let Some(token) = token {
                 variables.insert(name.into(), json!(token));
@@ -117,7 +121,7 @@ impl ChatTemplate {
         variables.extend(options.extra.clone());
         let template = self.environment.get_template(NAME).map_err(template_error)?;
         let mut output = Bounded(Vec::new());
-        template.render_to_write(JinjaValue::from_serialize(&variables), &mut output).map_err(template_error)?;
+        template.render_captured_to(JinjaValue::from_serialize(&variables), &mut output).map_err(template_error)?;
         String::from_utf8(output.0).map_err(|problem| Error::Template(problem.to_string()))
     }
 }
@@ -218,7 +222,17 @@ fn strftime_now(format: String) -> std::result::Result<String, minijinja::Error>
     let (days, of_day) = ((seconds / 86_400) as i64, seconds % 86_400);
     let (year, month, day) = civil_date(days);
     const MONTHS: [&str; 12] = [
-        "January", "February", "March", "April", "May", "June", "July", "August", "September", "October", "November",
+        "January",
+        "February",
+        "March",
+        "April",
+        "May",
+        "June",
+        "July",
+        "August",
+        "September",
+        "October",
+        "November",
         "December",
     ];
     const DAYS: [&str; 7] = ["Thursday", "Friday", "Saturday", "Sunday", "Monday", "Tuesday", "Wednesday"];
@@ -296,7 +310,8 @@ mod tests {
 
     #[test]
     fn json_is_that_of_python() {
-        let text = render("{{ {'b': [1, 2.5, true, none], 'a': '<ü\"'} | tojson }}|{{ [{'k': []}] | tojson(indent=2) }}");
+        let text =
+            render("{{ {'b': [1, 2.5, true, none], 'a': '<ü\"'} | tojson }}|{{ [{'k': []}] | tojson(indent=2) }}");
         assert_eq!(text.unwrap(), "{\"b\": [1, 2.5, true, null], \"a\": \"<ü\\\"\"}|[\n  {\n    \"k\": []\n  }\n]");
     }
 

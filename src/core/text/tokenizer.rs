@@ -6,8 +6,8 @@ use std::sync::Arc;
 
 use serde_json::Value;
 
-use super::template::{ChatTemplate, Message, SpecialTokens, TemplateOptions};
 use super::Detokenizer;
+use super::template::{ChatTemplate, Message, SpecialTokens, TemplateOptions};
 use crate::error::{Error, Result};
 
 const MAX_TOKENIZER_BYTES: u64 = 64 << 20;
@@ -177,7 +177,10 @@ mod tests {
             let options = TemplateOptions { add_generation_prompt: true, ..Default::default() };
             let ids: Vec<u32> = serde_json::from_value(case["ids"].clone()).unwrap();
             assert_eq!(tokenizer.chat(&messages, &options).unwrap(), ids);
-            assert_eq!(tokenizer.template().unwrap().render(&messages, &options).unwrap(), case["text"].as_str().unwrap());
+            assert_eq!(
+                tokenizer.template().unwrap().render(&messages, &options).unwrap(),
+                case["text"].as_str().unwrap()
+            );
         }
     }
 
@@ -186,7 +189,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let missing = Tokenizer::from_folder(folder.path()).err().unwrap();
         assert!(missing.to_string().contains("tokenizer.json"), "{missing}");
-        for content in ["", "{", "{}", "[1]", "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": -1}, \"merges\": []}}"] {
+        for content in
+            ["", "{", "{}", "[1]", "{\"model\": {\"type\": \"BPE\", \"vocab\": {\"a\": -1}, \"merges\": []}}"]
+        {
             std::fs::write(folder.path().join("tokenizer.json"), content).unwrap();
             let error = Tokenizer::from_folder(folder.path()).err().unwrap();
             assert!(error.to_string().contains("not a tokenizer"), "{error}");

@@ -198,11 +198,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         Ok(())
     }
 
-    fn evaluate(
-        &self,
-        valid: &Dataset,
-        report: &mut dyn FnMut(Event) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>> {
+    fn evaluate(&self, valid: &Dataset, report: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
         let model = self.adapter.attach(&*self.valid_model)?;
         Ok(report(Event::Evaluated { step: self.step, valid_loss: mean_loss(&*model, valid)? }))
     }
