@@ -1,4 +1,5 @@
 #![doc = "placeholder"]
+pub use firebrick_backend as backend;
 pub use firebrick_backend::select::{BackendName, Job, SelectError, built, dispatch};
 pub use firebrick_backend::{KernelBackend, TrainBackend};
 pub use firebrick_core as core;
