@@ -7,6 +7,7 @@
 
 pub mod map;
 pub mod ops;
+pub mod process;
 pub mod select;
 mod targets;
 

@@ -17,6 +17,7 @@ mod write;
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::TensorData;
 use burn::tensor::backend::Backend;
@@ -36,6 +37,8 @@ pub struct Checkpoint {
     files: Vec<TensorFile>,
     /// Tensor name → position in `files`.
     places: BTreeMap<String, usize>,
+    /// Names of tensors that were loaded and hold values that are not finite.
+    non_finite: Mutex<Vec<String>>,
 }
 
 impl Checkpoint {
@@ -79,7 +82,7 @@ impl Checkpoint {
                 index
             }
         };
-        Ok(Self { folder: folder.into(), config, files, places })
+        Ok(Self { folder: folder.into(), config, files, places, non_finite: Mutex::default() })
     }
 
     /// The folder given to [`Checkpoint::open`].
@@ -98,6 +101,12 @@ impl Checkpoint {
     /// As for shards: [`Error::Malformed`] when `name` is not a plain file name or a link leads out of the folder.
     pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
         folder::resolve(&self.folder, name)
+    }
+
+    /// Tensors that a loader finished with and that hold infinite values or NaN, by name.
+    pub fn warnings(&self) -> Vec<String> {
+        // A poisoned lock still holds the names.
+        self.non_finite.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// The names of all tensors, sorted.

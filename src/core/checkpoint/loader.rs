@@ -2,6 +2,7 @@
 //! model asks for is written in `models/`.
 
 use std::collections::BTreeSet;
+use std::sync::PoisonError;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
@@ -120,6 +121,10 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
         let surplus: Vec<String> =
             self.checkpoint.names().filter(|name| self.is_surplus(name)).map(Into::into).collect();
         if self.missing.is_empty() && surplus.is_empty() && self.misshapen.is_empty() {
+            let mut noted = self.checkpoint.non_finite.lock().unwrap_or_else(PoisonError::into_inner);
+            noted.extend(self.warnings.iter().cloned());
+            noted.sort();
+            noted.dedup();
             return Ok(());
         }
         Err(Error::TensorMismatch {

@@ -68,6 +68,14 @@ impl Default for TrainConfig {
     }
 }
 
+impl TrainConfig {
+    /// With this peak learning rate.
+    pub fn learning_rate(mut self, peak: f64) -> Self {
+        self.learning_rate.peak = peak;
+        self
+    }
+}
+
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Step {

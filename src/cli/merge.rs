@@ -1,0 +1,165 @@
+//! `firebrick merge`: an adapter folded into its base, tensor by tensor, as a checkpoint that any program loads.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use burn::tensor::{Tensor, TensorData, TensorPrimitive};
+use clap::Args;
+use firebrick::core::checkpoint::{TensorSpecification, write_atomic, write_safetensors};
+use firebrick::core::lora::Module;
+use firebrick::prelude::*;
+use firebrick::Error;
+use serde_json::json;
+
+use super::options::Everywhere;
+use super::output;
+
+/// Fold an adapter into its base and write a plain checkpoint.
+#[derive(Args, Clone, Debug)]
+pub struct Merge {
+    /// Model folder in Hugging Face layout
+    #[arg(long, value_name = "FOLDER")]
+    model: PathBuf,
+    /// Adapter folder of PEFT or mlx-lm
+    #[arg(long, value_name = "FOLDER")]
+    adapter: PathBuf,
+    /// Folder to write; it must not exist, or be empty
+    #[arg(long, value_name = "FOLDER")]
+    output: PathBuf,
+}
+
+impl Merge {
+    pub fn run(self, everywhere: Everywhere) -> Result<ExitCode> {
+        everywhere.clone().dispatch(Work { verb: self, everywhere })
+    }
+}
+
+struct Work {
+    verb: Merge,
+    everywhere: Everywhere,
+}
+
+impl Job for Work {
+    type Output = Result<ExitCode>;
+
+    fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
+        let Self { verb, everywhere } = self;
+        let checkpoint = Checkpoint::open(&verb.model)?;
+        let adapter = Adapter::<B::InnerBackend>::load(&verb.adapter, &device)?;
+        let targets = targets(&checkpoint, &adapter, &verb.adapter)?;
+        if verb.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+            bail!("{}: is not empty; merge writes a new folder", verb.output.display());
+        }
+        // Built beside its place and moved there whole.
+        let building = sibling(&verb.output)?;
+        let written = write(&checkpoint, &targets, &building, everywhere.dtype.burn(), &device).and_then(|()| {
+            let _ = std::fs::remove_dir(&verb.output);
+            std::fs::rename(&building, &verb.output).with_context(|| verb.output.display().to_string())
+        });
+        if written.is_err() {
+            let _ = std::fs::remove_dir_all(&building);
+        }
+        written?;
+        if everywhere.json {
+            output::json_line(&json!({"output": verb.output, "merged_modules": targets.len()}))?;
+        } else {
+            everywhere.note(format_args!("{} modules merged into {}", targets.len(), verb.output.display()));
+        }
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+/// The adapter's modules by the tensor they change, once all of them fit.
+fn targets<B: KernelBackend>(
+    checkpoint: &Checkpoint,
+    adapter: &Adapter<B>,
+    folder: &Path,
+) -> Result<BTreeMap<String, Module<B>>> {
+    let mut problems = Vec::new();
+    if adapter.base().is_some_and(|base| base != checkpoint.fingerprint()) {
+        problems.push("it was made for another base".to_owned());
+    }
+    let mut targets = BTreeMap::new();
+    for (path, module) in adapter.modules() {
+        let name = format!("{path}.weight");
+        let shape = [module.b.dims()[0], module.a.dims()[1]];
+        match checkpoint.info(&name) {
+            None => problems.push(format!("{name} is not in the checkpoint")),
+            Some(info) if info.shape != shape => {
+                problems.push(format!("{path} is {:?} in the checkpoint, {shape:?} in the adapter", info.shape));
+            }
+            Some(_) => {
+                targets.insert(name, module.clone());
+            }
+        }
+    }
+    if problems.is_empty() {
+        return Ok(targets);
+    }
+    Err(Error::AdapterMismatch { adapter: folder.display().to_string(), problems }.into())
+}
+
+fn write<B: KernelBackend>(
+    checkpoint: &Checkpoint,
+    targets: &BTreeMap<String, Module<B>>,
+    folder: &Path,
+    dtype: Option<DType>,
+    device: &B::Device,
+) -> Result<()> {
+    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
+    let specification = |name: &str| {
+        let info = checkpoint.info(name)?;
+        let dtype = dtype.filter(|_| info.dtype.is_float()).unwrap_or(info.dtype);
+        Some(TensorSpecification { name: name.to_owned(), dtype, shape: info.shape })
+    };
+    let tensors: Vec<_> = checkpoint.names().filter_map(specification).collect();
+    let path = folder.join("model.safetensors");
+    write_safetensors(&path, &tensors, firebrick::core::checkpoint::PYTORCH_FORMAT, |tensor| {
+        let mut data = checkpoint.data(&tensor.name)?;
+        if let Some(module) = targets.get(&tensor.name) {
+            data = merged(module, data, device);
+        }
+        Ok(if data.dtype == tensor.dtype { data } else { data.convert_dtype(tensor.dtype) })
+    })?;
+    copy_rest(checkpoint, folder, dtype)
+}
+
+fn merged<B: KernelBackend>(module: &Module<B>, data: TensorData, device: &B::Device) -> TensorData {
+    // From the primitive, which keeps the stored dtype.
+    let weight = Tensor::from_primitive(TensorPrimitive::Float(B::float_from_data(data, device)));
+    module.merged(weight).into_data()
+}
+
+/// Config, tokenizer and templates, as they are; the config says the new dtype.
+fn copy_rest(checkpoint: &Checkpoint, folder: &Path, dtype: Option<DType>) -> Result<()> {
+    let source = checkpoint.folder();
+    for entry in source.read_dir().with_context(|| source.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let wanted = [".json", ".jinja", ".txt", ".model"].iter().any(|end| name.ends_with(end));
+        if wanted && path.is_file() && !name.ends_with(".index.json") {
+            std::fs::copy(&path, folder.join(&name)).with_context(|| path.display().to_string())?;
+        }
+    }
+    let Some(dtype) = dtype else { return Ok(()) };
+    let mut config = checkpoint.config().clone();
+    let name = match dtype {
+        DType::F16 => "float16",
+        DType::BF16 => "bfloat16",
+        _ => "float32",
+    };
+    for key in ["torch_dtype", "dtype"] {
+        if config.get(key).is_some() {
+            config[key] = json!(name);
+        }
+    }
+    Ok(write_atomic(&folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
+}
+
+fn sibling(folder: &Path) -> Result<PathBuf> {
+    let name = folder.file_name().with_context(|| format!("{}: not a folder name", folder.display()))?;
+    let name = format!(".{}.{}", name.to_string_lossy(), std::process::id());
+    Ok(folder.with_file_name(name))
+}

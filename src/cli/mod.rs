@@ -1,0 +1,75 @@
+//! The command line: one file for each verb, a clap struct and its job. What every verb shares is here and in `options.rs`.
+
+mod adapter;
+mod chat;
+mod generate;
+mod logits;
+mod merge;
+mod options;
+pub mod output;
+mod sampling;
+mod score;
+mod signal;
+mod train;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use options::Everywhere;
+
+/// Fine-tune a Qwen with LoRA, then talk to it.
+#[derive(Parser)]
+#[command(name = "firebrick", version, arg_required_else_help = true)]
+pub struct Cli {
+    #[command(flatten)]
+    everywhere: Everywhere,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Subcommand)]
+enum Verb {
+    /// Continue a prompt, or answer it with --chat.
+    Generate(generate::Generate),
+    /// Talk with a model in the terminal.
+    Chat(chat::Chat),
+    /// Write the logits of every position to a safetensors file.
+    Logits(logits::Logits),
+    /// The loss of each row of a jsonl file.
+    Score(score::Score),
+    /// Fine-tune a LoRA adapter on train.jsonl.
+    Train(Box<train::Train>),
+    /// Fold an adapter into its base and write a plain checkpoint.
+    Merge(merge::Merge),
+    /// Show an adapter, or convert it between PEFT and mlx-lm.
+    Adapter(adapter::AdapterCommand),
+}
+
+impl Cli {
+    /// Runs the command and says with which status to exit.
+    pub fn run(self) -> Result<ExitCode> {
+        let Self { everywhere, verb } = self;
+        everywhere.apply()?;
+        match verb {
+            Verb::Generate(verb) => verb.run(everywhere),
+            Verb::Chat(verb) => verb.run(everywhere),
+            Verb::Logits(verb) => verb.run(everywhere),
+            Verb::Score(verb) => verb.run(everywhere),
+            Verb::Train(verb) => verb.run(everywhere),
+            Verb::Merge(verb) => verb.run(everywhere),
+            Verb::Adapter(verb) => verb.run(everywhere),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        super::Cli::command().debug_assert();
+    }
+}

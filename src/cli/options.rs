@@ -1,0 +1,173 @@
+//! Options of every verb, and loading a model as they say.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use firebrick::backend::process::set_threads;
+use firebrick::prelude::*;
+
+/// Options that every verb takes.
+#[derive(Args, Clone, Debug)]
+pub struct Everywhere {
+    /// Backend to run on; `auto` picks the fastest device present
+    #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
+    pub backend: String,
+    /// Dtype of the weights in memory; `auto` keeps the file's
+    #[arg(long, global = true, default_value = "auto")]
+    pub dtype: Dtype,
+    /// Turn warnings about weights and adapters into errors
+    #[arg(long, global = true)]
+    pub strict: bool,
+    /// Threads of the CPU kernels [default: all cores]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    pub threads: Option<u16>,
+    /// Write JSON to stdout, and nothing else
+    #[arg(long, global = true)]
+    pub json: bool,
+    /// Say nothing on stderr but errors
+    #[arg(long, global = true)]
+    pub quiet: bool,
+    /// Say more on stderr
+    #[arg(short, long, global = true)]
+    pub verbose: bool,
+}
+
+/// A dtype of weights.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dtype {
+    Auto,
+    F32,
+    Bf16,
+    F16,
+}
+
+impl Dtype {
+    /// What to ask of the checkpoint.
+    pub fn policy(self) -> DTypePolicy {
+        match self.burn() {
+            None => DTypePolicy::AsStored,
+            Some(dtype) => DTypePolicy::Convert(dtype),
+        }
+    }
+
+    /// The dtype asked for, if one was.
+    pub fn burn(self) -> Option<DType> {
+        match self {
+            Self::Auto => None,
+            Self::F32 => Some(DType::F32),
+            Self::Bf16 => Some(DType::BF16),
+            Self::F16 => Some(DType::F16),
+        }
+    }
+}
+
+impl Everywhere {
+    /// Makes process-wide settings.
+    pub fn apply(&self) -> Result<()> {
+        match self.threads {
+            Some(threads) => set_threads(threads.into()).map_err(anyhow::Error::msg).context("--threads"),
+            None => Ok(()),
+        }
+    }
+
+    /// Runs a job on the backend the user named.
+    pub fn dispatch<T>(&self, job: impl Job<Output = Result<T>>) -> Result<T> {
+        dispatch(BackendName::named(&self.backend)?, job)?
+    }
+
+    /// A line for the user, unless they asked for silence.
+    pub fn note(&self, text: impl std::fmt::Display) {
+        if !self.quiet {
+            eprintln!("{text}");
+        }
+    }
+
+    /// A line for the user who asked for more.
+    pub fn detail(&self, text: impl std::fmt::Display) {
+        if self.verbose {
+            self.note(text);
+        }
+    }
+
+    /// A warning, or with --strict an error.
+    pub fn warn(&self, text: impl std::fmt::Display) -> Result<()> {
+        if self.strict {
+            bail!("{text} (--strict)");
+        }
+        self.note(format_args!("warning: {text}"));
+        Ok(())
+    }
+}
+
+/// Which model, and which adapter on it.
+#[derive(Args, Clone, Debug)]
+pub struct ModelOptions {
+    /// Model folder in Hugging Face layout
+    #[arg(long, value_name = "FOLDER")]
+    pub model: PathBuf,
+    /// Adapter folder of PEFT or mlx-lm
+    #[arg(long, value_name = "FOLDER")]
+    pub adapter: Option<PathBuf>,
+}
+
+impl ModelOptions {
+    /// Loads the model, with its adapter attached.
+    pub fn load<B: KernelBackend>(&self, everywhere: &Everywhere, device: &B::Device) -> Result<LanguageModel<B>> {
+        let model = load_model::<B>(&self.model, everywhere, device)?;
+        match &self.adapter {
+            None => Ok(model),
+            Some(folder) => Ok(model.with_adapter(&load_adapter(&model, folder, everywhere)?)?),
+        }
+    }
+}
+
+/// Loads a model folder, saying what is odd about it.
+pub fn load_model<B: KernelBackend>(
+    folder: &Path,
+    everywhere: &Everywhere,
+    device: &B::Device,
+) -> Result<LanguageModel<B>> {
+    let begun = std::time::Instant::now();
+    let checkpoint = Checkpoint::open(folder)?;
+    let model = LanguageModel::from_checkpoint(&checkpoint, everywhere.dtype.policy(), device)?;
+    let non_finite = checkpoint.warnings();
+    if let Some(first) = non_finite.first() {
+        let more = match non_finite.len() - 1 {
+            0 => String::new(),
+            count => format!(" and {count} more tensors"),
+        };
+        everywhere.warn(format_args!("{}: {first}{more} hold values that are not finite", folder.display()))?;
+    }
+    everywhere.detail(format_args!(
+        "loaded {} ({} MB) in {:.2} s on {}",
+        folder.display(),
+        checkpoint.total_bytes() / 1_000_000,
+        begun.elapsed().as_secs_f64(),
+        B::name(device)
+    ));
+    Ok(model)
+}
+
+/// Loads an adapter for a model, saying when its base is unknown.
+pub fn load_adapter<B: KernelBackend>(
+    model: &LanguageModel<B>,
+    folder: &Path,
+    everywhere: &Everywhere,
+) -> Result<Adapter<B>> {
+    let adapter = model.load_adapter(folder)?;
+    if adapter.base().is_none() {
+        let text = format!("{} does not say which base it was made for; only shapes were checked", folder.display());
+        if everywhere.strict {
+            bail!("{text} (--strict)");
+        }
+        everywhere.detail(format_args!("warning: {text}"));
+    }
+    Ok(adapter)
+}
+
+/// Token ids separated by commas.
+pub fn parse_tokens(text: &str) -> std::result::Result<Vec<u32>, String> {
+    let id = |id: &str| id.trim().parse().map_err(|_| format!("`{id}` is not a token id"));
+    text.split(',').filter(|id| !id.trim().is_empty()).map(id).collect()
+}

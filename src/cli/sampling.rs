@@ -1,0 +1,69 @@
+//! Sampling options: what the command line says goes before what `generation_config.json` says.
+
+use clap::Args;
+use firebrick::prelude::*;
+
+/// How tokens are chosen.
+#[derive(Args, Clone, Debug)]
+pub struct SamplingOptions {
+    /// New tokens at most [default: the model's own, or 128]
+    #[arg(long)]
+    pub max_tokens: Option<usize>,
+    /// Randomness; 0 takes the likeliest token each time
+    #[arg(long, allow_negative_numbers = true)]
+    temperature: Option<f32>,
+    /// Choose among this many of the likeliest tokens
+    #[arg(long)]
+    top_k: Option<usize>,
+    /// Choose among the likeliest tokens that together have this probability
+    #[arg(long, allow_negative_numbers = true)]
+    top_p: Option<f32>,
+    /// Drop tokens less likely than this fraction of the likeliest
+    #[arg(long, allow_negative_numbers = true)]
+    min_p: Option<f32>,
+    /// Divide the logits of tokens seen in prompt and answer by this
+    #[arg(long, allow_negative_numbers = true)]
+    repetition_penalty: Option<f32>,
+    /// Subtract this from the logits of tokens seen in the answer
+    #[arg(long, allow_negative_numbers = true)]
+    presence_penalty: Option<f32>,
+    /// Subtract this for each time a token was seen in the answer
+    #[arg(long, allow_negative_numbers = true)]
+    frequency_penalty: Option<f32>,
+    /// Seed of the random choice
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Text that ends the answer; may be given more than once
+    #[arg(long, value_name = "TEXT")]
+    stop: Vec<String>,
+}
+
+impl SamplingOptions {
+    /// The model's defaults with this command line's changes.
+    pub fn over<B: KernelBackend>(&self, model: &LanguageModel<B>) -> GenerateOptions {
+        let mut sampling = model.generation_config().sampling();
+        if let Some(temperature) = self.temperature {
+            sampling.temperature = temperature;
+        }
+        if let Some(top_k) = self.top_k {
+            // 0 switches the filter off, as it does in generation_config.json.
+            sampling.top_k = (top_k > 0).then_some(top_k);
+        }
+        sampling.top_p = self.top_p.or(sampling.top_p);
+        sampling.min_p = self.min_p.or(sampling.min_p);
+        sampling.repetition_penalty = self.repetition_penalty.or(sampling.repetition_penalty);
+        sampling.presence_penalty = self.presence_penalty.or(sampling.presence_penalty);
+        sampling.frequency_penalty = self.frequency_penalty.or(sampling.frequency_penalty);
+        // Without a seed each run differs, as a user expects of sampling.
+        sampling.seed = self.seed.unwrap_or_else(|| {
+            let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH);
+            now.map_or(0, |now| now.as_nanos() as u64)
+        });
+        GenerateOptions {
+            sampling: Some(sampling),
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            ..GenerateOptions::default()
+        }
+    }
+}

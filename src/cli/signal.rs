@@ -1,0 +1,43 @@
+//! SIGINT and SIGTERM: the first asks the work to stop after what it is doing, the second leaves at once.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use anyhow::Result;
+use signal_hook::consts::{SIGINT, SIGTERM};
+use signal_hook::flag;
+
+/// Listens for signals from its creation on.
+#[derive(Clone)]
+pub struct Signals {
+    received: Arc<AtomicUsize>,
+}
+
+impl Signals {
+    /// Takes over SIGINT and SIGTERM.
+    pub fn listen() -> Result<Self> {
+        let received = Arc::new(AtomicUsize::new(0));
+        let armed = Arc::new(AtomicBool::new(false));
+        for signal in [SIGINT, SIGTERM] {
+            // In this order: a first signal finds the shutdown unarmed and arms it.
+            flag::register_conditional_shutdown(signal, 128 + signal, armed.clone())?;
+            flag::register(signal, armed.clone())?;
+            flag::register_usize(signal, received.clone(), signal as usize)?;
+        }
+        Ok(Self { received })
+    }
+
+    /// Whether to stop.
+    pub fn stop(&self) -> bool {
+        self.received.load(Ordering::Relaxed) != 0
+    }
+
+    /// The status to exit with: 130 after SIGINT, 143 after SIGTERM, 0 after neither.
+    pub fn exit_code(&self) -> ExitCode {
+        match self.received.load(Ordering::Relaxed) {
+            0 => ExitCode::SUCCESS,
+            signal => ExitCode::from(128 + signal as u8),
+        }
+    }
+}

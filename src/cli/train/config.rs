@@ -1,0 +1,194 @@
+//! The options of training: on the command line, in a TOML file under the same names, and their defaults.
+
+use std::path::Path;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use firebrick::core::train::adamw::AdamWConfig;
+use firebrick::core::train::data::{BadRows, OverLong};
+use firebrick::core::train::schedule::{LearningRate, Schedule};
+use firebrick::prelude::*;
+use serde::Deserialize;
+
+/// Every option is absent until somebody says it, so that the command line can go before the file and the file before the defaults.
+#[derive(Args, Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TrainOptions {
+    /// Rank of the update [default: 8]
+    #[arg(long)]
+    rank: Option<usize>,
+    /// Numerator of the scale alpha / rank [default: 16]
+    #[arg(long)]
+    alpha: Option<f64>,
+    /// Probability of dropping an input of the update [default: 0]
+    #[arg(long)]
+    dropout: Option<f64>,
+    /// Linears to adapt: names separated by commas, a regular expression, or all-linear [default: q_proj,v_proj]
+    #[arg(long)]
+    target: Option<String>,
+    /// Scale by alpha / √rank
+    #[arg(long)]
+    #[serde(default)]
+    rslora: bool,
+    /// Peak learning rate [default: 2e-4]
+    #[arg(long)]
+    learning_rate: Option<f64>,
+    /// constant, linear or cosine [default: cosine]
+    #[arg(long)]
+    schedule: Option<Schedule>,
+    /// Steps over which the learning rate rises [default: 0]
+    #[arg(long)]
+    warmup_steps: Option<usize>,
+    /// AdamW's weight decay [default: 0.01]
+    #[arg(long)]
+    weight_decay: Option<f64>,
+    /// Rows in a forward pass [default: 4]
+    #[arg(long)]
+    batch_size: Option<usize>,
+    /// Forward passes for each step [default: 1]
+    #[arg(long)]
+    gradient_accumulation: Option<usize>,
+    /// Tokens of a row at most [default: 2048, or the model's context]
+    #[arg(long)]
+    max_seq_len: Option<usize>,
+    /// Optimizer steps
+    #[arg(long, conflicts_with = "epochs")]
+    steps: Option<usize>,
+    /// Times through the data [default: 1]
+    #[arg(long)]
+    epochs: Option<usize>,
+    /// Train on completions, or the last assistant turn, alone
+    #[arg(long)]
+    #[serde(default)]
+    mask_prompt: bool,
+    /// Norm the whole gradient is clipped to; 0 for no clipping [default: 1]
+    #[arg(long)]
+    max_grad_norm: Option<f64>,
+    /// Seed of initial weights, order and dropout [default: 0]
+    #[arg(long)]
+    seed: Option<u64>,
+    /// Validate each so many steps, besides before the first and after the last
+    #[arg(long)]
+    eval_every: Option<usize>,
+    /// What to do with rows that cannot be used: fail or skip [default: fail]
+    #[arg(long)]
+    bad_rows: Option<BadRows>,
+    /// What to do with over-long rows: truncate, drop or split [default: truncate]
+    #[arg(long)]
+    over_long: Option<OverLong>,
+}
+
+/// Every choice made.
+pub struct Settings {
+    pub lora: LoraConfig,
+    pub train: TrainConfig,
+    pub data: DataOptions,
+}
+
+impl TrainOptions {
+    /// What this command line leaves open, from a file.
+    pub fn over_file(self, path: Option<&Path>) -> Result<Self> {
+        let Some(path) = path else { return Ok(self) };
+        let place = || path.display().to_string();
+        let file: Self = toml::from_str(&std::fs::read_to_string(path).with_context(place)?).with_context(place)?;
+        if file.steps.is_some() && file.epochs.is_some() {
+            bail!("{}: `steps` and `epochs` exclude each other", path.display());
+        }
+        // A length said here replaces the other kind of length said there.
+        let length = if self.steps.or(self.epochs).is_some() { (self.steps, self.epochs) } else { (file.steps, file.epochs) };
+        Ok(Self {
+            rank: self.rank.or(file.rank),
+            alpha: self.alpha.or(file.alpha),
+            dropout: self.dropout.or(file.dropout),
+            target: self.target.or(file.target),
+            rslora: self.rslora || file.rslora,
+            learning_rate: self.learning_rate.or(file.learning_rate),
+            schedule: self.schedule.or(file.schedule),
+            warmup_steps: self.warmup_steps.or(file.warmup_steps),
+            weight_decay: self.weight_decay.or(file.weight_decay),
+            batch_size: self.batch_size.or(file.batch_size),
+            gradient_accumulation: self.gradient_accumulation.or(file.gradient_accumulation),
+            max_seq_len: self.max_seq_len.or(file.max_seq_len),
+            steps: length.0,
+            epochs: length.1,
+            mask_prompt: self.mask_prompt || file.mask_prompt,
+            max_grad_norm: self.max_grad_norm.or(file.max_grad_norm),
+            seed: self.seed.or(file.seed),
+            eval_every: self.eval_every.or(file.eval_every),
+            bad_rows: self.bad_rows.or(file.bad_rows),
+            over_long: self.over_long.or(file.over_long),
+        })
+    }
+
+    /// The defaults for what nobody said.
+    pub fn settle(self) -> Result<Settings> {
+        let (lora, train, data) = (LoraConfig::default(), TrainConfig::default(), DataOptions::default());
+        if self.steps == Some(0) || self.epochs == Some(0) || self.eval_every == Some(0) {
+            bail!("--steps, --epochs and --eval-every are at least 1");
+        }
+        Ok(Settings {
+            lora: LoraConfig {
+                rank: self.rank.unwrap_or(lora.rank),
+                alpha: self.alpha.unwrap_or(lora.alpha),
+                dropout: self.dropout.unwrap_or(lora.dropout),
+                targets: self.target.map_or(lora.targets, |text| Targets::parse(&text)),
+                rslora: self.rslora,
+            },
+            data: DataOptions {
+                mask_prompt: self.mask_prompt,
+                max_tokens: self.max_seq_len.unwrap_or(data.max_tokens),
+                bad_rows: self.bad_rows.unwrap_or(data.bad_rows),
+                over_long: self.over_long.unwrap_or(data.over_long),
+            },
+            train: TrainConfig {
+                learning_rate: LearningRate {
+                    peak: self.learning_rate.unwrap_or(train.learning_rate.peak),
+                    schedule: self.schedule.unwrap_or(train.learning_rate.schedule),
+                    warmup_steps: self.warmup_steps.unwrap_or(0),
+                    final_fraction: None,
+                },
+                adamw: AdamWConfig {
+                    weight_decay: self.weight_decay.unwrap_or(train.adamw.weight_decay),
+                    ..train.adamw
+                },
+                batch_size: self.batch_size.unwrap_or(train.batch_size),
+                gradient_accumulation: self.gradient_accumulation.unwrap_or(train.gradient_accumulation),
+                duration: match self.steps {
+                    Some(steps) => Duration::Steps(steps),
+                    None => Duration::Epochs(self.epochs.unwrap_or(1)),
+                },
+                max_grad_norm: self.max_grad_norm.map_or(train.max_grad_norm, |norm| (norm != 0.0).then_some(norm)),
+                eval_every: self.eval_every,
+                seed: self.seed.unwrap_or(0),
+            },
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_goes_before_the_file_and_the_file_before_the_defaults() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        write!(file, "rank = 4\nalpha = 8\nepochs = 3\ntarget = \"all-linear\"\nschedule = \"linear\"").unwrap();
+        let options = TrainOptions { rank: Some(2), steps: Some(7), ..TrainOptions::default() };
+        let settings = options.over_file(Some(file.path())).unwrap().settle().unwrap();
+        assert_eq!((settings.lora.rank, settings.lora.alpha), (2, 8.0));
+        assert_eq!(settings.lora.targets, Targets::AllLinear);
+        assert_eq!(settings.train.duration, Duration::Steps(7));
+        assert_eq!(settings.train.learning_rate.schedule, Schedule::Linear);
+        assert_eq!(settings.train.batch_size, 4);
+    }
+
+    #[test]
+    fn an_unknown_key_is_named() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        write!(file, "rnak = 4").unwrap();
+        let error = format!("{:#}", TrainOptions::default().over_file(Some(file.path())).unwrap_err());
+        assert!(error.contains("rnak"), "{error}");
+    }
+}

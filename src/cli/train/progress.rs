@@ -1,0 +1,96 @@
+//! What a training run shows and keeps: a bar on a terminal, metrics.jsonl, a loss curve.
+
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use anyhow::{Context, Result};
+use firebrick::backend::process::peak_rss_bytes;
+use firebrick::core::checkpoint::write_atomic;
+use firebrick::core::train::chart::loss_curve_svg;
+use firebrick::prelude::*;
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use crate::cli::options::Everywhere;
+use crate::cli::output;
+
+/// The records of a run.
+pub struct Progress {
+    folder: PathBuf,
+    metrics: BufWriter<File>,
+    bar: ProgressBar,
+    json: bool,
+    losses: Vec<(usize, f64)>,
+    valid_losses: Vec<(usize, f64)>,
+    tokens: usize,
+    begun: Instant,
+}
+
+impl Progress {
+    pub fn new(folder: &Path, steps: usize, everywhere: &Everywhere) -> Result<Self> {
+        let path = folder.join("metrics.jsonl");
+        let metrics = BufWriter::new(File::create(&path).with_context(|| path.display().to_string())?);
+        // indicatif draws on stderr, and only if that is a terminal.
+        let bar = if everywhere.quiet { ProgressBar::hidden() } else { ProgressBar::new(steps as u64) };
+        bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left")?);
+        Ok(Self {
+            folder: folder.into(),
+            metrics,
+            bar,
+            json: everywhere.json,
+            losses: Vec::new(),
+            valid_losses: Vec::new(),
+            tokens: 0,
+            begun: Instant::now(),
+        })
+    }
+
+    /// Keeps and shows what happened.
+    pub fn record(&mut self, event: Event) -> Result<()> {
+        match event {
+            Event::Step(step) => {
+                let rate = step.tokens as f64 / step.seconds;
+                self.losses.push((step.step, step.loss));
+                self.tokens += step.tokens;
+                self.bar.set_position(step.step as u64);
+                self.bar.set_message(format!("loss {:.3}  {rate:.0} tokens/s", step.loss));
+                self.line(json!({
+                    "step": step.step, "loss": step.loss, "learning_rate": step.learning_rate,
+                    "grad_norm": step.grad_norm, "tokens": step.tokens, "tokens_per_second": rate,
+                    "peak_rss_bytes": peak_rss_bytes(),
+                }))
+            }
+            Event::Evaluated { step, valid_loss } => {
+                self.valid_losses.push((step, valid_loss));
+                self.bar.println(format!("step {step}: validation loss {valid_loss:.4}"));
+                self.line(json!({"step": step, "valid_loss": valid_loss}))
+            }
+        }
+    }
+
+    /// The last line, and the loss curve.
+    pub fn finish(mut self, interrupted: bool) -> Result<()> {
+        self.bar.finish_and_clear();
+        let last = |losses: &[(usize, f64)]| losses.last().map(|(_, loss)| *loss);
+        self.line(json!({
+            "done": true, "interrupted": interrupted, "steps": self.losses.len(), "loss": last(&self.losses),
+            "valid_loss": last(&self.valid_losses), "tokens": self.tokens,
+            "seconds": self.begun.elapsed().as_secs_f64(), "peak_rss_bytes": peak_rss_bytes(),
+        }))?;
+        if self.losses.is_empty() {
+            return Ok(());
+        }
+        let chart = loss_curve_svg(&self.losses, &self.valid_losses);
+        Ok(write_atomic(&self.folder.join("loss.svg"), chart.as_bytes())?)
+    }
+
+    fn line(&mut self, value: Value) -> Result<()> {
+        serde_json::to_writer(&mut self.metrics, &value)?;
+        self.metrics.write_all(b"\n")?;
+        // Each line is there for whoever watches the file.
+        self.metrics.flush()?;
+        if self.json { output::json_line(&value) } else { Ok(()) }
+    }
+}
