@@ -156,3 +156,13 @@ contract! {
         assert_near(&step, &[last(&first), last(&second)].concat(), 1e-4, 1e-4, "two slots");
     }
 }
+
+contract! {
+    fn decoding_on_autodiff_itself_is_refused<B>(device) {
+        let model = Golden::open("qwen2-tiny").load::<B>(&device);
+        let refused = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+            Decode::new(&*model, &[1], DecodeOptions::default()).map(|_| ())
+        }));
+        assert!(refused.is_err());
+    }
+}

@@ -50,11 +50,15 @@ fn random_adapter<B: KernelBackend>(model: &dyn CausalLm<B>, targets: &str, spre
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
         ((state >> 8) as f32 / (1 << 24) as f32 - 0.5) * spread
     };
-    let modules: Vec<_> = adapter.modules().iter().map(|(path, module)| {
-        let [out, rank] = module.b.dims();
-        let b: Vec<f32> = (0..out * rank).map(|_| random()).collect();
-        (path.clone(), module.a.clone(), Tensor::from_data(TensorData::new(b, [out, rank]), &model.device()))
-    }).collect();
+    let modules: Vec<_> = adapter
+        .modules()
+        .iter()
+        .map(|(path, module)| {
+            let [out, rank] = module.b.dims();
+            let b: Vec<f32> = (0..out * rank).map(|_| random()).collect();
+            (path.clone(), module.a.clone(), Tensor::from_data(TensorData::new(b, [out, rank]), &model.device()))
+        })
+        .collect();
     adapter.with_matrices(modules)
 }
 
@@ -224,7 +228,12 @@ contract! {
 }
 
 /// Loss and final matrices of a short run.
-fn short_run<B: TrainBackend>(model: &dyn CausalLm<B>, seed: u64, dropout: f64, clip: Option<f64>) -> (Vec<f64>, Vec<f32>) {
+fn short_run<B: TrainBackend>(
+    model: &dyn CausalLm<B>,
+    seed: u64,
+    dropout: f64,
+    clip: Option<f64>,
+) -> (Vec<f64>, Vec<f32>) {
     let examples: Vec<Example> = (0..6u32)
         .map(|row| {
             let tokens: Vec<u32> = (0..9).map(|at| (row * 37 + at * 11) % 512).collect();

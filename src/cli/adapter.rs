@@ -71,14 +71,24 @@ impl Job for Work {
                     bail!("{}: the output is the adapter itself", output.display());
                 }
                 let adapter = Adapter::<B::InnerBackend>::load(&folder, &device)?;
-                adapter.save(&output, match to {
-                    To::Peft => Format::Peft,
-                    To::Mlx => Format::Mlx,
-                })?;
-                (facts(&adapter, &output), format!("{} modules written to {}", adapter.modules().len(), output.display()))
+                adapter.save(
+                    &output,
+                    match to {
+                        To::Peft => Format::Peft,
+                        To::Mlx => Format::Mlx,
+                    },
+                )?;
+                (
+                    facts(&adapter, &output),
+                    format!("{} modules written to {}", adapter.modules().len(), output.display()),
+                )
             }
         };
-        if everywhere.json { output::json_line(&facts)? } else { output::text(&format!("{text}\n"))? }
+        if everywhere.json {
+            output::json_line(&facts)?
+        } else {
+            output::text(&format!("{text}\n"))?
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

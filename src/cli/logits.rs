@@ -4,8 +4,8 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Result, bail};
-use clap::Args;
 use burn::tensor::TensorData;
+use clap::Args;
 use firebrick::core::checkpoint::{TensorSpecification, write_safetensors};
 use firebrick::prelude::*;
 use serde_json::json;
@@ -70,7 +70,8 @@ impl Job for Work {
         let lengths: Vec<i64> = verb.tokens.iter().map(|ids| ids.len() as i64).collect();
         let mut logits = Some(TensorData::new(logits, shape));
         let mut lengths = Some(TensorData::new(lengths, [verb.tokens.len()]));
-        let tensor = |name: &str, dtype, shape: &[usize]| TensorSpecification { name: name.into(), dtype, shape: shape.into() };
+        let tensor =
+            |name: &str, dtype, shape: &[usize]| TensorSpecification { name: name.into(), dtype, shape: shape.into() };
         let tensors = [tensor("logits", DType::F32, &shape), tensor("lengths", DType::I64, &shape[..1])];
         write_safetensors(&verb.output, &tensors, &[], |tensor| {
             let data = if tensor.name == "logits" { logits.take() } else { lengths.take() };

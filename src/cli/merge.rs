@@ -7,10 +7,10 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use clap::Args;
+use firebrick::Error;
 use firebrick::core::checkpoint::{TensorSpecification, write_atomic, write_safetensors};
 use firebrick::core::lora::Module;
 use firebrick::prelude::*;
-use firebrick::Error;
 use serde_json::json;
 
 use super::options::Everywhere;

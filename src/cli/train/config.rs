@@ -95,7 +95,8 @@ impl TrainOptions {
             bail!("{}: `steps` and `epochs` exclude each other", path.display());
         }
         // A length said here replaces the other kind of length said there.
-        let length = if self.steps.or(self.epochs).is_some() { (self.steps, self.epochs) } else { (file.steps, file.epochs) };
+        let length =
+            if self.steps.or(self.epochs).is_some() { (self.steps, self.epochs) } else { (file.steps, file.epochs) };
         Ok(Self {
             rank: self.rank.or(file.rank),
             alpha: self.alpha.or(file.alpha),
