@@ -133,12 +133,15 @@ pub(crate) mod flex {
         let rows = Rows::new(&x);
         let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
         let (weight, bias) = (weight.all(), bias.all());
-        rows.map(|_, row, out| {
-            let (mean, inverse) = statistics(row, epsilon as f32);
-            for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
-                *out = (x - mean) * inverse * w + b;
-            }
-        })
+        rows.map(
+            #[inline(always)]
+            |_, row, out| {
+                let (mean, inverse) = statistics(row, epsilon as f32);
+                for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
+                    *out = (x - mean) * inverse * w + b;
+                }
+            },
+        )
     }
 
     pub(crate) fn backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
@@ -146,16 +149,19 @@ pub(crate) mod flex {
         let grads = Rows::new(&grad);
         let weight = Rows::new(&weight);
         let weight = weight.all();
-        rows.map(|index, row, out| {
-            let grad = grads.row(index);
-            let (mean, inverse) = statistics(row, epsilon as f32);
-            let length = row.len() as f32;
-            let mean_h = lanes::sum2(grad, weight) / length;
-            let along = (lanes::sum3(row, grad, weight) / length - mean * mean_h) * inverse * inverse;
-            for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
-                *out = inverse * (g * w - mean_h - (x - mean) * along);
-            }
-        })
+        rows.map(
+            #[inline(always)]
+            |index, row, out| {
+                let grad = grads.row(index);
+                let (mean, inverse) = statistics(row, epsilon as f32);
+                let length = row.len() as f32;
+                let mean_h = lanes::sum2(grad, weight) / length;
+                let along = lanes::sum3_about(row, mean, grad, weight) / length * inverse * inverse;
+                for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
+                    *out = inverse * (g * w - mean_h - (x - mean) * along);
+                }
+            },
+        )
     }
 
     /// Mean and inverse standard deviation, in two passes: one pass of squares loses digits where the mean is large.

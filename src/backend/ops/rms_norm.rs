@@ -111,12 +111,15 @@ pub(crate) mod flex {
         let rows = Rows::new(&x);
         let weight = Rows::new(&weight);
         let weight = weight.all();
-        rows.map(|_, row, out| {
-            let inverse = inverse_rms(row, epsilon as f32);
-            for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
-                *out = x * inverse * w;
-            }
-        })
+        rows.map(
+            #[inline(always)]
+            |_, row, out| {
+                let inverse = inverse_rms(row, epsilon as f32);
+                for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
+                    *out = x * inverse * w;
+                }
+            },
+        )
     }
 
     pub(crate) fn backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
@@ -124,14 +127,17 @@ pub(crate) mod flex {
         let grads = Rows::new(&grad);
         let weight = Rows::new(&weight);
         let weight = weight.all();
-        rows.map(|index, row, out| {
-            let grad = grads.row(index);
-            let inverse = inverse_rms(row, epsilon as f32);
-            let dot = lanes::sum3(row, grad, weight) * inverse * inverse / row.len() as f32;
-            for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
-                *out = inverse * (g * w - x * dot);
-            }
-        })
+        rows.map(
+            #[inline(always)]
+            |index, row, out| {
+                let grad = grads.row(index);
+                let inverse = inverse_rms(row, epsilon as f32);
+                let dot = lanes::sum3(row, grad, weight) * inverse * inverse / row.len() as f32;
+                for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
+                    *out = inverse * (g * w - x * dot);
+                }
+            },
+        )
     }
 
     #[inline(always)]

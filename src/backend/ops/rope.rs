@@ -13,9 +13,10 @@ use crate::KernelBackend;
 /// `x` `[tokens, heads, dim]`, `cos` and `sin` `[tokens, dim / 2]` → `[tokens, heads, dim]`.
 ///
 /// # Panics
-/// If the tables do not fit `x`.
+/// If the tables do not fit `x`, or `dim` is odd.
 pub fn rope<B: KernelBackend>(x: Tensor<B, 3>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 3> {
     let [tokens, _, dim] = x.dims();
+    assert!(dim % 2 == 0, "rope: heads of {dim} have no halves");
     assert_eq!([tokens, dim / 2], cos.dims(), "rope: x {:?}, cos {:?}", x.dims(), cos.dims());
     assert_eq!(cos.dims(), sin.dims(), "rope: cos {:?}, sin {:?}", cos.dims(), sin.dims());
     tensor(B::rope(primitive(x), primitive(cos), primitive(sin)))
@@ -86,17 +87,20 @@ pub(crate) mod flex {
         let (tokens, heads, dim) = (shape[0], shape[1], shape[2]);
         let (cos, sin) = (Rows::new(&cos), Rows::new(&sin));
         let x = x.reshape(Shape::from(vec![tokens, heads * dim]));
-        let rotated = Rows::new(&x).map(|token, row, out| {
-            let (cos, sin) = (cos.row(token), sin.row(token));
-            for (head, out) in row.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
-                let (first, second) = head.split_at(dim / 2);
-                let (low, high) = out.split_at_mut(dim / 2);
-                for i in 0..dim / 2 {
-                    low[i] = first[i] * cos[i] - second[i] * sin[i];
-                    high[i] = second[i] * cos[i] + first[i] * sin[i];
+        let rotated = Rows::new(&x).map(
+            #[inline(always)]
+            |token, row, out| {
+                let (cos, sin) = (cos.row(token), sin.row(token));
+                for (head, out) in row.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+                    let (first, second) = head.split_at(dim / 2);
+                    let (low, high) = out.split_at_mut(dim / 2);
+                    for i in 0..dim / 2 {
+                        low[i] = first[i] * cos[i] - second[i] * sin[i];
+                        high[i] = second[i] * cos[i] + first[i] * sin[i];
+                    }
                 }
-            }
-        });
+            },
+        );
         rotated.reshape(shape)
     }
 }

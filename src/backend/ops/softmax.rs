@@ -71,20 +71,26 @@ pub(crate) mod flex {
     use crate::targets::flex::{Rows, lanes};
 
     pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
-        Rows::new(&x).map(|_, row, out| {
-            out.copy_from_slice(row);
-            lanes::softmax_in_place(out);
-        })
+        Rows::new(&x).map(
+            #[inline(always)]
+            |_, row, out| {
+                out.copy_from_slice(row);
+                lanes::softmax_in_place(out);
+            },
+        )
     }
 
     pub(crate) fn backward(y: FlexTensor, grad: FlexTensor) -> FlexTensor {
         let grads = Rows::new(&grad);
-        Rows::new(&y).map(|index, row, out| {
-            let grad = grads.row(index);
-            let dot = lanes::sum2(row, grad);
-            for ((out, &y), &g) in out.iter_mut().zip(row).zip(grad) {
-                *out = y * (g - dot);
-            }
-        })
+        Rows::new(&y).map(
+            #[inline(always)]
+            |index, row, out| {
+                let grad = grads.row(index);
+                let dot = lanes::sum2(row, grad);
+                for ((out, &y), &g) in out.iter_mut().zip(row).zip(grad) {
+                    *out = y * (g - dot);
+                }
+            },
+        )
     }
 }

@@ -84,27 +84,37 @@ pub(crate) mod flex {
 
     pub(crate) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
         let ups = Rows::new(&up);
-        Rows::new(&gate).map(|index, gate, out| {
-            for ((out, &g), &u) in out.iter_mut().zip(gate).zip(ups.row(index)) {
-                *out = g * u / (1.0 + lanes::exp(-g));
-            }
-        })
+        Rows::new(&gate).map(
+            #[inline(always)]
+            |index, gate, out| {
+                for ((out, &g), &u) in out.iter_mut().zip(gate).zip(ups.row(index)) {
+                    // In this order: `g · u` may overflow where the result does not.
+                    *out = g / (1.0 + lanes::exp(-g)) * u;
+                }
+            },
+        )
     }
 
     pub(crate) fn backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
         let (ups, grads) = (Rows::new(&up), Rows::new(&grad));
         let gates = Rows::new(&gate);
-        let d_gate = gates.map(|index, gate, out| {
-            for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
-                let s = 1.0 / (1.0 + lanes::exp(-g));
-                *out = d * u * s * (1.0 + g * (1.0 - s));
-            }
-        });
-        let d_up = gates.map(|index, gate, out| {
-            for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
-                *out = d * g / (1.0 + lanes::exp(-g));
-            }
-        });
+        let d_gate = gates.map(
+            #[inline(always)]
+            |index, gate, out| {
+                for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
+                    let s = 1.0 / (1.0 + lanes::exp(-g));
+                    *out = d * u * (s * (1.0 + g * (1.0 - s)));
+                }
+            },
+        );
+        let d_up = gates.map(
+            #[inline(always)]
+            |index, gate, out| {
+                for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
+                    *out = d * (g / (1.0 + lanes::exp(-g)));
+                }
+            },
+        );
         (d_gate, d_up)
     }
 }
