@@ -227,3 +227,6 @@ pub(crate) mod autodiff {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

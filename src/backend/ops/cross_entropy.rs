@@ -151,3 +151,6 @@ pub(crate) mod autodiff {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
