@@ -11,6 +11,11 @@ pub mod softmax;
 pub mod swiglu;
 pub mod write_rows;
 
+#[cfg(test)]
+mod determinism;
+#[cfg(test)]
+pub(crate) mod oracle;
+
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Shape, Tensor, TensorMetadata, TensorPrimitive};

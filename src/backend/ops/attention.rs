@@ -60,6 +60,7 @@ impl AttentionLayout {
         }
         assert!(next == queries, "attention: the spans cover {next} of {queries} query rows");
         assert!(self.window != Some(0), "attention: a window of 0 sees nothing");
+        assert!(self.causal || self.window.is_none(), "attention: a window looks back, which only a causal query does");
     }
 }
 
@@ -226,3 +227,6 @@ pub(crate) mod autodiff {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -79,7 +79,7 @@ fn chunked<B: KernelBackend>(
     let device = B::float_device(&hidden);
     let mut loss = B::float_zeros(Shape::from(vec![1]), &device, hidden.dtype().into());
     let mut gradients = Vec::new();
-    let chunk = (CHUNK_LOGITS / vocabulary).clamp(16, 1024);
+    let chunk = (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024);
     for start in (0..rows).step_by(chunk) {
         let range = start..rows.min(start + chunk);
         let count = range.len();
@@ -151,3 +151,6 @@ pub(crate) mod autodiff {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -133,12 +133,15 @@ pub(crate) mod flex {
         let rows = Rows::new(&x);
         let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
         let (weight, bias) = (weight.all(), bias.all());
-        rows.map(|_, row, out| {
-            let (mean, inverse) = statistics(row, epsilon as f32);
-            for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
-                *out = (x - mean) * inverse * w + b;
-            }
-        })
+        rows.map(
+            #[inline(always)]
+            |_, row, out| {
+                let (mean, inverse) = statistics(row, epsilon as f32);
+                for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
+                    *out = (x - mean) * inverse * w + b;
+                }
+            },
+        )
     }
 
     pub(crate) fn backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
@@ -146,16 +149,19 @@ pub(crate) mod flex {
         let grads = Rows::new(&grad);
         let weight = Rows::new(&weight);
         let weight = weight.all();
-        rows.map(|index, row, out| {
-            let grad = grads.row(index);
-            let (mean, inverse) = statistics(row, epsilon as f32);
-            let length = row.len() as f32;
-            let mean_h = lanes::sum2(grad, weight) / length;
-            let along = (lanes::sum3(row, grad, weight) / length - mean * mean_h) * inverse * inverse;
-            for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
-                *out = inverse * (g * w - mean_h - (x - mean) * along);
-            }
-        })
+        rows.map(
+            #[inline(always)]
+            |index, row, out| {
+                let grad = grads.row(index);
+                let (mean, inverse) = statistics(row, epsilon as f32);
+                let length = row.len() as f32;
+                let mean_h = lanes::sum2(grad, weight) / length;
+                let along = lanes::sum3_about(row, mean, grad, weight) / length * inverse * inverse;
+                for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
+                    *out = inverse * (g * w - mean_h - (x - mean) * along);
+                }
+            },
+        )
     }
 
     /// Mean and inverse standard deviation, in two passes: one pass of squares loses digits where the mean is large.
@@ -165,4 +171,77 @@ pub(crate) mod flex {
         let variance = lanes::sum_squares_about(row, mean) / row.len() as f32;
         (mean, 1.0 / (variance + epsilon).sqrt())
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainBackend;
+    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+
+    const EPSILON: f64 = 1e-5;
+
+    fn oracle(inputs: &[&Array]) -> Array {
+        let [x, weight, bias] = inputs else { panic!("three inputs") };
+        x.map_rows(|_, row| {
+            let mean = row.iter().sum::<f64>() / row.len() as f64;
+            let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / row.len() as f64;
+            let normed = row.iter().map(|x| (x - mean) / (variance + EPSILON).sqrt());
+            normed.zip(&weight.values).zip(&bias.values).map(|((x, w), b)| x * w + b).collect()
+        })
+    }
+
+    fn check<B: TrainBackend>(device: &B::Device, x: &Array, tolerance: f64) {
+        let inputs = [x, &Array::random(2, &[x.width()]), &Array::random(3, &[x.width()])];
+        let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
+            B::InnerBackend::layer_norm(t[0].clone(), t[1].clone(), t[2].clone(), EPSILON)
+        };
+        agrees::<B::InnerBackend>(device, &inputs, tolerance, op, &oracle(&inputs));
+    }
+
+    fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for shape in [&[1, 1][..], &[1, 384], &[7, 1], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128]] {
+            check::<B>(device, &Array::random(1, shape), 1e-5);
+        }
+    }
+
+    fn constant_large_and_far_rows_agree<B: TrainBackend>(device: &B::Device) {
+        let x = Array::random(1, &[4, 131]);
+        check::<B>(device, &x.clone().with_row(2, 0.0).with_row(3, 0.75), 1e-5);
+        check::<B>(device, &x.clone().map(|v| v * 1e15), 1e-5);
+        // A mean a thousand deviations away costs three digits of f32, and no more.
+        check::<B>(device, &x.map(|v| v + 1000.0), 1e-3);
+    }
+
+    fn nan_spoils_its_own_row_only<B: TrainBackend>(device: &B::Device) {
+        for column in [0, 40, 130] {
+            let mut x = Array::random(1, &[4, 131]);
+            x.values[131 + column] = f64::NAN;
+            check::<B>(device, &x, 1e-5);
+        }
+    }
+
+    fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
+        let far = |v: f64| v + 100.0;
+        for (x, tolerance) in [
+            (Array::random(1, &[1, 3]), 5e-5),
+            (Array::random(1, &[3, 5]), 5e-5),
+            (Array::random(1, &[2, 3, 17]), 5e-5),
+            (Array::random(1, &[33, 1025]), 5e-5),
+            (Array::random(1, &[5, 131]).map(far), 1e-3),
+        ] {
+            let inputs = [&x, &Array::random(2, &[x.width()]), &Array::random(3, &[x.width()])];
+            let op = |t: Vec<FloatTensor<B>>| {
+                <B as KernelBackend>::layer_norm(t[0].clone(), t[1].clone(), t[2].clone(), EPSILON)
+            };
+            gradients_agree::<B>(device, &inputs, &[0, 1, 2], tolerance, op, oracle);
+        }
+    }
+
+    on_every_backend!(
+        every_shape_agrees_with_the_oracle,
+        constant_large_and_far_rows_agree,
+        nan_spoils_its_own_row_only,
+        gradients_agree_with_differences,
+    );
 }

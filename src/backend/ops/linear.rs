@@ -107,3 +107,6 @@ pub(crate) mod autodiff {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

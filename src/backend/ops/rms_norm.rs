@@ -111,12 +111,15 @@ pub(crate) mod flex {
         let rows = Rows::new(&x);
         let weight = Rows::new(&weight);
         let weight = weight.all();
-        rows.map(|_, row, out| {
-            let inverse = inverse_rms(row, epsilon as f32);
-            for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
-                *out = x * inverse * w;
-            }
-        })
+        rows.map(
+            #[inline(always)]
+            |_, row, out| {
+                let inverse = inverse_rms(row, epsilon as f32);
+                for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
+                    *out = x * inverse * w;
+                }
+            },
+        )
     }
 
     pub(crate) fn backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
@@ -124,18 +127,80 @@ pub(crate) mod flex {
         let grads = Rows::new(&grad);
         let weight = Rows::new(&weight);
         let weight = weight.all();
-        rows.map(|index, row, out| {
-            let grad = grads.row(index);
-            let inverse = inverse_rms(row, epsilon as f32);
-            let dot = lanes::sum3(row, grad, weight) * inverse * inverse / row.len() as f32;
-            for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
-                *out = inverse * (g * w - x * dot);
-            }
-        })
+        rows.map(
+            #[inline(always)]
+            |index, row, out| {
+                let grad = grads.row(index);
+                let inverse = inverse_rms(row, epsilon as f32);
+                let dot = lanes::sum3(row, grad, weight) * inverse * inverse / row.len() as f32;
+                for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
+                    *out = inverse * (g * w - x * dot);
+                }
+            },
+        )
     }
 
     #[inline(always)]
     fn inverse_rms(row: &[f32], epsilon: f32) -> f32 {
         1.0 / (lanes::sum2(row, row) / row.len() as f32 + epsilon).sqrt()
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainBackend;
+    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+
+    const EPSILON: f64 = 1e-6;
+
+    fn oracle(inputs: &[&Array]) -> Array {
+        let [x, weight] = inputs else { panic!("two inputs") };
+        x.map_rows(|_, row| {
+            let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
+            row.iter().zip(&weight.values).map(|(x, w)| x / (mean + EPSILON).sqrt() * w).collect()
+        })
+    }
+
+    fn check<B: TrainBackend>(device: &B::Device, x: &Array) {
+        let inputs = [x, &Array::random(2, &[x.width()])];
+        let op = |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::rms_norm(t[0].clone(), t[1].clone(), EPSILON);
+        agrees::<B::InnerBackend>(device, &inputs, 1e-5, op, &oracle(&inputs));
+    }
+
+    fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for shape in [&[1, 1][..], &[1, 896], &[7, 1], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128]] {
+            check::<B>(device, &Array::random(1, shape));
+        }
+    }
+
+    fn zeros_stay_zero_and_large_values_do_not_overflow<B: TrainBackend>(device: &B::Device) {
+        let x = Array::random(1, &[4, 131]);
+        check::<B>(device, &x.clone().with_row(2, 0.0));
+        check::<B>(device, &x.clone().map(|v| v * 1e15));
+        check::<B>(device, &x.map(|v| v * 1e-4));
+    }
+
+    fn nan_spoils_its_own_row_only<B: TrainBackend>(device: &B::Device) {
+        for column in [0, 40, 130] {
+            let mut x = Array::random(1, &[4, 131]);
+            x.values[131 + column] = f64::NAN;
+            check::<B>(device, &x);
+        }
+    }
+
+    fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
+        for shape in [&[1, 1][..], &[3, 5], &[2, 3, 17], &[33, 1025]] {
+            let inputs = [&Array::random(1, shape), &Array::random(2, &shape[shape.len() - 1..])];
+            let op = |t: Vec<FloatTensor<B>>| B::rms_norm(t[0].clone(), t[1].clone(), EPSILON);
+            gradients_agree::<B>(device, &inputs, &[0, 1], 5e-5, op, oracle);
+        }
+    }
+
+    on_every_backend!(
+        every_shape_agrees_with_the_oracle,
+        zeros_stay_zero_and_large_values_do_not_overflow,
+        nan_spoils_its_own_row_only,
+        gradients_agree_with_differences,
+    );
 }

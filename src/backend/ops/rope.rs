@@ -13,9 +13,10 @@ use crate::KernelBackend;
 /// `x` `[tokens, heads, dim]`, `cos` and `sin` `[tokens, dim / 2]` → `[tokens, heads, dim]`.
 ///
 /// # Panics
-/// If the tables do not fit `x`.
+/// If the tables do not fit `x`, or `dim` is odd.
 pub fn rope<B: KernelBackend>(x: Tensor<B, 3>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 3> {
     let [tokens, _, dim] = x.dims();
+    assert!(dim % 2 == 0, "rope: heads of {dim} have no halves");
     assert_eq!([tokens, dim / 2], cos.dims(), "rope: x {:?}, cos {:?}", x.dims(), cos.dims());
     assert_eq!(cos.dims(), sin.dims(), "rope: cos {:?}, sin {:?}", cos.dims(), sin.dims());
     tensor(B::rope(primitive(x), primitive(cos), primitive(sin)))
@@ -86,17 +87,72 @@ pub(crate) mod flex {
         let (tokens, heads, dim) = (shape[0], shape[1], shape[2]);
         let (cos, sin) = (Rows::new(&cos), Rows::new(&sin));
         let x = x.reshape(Shape::from(vec![tokens, heads * dim]));
-        let rotated = Rows::new(&x).map(|token, row, out| {
-            let (cos, sin) = (cos.row(token), sin.row(token));
-            for (head, out) in row.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
-                let (first, second) = head.split_at(dim / 2);
-                let (low, high) = out.split_at_mut(dim / 2);
-                for i in 0..dim / 2 {
-                    low[i] = first[i] * cos[i] - second[i] * sin[i];
-                    high[i] = second[i] * cos[i] + first[i] * sin[i];
+        let rotated = Rows::new(&x).map(
+            #[inline(always)]
+            |token, row, out| {
+                let (cos, sin) = (cos.row(token), sin.row(token));
+                for (head, out) in row.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
+                    let (first, second) = head.split_at(dim / 2);
+                    let (low, high) = out.split_at_mut(dim / 2);
+                    for i in 0..dim / 2 {
+                        low[i] = first[i] * cos[i] - second[i] * sin[i];
+                        high[i] = second[i] * cos[i] + first[i] * sin[i];
+                    }
                 }
-            }
-        });
+            },
+        );
         rotated.reshape(shape)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainBackend;
+    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+
+    fn oracle(inputs: &[&Array]) -> Array {
+        let [x, cos, sin] = inputs else { panic!("three inputs") };
+        let (heads, half) = (x.shape[1], x.shape[2] / 2);
+        x.map_rows(|row, head| {
+            let angle = row / heads * half;
+            let rotated = |i: usize, a: f64, b: f64| a * cos.values[angle + i] + b * sin.values[angle + i];
+            let low = (0..half).map(|i| rotated(i, head[i], -head[half + i]));
+            low.chain((0..half).map(|i| rotated(i, head[half + i], head[i]))).collect()
+        })
+    }
+
+    fn inputs(shape: [usize; 3]) -> [Array; 3] {
+        let angles = Array::random(2, &[shape[0], shape[2] / 2]).map(|v| v * 3.0);
+        [Array::random(1, &shape), angles.clone().map(f64::cos), angles.map(f64::sin)]
+    }
+
+    fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for shape in [[1, 1, 2], [1, 14, 64], [5, 3, 6], [7, 1, 128], [600, 2, 34]] {
+            let [x, cos, sin] = inputs(shape);
+            let op =
+                |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::rope(t[0].clone(), t[1].clone(), t[2].clone());
+            agrees::<B::InnerBackend>(device, &[&x, &cos, &sin], 1e-6, op, &oracle(&[&x, &cos, &sin]));
+        }
+    }
+
+    fn the_gradient_agrees_with_differences<B: TrainBackend>(device: &B::Device) {
+        for shape in [[1, 1, 2], [5, 3, 6], [600, 2, 34]] {
+            let [x, cos, sin] = inputs(shape);
+            let op = |t: Vec<FloatTensor<B>>| B::rope(t[0].clone(), t[1].clone(), t[2].clone());
+            gradients_agree::<B>(device, &[&x, &cos, &sin], &[0], 1e-5, op, oracle);
+        }
+    }
+
+    fn no_tokens_are_rotated_to_no_tokens<B: TrainBackend>(device: &B::Device) {
+        let empty = |shape: [usize; 2]| Tensor::<B::InnerBackend, 2>::zeros(shape, device);
+        let x = Tensor::<B::InnerBackend, 3>::zeros([0, 2, 4], device);
+        assert_eq!(rope(x, empty([0, 2]), empty([0, 2])).dims(), [0, 2, 4]);
+    }
+
+    on_every_backend!(
+        every_shape_agrees_with_the_oracle,
+        the_gradient_agrees_with_differences,
+        no_tokens_are_rotated_to_no_tokens,
+    );
 }

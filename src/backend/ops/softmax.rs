@@ -71,20 +71,86 @@ pub(crate) mod flex {
     use crate::targets::flex::{Rows, lanes};
 
     pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
-        Rows::new(&x).map(|_, row, out| {
-            out.copy_from_slice(row);
-            lanes::softmax_in_place(out);
-        })
+        Rows::new(&x).map(
+            #[inline(always)]
+            |_, row, out| {
+                out.copy_from_slice(row);
+                lanes::softmax_in_place(out);
+            },
+        )
     }
 
     pub(crate) fn backward(y: FlexTensor, grad: FlexTensor) -> FlexTensor {
         let grads = Rows::new(&grad);
-        Rows::new(&y).map(|index, row, out| {
-            let grad = grads.row(index);
-            let dot = lanes::sum2(row, grad);
-            for ((out, &y), &g) in out.iter_mut().zip(row).zip(grad) {
-                *out = y * (g - dot);
-            }
+        Rows::new(&y).map(
+            #[inline(always)]
+            |index, row, out| {
+                let grad = grads.row(index);
+                let dot = lanes::sum2(row, grad);
+                for ((out, &y), &g) in out.iter_mut().zip(row).zip(grad) {
+                    *out = y * (g - dot);
+                }
+            },
+        )
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainBackend;
+    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+
+    fn oracle(inputs: &[&Array]) -> Array {
+        inputs[0].map_rows(|_, row| {
+            // `f64::max` forgets NaN, but the exponential of NaN spoils the sum.
+            let shift = row.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+            let exponentials: Vec<f64> = row.iter().map(|x| (x - shift).exp()).collect();
+            let sum: f64 = exponentials.iter().sum();
+            exponentials.into_iter().map(|x| x / sum).collect()
         })
     }
+
+    fn check<B: TrainBackend>(device: &B::Device, x: &Array) {
+        let op = |t: Vec<FloatTensor<B::InnerBackend>>| <B::InnerBackend as KernelBackend>::softmax(t[0].clone());
+        agrees::<B::InnerBackend>(device, &[x], 1e-6, op, &oracle(&[x]));
+    }
+
+    fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for shape in [&[1, 1][..], &[1, 896], &[7, 1], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128]] {
+            check::<B>(device, &Array::random(1, shape).map(|v| v * 10.0));
+        }
+    }
+
+    fn huge_and_masked_values_do_not_overflow<B: TrainBackend>(device: &B::Device) {
+        let mut x = Array::random(1, &[4, 131]).with_row(0, 0.0).with_row(1, -3e38).with_row(2, 3e38);
+        x.values[3 * 131] = 3e38;
+        x.values[131 + 7] = 3e38;
+        check::<B>(device, &x);
+        x.values[2 * 131..2 * 131 + 100].fill(f64::NEG_INFINITY);
+        check::<B>(device, &x);
+        check::<B>(device, &x.with_row(1, f64::NEG_INFINITY));
+    }
+
+    fn nan_spoils_its_own_row_only<B: TrainBackend>(device: &B::Device) {
+        for column in [0, 40, 127, 128, 130] {
+            let mut x = Array::random(1, &[4, 131]);
+            x.values[131 + column] = f64::NAN;
+            check::<B>(device, &x);
+        }
+    }
+
+    fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
+        for shape in [&[1, 1][..], &[3, 5], &[2, 3, 17], &[33, 1025]] {
+            let op = |t: Vec<FloatTensor<B>>| <B as KernelBackend>::softmax(t[0].clone());
+            gradients_agree::<B>(device, &[&Array::random(1, shape)], &[0], 1e-6, op, oracle);
+        }
+    }
+
+    on_every_backend!(
+        every_shape_agrees_with_the_oracle,
+        huge_and_masked_values_do_not_overflow,
+        nan_spoils_its_own_row_only,
+        gradients_agree_with_differences,
+    );
 }

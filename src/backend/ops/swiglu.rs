@@ -84,27 +84,99 @@ pub(crate) mod flex {
 
     pub(crate) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
         let ups = Rows::new(&up);
-        Rows::new(&gate).map(|index, gate, out| {
-            for ((out, &g), &u) in out.iter_mut().zip(gate).zip(ups.row(index)) {
-                *out = g * u / (1.0 + lanes::exp(-g));
-            }
-        })
+        Rows::new(&gate).map(
+            #[inline(always)]
+            |index, gate, out| {
+                for ((out, &g), &u) in out.iter_mut().zip(gate).zip(ups.row(index)) {
+                    // In this order: `g · u` may overflow where the result does not.
+                    *out = g / (1.0 + lanes::exp(-g)) * u;
+                }
+            },
+        )
     }
 
     pub(crate) fn backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
         let (ups, grads) = (Rows::new(&up), Rows::new(&grad));
         let gates = Rows::new(&gate);
-        let d_gate = gates.map(|index, gate, out| {
-            for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
-                let s = 1.0 / (1.0 + lanes::exp(-g));
-                *out = d * u * s * (1.0 + g * (1.0 - s));
-            }
-        });
-        let d_up = gates.map(|index, gate, out| {
-            for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
-                *out = d * g / (1.0 + lanes::exp(-g));
-            }
-        });
+        let d_gate = gates.map(
+            #[inline(always)]
+            |index, gate, out| {
+                for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
+                    let s = 1.0 / (1.0 + lanes::exp(-g));
+                    *out = d * u * (s * (1.0 + g * (1.0 - s)));
+                }
+            },
+        );
+        let d_up = gates.map(
+            #[inline(always)]
+            |index, gate, out| {
+                for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
+                    *out = d * (g / (1.0 + lanes::exp(-g)));
+                }
+            },
+        );
         (d_gate, d_up)
     }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainBackend;
+    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+
+    fn oracle(inputs: &[&Array]) -> Array {
+        let [gate, up] = inputs else { panic!("two inputs") };
+        let values = gate.values.iter().zip(&up.values).map(|(g, u)| g / (1.0 + (-g).exp()) * u);
+        Array::new(&gate.shape, values.collect())
+    }
+
+    fn check<B: TrainBackend>(device: &B::Device, gate: &Array, up: &Array) {
+        let op = |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::swiglu(t[0].clone(), t[1].clone());
+        agrees::<B::InnerBackend>(device, &[gate, up], 1e-6, op, &oracle(&[gate, up]));
+    }
+
+    fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for shape in [&[1, 1][..], &[1, 896], &[7, 1], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128]] {
+            check::<B>(device, &Array::random(1, shape).map(|v| v * 20.0), &Array::random(2, shape));
+        }
+    }
+
+    fn a_gate_of_any_size_opens_or_closes<B: TrainBackend>(device: &B::Device) {
+        let gates = [0.0, 1e-30, 80.0, 87.0, 88.0, 88.5, 89.0, 100.0, 1e30, 3e38];
+        let gates: Vec<f64> = gates.iter().flat_map(|&g| [g, -g]).map(|g| f64::from(g as f32)).collect();
+        let gate = Array::new(&[2, 10], gates);
+        check::<B>(device, &gate, &Array::random(2, &[2, 10]));
+        // A closed gate lets nothing through, however large.
+        check::<B>(device, &gate.clone().map(|g| -g.abs()), &Array::random(2, &[2, 10]).map(|v| v * 1e7));
+    }
+
+    fn nan_spoils_its_own_element_only<B: TrainBackend>(device: &B::Device) {
+        let (mut gate, mut up) = (Array::random(1, &[4, 33]), Array::random(2, &[4, 33]));
+        gate.values[40] = f64::NAN;
+        up.values[50] = f64::NAN;
+        check::<B>(device, &gate, &up);
+    }
+
+    fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
+        for shape in [&[1, 1][..], &[3, 5], &[2, 3, 17], &[33, 1025]] {
+            let inputs = [&Array::random(1, shape).map(|v| v * 5.0), &Array::random(2, shape)];
+            let op = |t: Vec<FloatTensor<B>>| B::swiglu(t[0].clone(), t[1].clone());
+            gradients_agree::<B>(device, &inputs, &[0, 1], 1e-5, op, oracle);
+        }
+    }
+
+    fn both_roles_of_one_tensor_add_their_gradients<B: TrainBackend>(device: &B::Device) {
+        let op = |t: Vec<FloatTensor<B>>| B::swiglu(t[0].clone(), t[0].clone());
+        let oracle = |inputs: &[&Array]| oracle(&[inputs[0], inputs[0]]);
+        gradients_agree::<B>(device, &[&Array::random(1, &[3, 5])], &[0], 1e-5, op, oracle);
+    }
+
+    on_every_backend!(
+        every_shape_agrees_with_the_oracle,
+        a_gate_of_any_size_opens_or_closes,
+        nan_spoils_its_own_element_only,
+        gradients_agree_with_differences,
+        both_roles_of_one_tensor_add_their_gradients,
+    );
 }

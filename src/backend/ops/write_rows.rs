@@ -52,3 +52,62 @@ pub(crate) mod flex {
         super::reference::<Flex>(target, rows, start)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::TrainBackend;
+    use crate::ops::oracle::{Array, agrees, on_every_backend, read};
+
+    fn oracle(target: &Array, rows: &Array, start: usize) -> Array {
+        let width: usize = target.shape[1..].iter().product();
+        let mut out = target.clone();
+        out.values[start * width..start * width + rows.values.len()].copy_from_slice(&rows.values);
+        out
+    }
+
+    fn rows_are_written_and_all_others_kept<B: TrainBackend>(device: &B::Device) {
+        for (capacity, count, start) in [(1, 1, 0), (8, 3, 0), (8, 3, 5), (8, 8, 0), (300, 1, 299)] {
+            let (target, rows) = (Array::random(1, &[capacity, 2, 5]), Array::random(2, &[count, 2, 5]));
+            let op =
+                |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::write_rows(t[0].clone(), t[1].clone(), start);
+            agrees::<B::InnerBackend>(device, &[&target, &rows], 0.0, op, &oracle(&target, &rows, start));
+        }
+    }
+
+    fn another_handle_keeps_what_it_had<B: TrainBackend>(device: &B::Device) {
+        let before = Tensor::<B::InnerBackend, 2>::ones([4, 3], device);
+        let after = write_rows(before.clone(), Tensor::zeros([2, 3], device), 1);
+        assert_eq!(read::<B::InnerBackend>(primitive(before)).values, [1.0; 12]);
+        let written = read::<B::InnerBackend>(primitive(after.clone())).values;
+        assert_eq!(written, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0]);
+        // Rows of the target itself.
+        let moved = write_rows(after.clone(), after.narrow(0, 0, 2), 2);
+        let moved = read::<B::InnerBackend>(primitive(moved)).values;
+        assert_eq!(moved, [1.0, 1.0, 1.0, 0.0, 0.0, 0.0, 1.0, 1.0, 1.0, 0.0, 0.0, 0.0]);
+    }
+
+    fn no_rows_change_nothing<B: TrainBackend>(device: &B::Device) {
+        let target = Tensor::<B::InnerBackend, 2>::ones([4, 3], device);
+        let written = write_rows(target, Tensor::zeros([0, 3], device), 4);
+        assert_eq!(read::<B::InnerBackend>(primitive(written)).values, [1.0; 12]);
+    }
+
+    on_every_backend!(rows_are_written_and_all_others_kept, another_handle_keeps_what_it_had, no_rows_change_nothing);
+
+    #[test]
+    #[cfg(feature = "flex")]
+    fn flex_writes_in_place_what_nobody_else_holds() {
+        use burn_flex::{Flex, FlexTensor};
+
+        let device = Default::default();
+        let address = |tensor: &FlexTensor| tensor.storage::<f32>().as_ptr();
+        let rows = primitive(Tensor::<Flex, 3>::ones([2, 2, 3], &device));
+        let target = primitive(Tensor::<Flex, 3>::zeros([100, 2, 3], &device));
+        let (before, after) = (address(&target), Flex::write_rows(target, rows.clone(), 7));
+        assert_eq!(address(&after), before);
+        let shared = after.clone();
+        assert_ne!(address(&Flex::write_rows(after, rows, 9)), before);
+        assert_eq!(address(&shared), before);
+    }
+}

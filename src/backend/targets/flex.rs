@@ -8,7 +8,7 @@ mod rows;
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexTensor};
 
-pub(crate) use rows::{Rows, tensor};
+pub(crate) use rows::{Rows, contiguous, tensor};
 
 use crate::KernelBackend;
 use crate::ops::attention::{self, AttentionLayout};
@@ -74,7 +74,8 @@ impl KernelBackend for Flex {
     }
 
     fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
-        if all_f32([&x]) && linear::flex::reads(weight.dtype()) {
+        let reads = |tensor: &FlexTensor| linear::flex::reads(tensor.dtype());
+        if all_f32([&x]) && reads(&weight) && bias.as_ref().is_none_or(reads) {
             return linear::flex::forward(x, weight, bias);
         }
         linear::reference::<Self>(x, weight, bias)

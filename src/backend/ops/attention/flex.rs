@@ -5,7 +5,6 @@ use std::ops::Range;
 
 use burn::tensor::TensorMetadata;
 use burn_flex::FlexTensor;
-use pulp::Arch;
 use rayon::prelude::*;
 
 use super::{AttentionLayout, Span};
@@ -94,19 +93,22 @@ impl Inputs<'_> {
         let q = MatrixRef::new(q, rows, self.dim, self.dim);
         multiply(MatrixMut::new(&mut scores, rows, width, width), Into::Overwrite, q, k, false);
         let scale = self.layout.scale as f32;
-        Arch::new().dispatch(|| {
-            for (query, scores) in tile.queries.clone().zip(scores.chunks_exact_mut(self.group() * width)) {
-                let visible = self.layout.visible(tile.span, query);
-                let visible = visible.start - keys.start..visible.end - keys.start;
-                for row in scores.chunks_exact_mut(width) {
-                    row[..visible.start].fill(0.0);
-                    row[visible.end..].fill(0.0);
-                    let row = &mut row[visible.clone()];
-                    row.iter_mut().for_each(|score| *score *= scale);
-                    lanes::softmax_in_place(row);
+        lanes::vectorised(
+            #[inline(always)]
+            || {
+                for (query, scores) in tile.queries.clone().zip(scores.chunks_exact_mut(self.group() * width)) {
+                    let visible = self.layout.visible(tile.span, query);
+                    let visible = visible.start - keys.start..visible.end - keys.start;
+                    for row in scores.chunks_exact_mut(width) {
+                        row[..visible.start].fill(0.0);
+                        row[visible.end..].fill(0.0);
+                        let row = &mut row[visible.clone()];
+                        row.iter_mut().for_each(|score| *score *= scale);
+                        lanes::softmax_in_place(row);
+                    }
                 }
-            }
-        });
+            },
+        );
         scores
     }
 
@@ -206,12 +208,15 @@ fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> 
         let v = inputs.side(&inputs.v, &tile, &keys).transposed();
         multiply(MatrixMut::new(&mut d_scores, rows, width, width), Into::Overwrite, grad, v, false);
         let scale = inputs.layout.scale as f32;
-        Arch::new().dispatch(|| {
-            for (d, p) in d_scores.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
-                let dot = lanes::sum2(d, p);
-                d.iter_mut().zip(p).for_each(|(d, p)| *d = scale * p * (*d - dot));
-            }
-        });
+        lanes::vectorised(
+            #[inline(always)]
+            || {
+                for (d, p) in d_scores.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
+                    let dot = lanes::sum2(d, p);
+                    d.iter_mut().zip(p).for_each(|(d, p)| *d = scale * p * (*d - dot));
+                }
+            },
+        );
         let d_matrix = MatrixRef::new(&d_scores[..rows * width], rows, width, width);
         let mut d_q = vec![0.0; rows * dim];
         let k = inputs.side(&inputs.k, &tile, &keys);

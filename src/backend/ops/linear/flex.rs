@@ -10,10 +10,12 @@ use rayon::prelude::*;
 
 use crate::targets::flex::dot::{InstructionSet, Stored, VECTORS, rows_dot};
 use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
-use crate::targets::flex::{Rows, tensor};
+use crate::targets::flex::{Rows, contiguous, tensor};
 
-/// Up to here a weight is read once for each four rows; beyond, packing it for a matrix product pays.
+/// Up to here dot products win; beyond, packing the weight for a matrix product pays.
 const FEW_ROWS: usize = 8;
+/// Bytes of weight rows taken at a time by a thread: they stay in its first-level cache while every vector meets them.
+const BLOCK_BYTES: usize = 1 << 15;
 /// A product this small is done before another thread has woken up.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
 /// Weight rows widened at a time where the sum runs over them.
@@ -27,7 +29,7 @@ pub(crate) fn reads(dtype: DType) -> bool {
 /// Calls `$body` with `$weights` as the slice of the stored element type.
 macro_rules! with_stored {
     ($tensor:expr, |$weights:ident| $body:expr) => {{
-        let tensor = $tensor.to_contiguous();
+        let tensor = contiguous(&$tensor);
         let start = tensor.layout().start_offset();
         let range = start..start + tensor.shape().num_elements();
         let result = match tensor.dtype() {
@@ -55,7 +57,10 @@ pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
     let bias = bias.map(|bias| Rows::new(&if bias.dtype() == DType::F32 { bias } else { widened(&bias) }));
     let bias = bias.as_ref().map(Rows::all);
     let out = with_stored!(weight, |weights| {
-        if rows <= FEW_ROWS {
+        if rows == 0 || inputs == 0 || outputs == 0 {
+            // An empty sum is zero, and the kernels need not know.
+            bias.map_or(vec![0.0; rows * outputs], |bias| bias.repeat(rows))
+        } else if rows <= FEW_ROWS {
             few_rows(&x, rows, inputs, weights, outputs, bias)
         } else {
             many_rows(x.all(), rows, inputs, weights, outputs, bias)
@@ -69,6 +74,9 @@ pub(crate) fn backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor
     let (rows, outputs, inputs) = (grad.shape()[0], grad.shape()[1], weight.shape()[1]);
     let grad = Rows::new(&grad);
     let mut out = vec![0.0; rows * inputs];
+    if out.is_empty() {
+        return tensor(out, Shape::from(vec![rows, inputs]));
+    }
     with_stored!(weight, |weights| {
         for start in (0..outputs).step_by(DEPTH) {
             let depth = DEPTH.min(outputs - start);
@@ -102,32 +110,32 @@ fn few_rows<T: Stored>(
     bias: Option<&[f32]>,
 ) -> Vec<f32> {
     let set = InstructionSet::detect();
-    let mut out = vec![0.0; rows * outputs];
-    for first in (0..rows).step_by(VECTORS) {
-        let vectors: Vec<&[f32]> = (first..rows.min(first + VECTORS)).map(|row| x.row(row)).collect();
-        let count = vectors.len();
-        // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
-        let mut products = vec![0.0; outputs * count];
-        let run = |block: usize, (weights, out): (&[T], &mut [f32])| {
-            rows_dot(set, &vectors, weights, inputs, out);
-            if let Some(bias) = bias {
-                for (out, bias) in out.chunks_exact_mut(count).zip(&bias[block..]) {
-                    out.iter_mut().for_each(|out| *out += bias);
-                }
-            }
-        };
-        if inputs * outputs < PARALLEL_PRODUCTS {
-            run(0, (weights, &mut products));
-        } else {
-            let block = outputs.div_ceil(4 * rayon::current_num_threads()).max(16);
-            let blocks = weights.par_chunks(block * inputs).zip(products.par_chunks_mut(block * count));
-            blocks.enumerate().for_each(|(index, pair)| run(index * block, pair));
+    // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
+    let mut products = vec![0.0; outputs * rows];
+    let block = (BLOCK_BYTES / (inputs * size_of::<T>())).clamp(16, outputs.max(16));
+    let run = |first: usize, weights: &[T], out: &mut [f32]| {
+        for start in (0..rows).step_by(VECTORS) {
+            let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
+            rows_dot(set, &vectors, weights, inputs, &mut out[start..], rows);
         }
-        for (output, products) in products.chunks_exact(count).enumerate() {
-            for (row, product) in products.iter().enumerate() {
-                out[(first + row) * outputs + output] = *product;
+        if let Some(bias) = bias {
+            for (out, bias) in out.chunks_exact_mut(rows).zip(&bias[first..]) {
+                out.iter_mut().for_each(|out| *out += bias);
             }
         }
+    };
+    if inputs * outputs < PARALLEL_PRODUCTS {
+        run(0, weights, &mut products);
+    } else {
+        let blocks = weights.par_chunks(block * inputs).zip(products.par_chunks_mut(block * rows));
+        blocks.enumerate().for_each(|(index, (weights, out))| run(index * block, weights, out));
+    }
+    if rows == 1 {
+        return products;
+    }
+    let mut out = Vec::with_capacity(products.len());
+    for row in 0..rows {
+        out.extend(products.iter().skip(row).step_by(rows));
     }
     out
 }

@@ -135,11 +135,11 @@ pub(crate) fn multiply_by_column_blocks(
     left: MatrixRef,
     right: &impl ColumnBlocks,
 ) {
-    let threads = rayon::current_num_threads();
     let (rows, columns, stride) = (destination.rows, destination.columns, destination.row_stride);
-    // Wide enough to amortise packing `left`, narrow enough that a widened block stays in the second-level cache.
-    let block = (columns / (4 * threads)).clamp(64, 256).next_multiple_of(16);
-    if threads == 1 || columns <= block || rows * columns * left.columns < 1 << 17 {
+    // Wide enough to amortise packing `left`, narrow enough that a widened block stays in the second-level cache. It must not
+    // depend on the number of threads, which would change the order of sums.
+    let block = (columns / 16).clamp(64, 256).next_multiple_of(16);
+    if columns <= block || rows * columns * left.columns < 1 << 17 {
         let mut scratch = Vec::new();
         let right = right.columns(0..columns, &mut scratch);
         return multiply(destination, into, left, right, true);

@@ -2,11 +2,18 @@
 
 use burn::tensor::{Shape, TensorData, TensorMetadata};
 use burn_flex::FlexTensor;
-use pulp::Arch;
 use rayon::prelude::*;
+
+use super::lanes;
 
 /// Below this many elements the work is done before another thread has woken up.
 const PARALLEL_ELEMENTS: usize = 1 << 15;
+
+/// The same values with their elements in order, not necessarily from the start of the buffer: copied only if they are strided.
+/// (`FlexTensor::to_contiguous` copies a view of whole rows as well, which for a cache or a stacked weight is most of the work.)
+pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
+    if tensor.layout().is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
+}
 
 /// An f32 tensor, contiguous, as rows.
 pub(crate) struct Rows {
@@ -18,7 +25,7 @@ pub(crate) struct Rows {
 impl Rows {
     /// Views `tensor` as rows of its last axis; copies it only if it is strided.
     pub(crate) fn new(tensor: &FlexTensor) -> Self {
-        let tensor = tensor.to_contiguous();
+        let tensor = contiguous(tensor);
         let shape = tensor.shape();
         let width = shape[shape.num_dims() - 1];
         let offset = tensor.layout().start_offset();
@@ -32,6 +39,7 @@ impl Rows {
     }
 
     /// One row.
+    #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> &[f32] {
         let start = self.offset + index * self.width;
         &self.tensor.storage::<f32>()[start..start + self.width]
@@ -42,25 +50,30 @@ impl Rows {
         self.tensor.shape().num_elements().checked_div(self.width).unwrap_or(0)
     }
 
-    /// A tensor of the same shape, each row computed by `kernel(index, row, out)`, vectorised for this processor, in parallel when it pays.
+    /// A tensor of the same shape, each row computed by `kernel(index, row, out)`, in parallel when it pays.
+    ///
+    /// The kernel's closure must say `#[inline(always)]`, for the reason given at [`lanes::vectorised`].
+    #[inline(always)]
     pub(crate) fn map(&self, kernel: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> FlexTensor {
         let data = self.all();
+        let width = self.width.max(1);
         let mut out = vec![0.0; data.len()];
-        let arch = Arch::new();
+        let run = |first: usize, data: &[f32], out: &mut [f32]| {
+            lanes::vectorised(
+                #[inline(always)]
+                || {
+                    for (index, (row, out)) in data.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
+                        kernel(first + index, row, out);
+                    }
+                },
+            );
+        };
         if data.len() < PARALLEL_ELEMENTS {
-            arch.dispatch(|| {
-                let rows = data.chunks_exact(self.width.max(1)).zip(out.chunks_exact_mut(self.width.max(1)));
-                rows.enumerate().for_each(|(index, (row, out))| kernel(index, row, out));
-            });
+            run(0, data, &mut out);
         } else {
             let block = self.count().div_ceil(4 * rayon::current_num_threads()).max(1);
-            let blocks = data.par_chunks(block * self.width).zip(out.par_chunks_mut(block * self.width));
-            blocks.enumerate().for_each(|(at, (data, out))| {
-                arch.dispatch(|| {
-                    let rows = data.chunks_exact(self.width).zip(out.chunks_exact_mut(self.width));
-                    rows.enumerate().for_each(|(index, (row, out))| kernel(at * block + index, row, out));
-                });
-            });
+            let blocks = data.par_chunks(block * width).zip(out.par_chunks_mut(block * width));
+            blocks.enumerate().for_each(|(index, (data, out))| run(index * block, data, out));
         }
         tensor(out, self.tensor.shape())
     }
@@ -69,4 +82,41 @@ impl Rows {
 /// An f32 tensor that takes over `data`.
 pub(crate) fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
     FlexTensor::from_data(TensorData::new(data, shape))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn counted(shape: [usize; 2]) -> FlexTensor {
+        tensor((0..shape[0] * shape[1]).map(|i| i as f32).collect(), Shape::from(shape))
+    }
+
+    #[test]
+    fn whole_rows_of_a_larger_buffer_are_not_copied() {
+        let whole = counted([5, 4]);
+        let view = whole.narrow(0, 1, 3);
+        let rows = Rows::new(&view);
+        assert_eq!((rows.count(), rows.row(2)), (3, &[12.0, 13.0, 14.0, 15.0][..]));
+        assert_eq!(rows.all().as_ptr(), whole.storage::<f32>()[4..].as_ptr());
+    }
+
+    #[test]
+    fn strided_views_are_read_in_order() {
+        let whole = counted([3, 4]);
+        assert_eq!(Rows::new(&whole.narrow(1, 1, 2)).all(), [1.0, 2.0, 5.0, 6.0, 9.0, 10.0]);
+        assert_eq!(Rows::new(&whole.transpose(0, 1)).row(1), [1.0, 5.0, 9.0]);
+    }
+
+    #[test]
+    fn every_row_is_mapped_once_with_its_own_index() {
+        for [rows, width] in [[1, 1], [7, 3], [1, 1 << 16], [1 << 16, 1], [257, 131], [0, 4], [4, 0]] {
+            let x = counted([rows, width]);
+            let y = Rows::new(&x).map(|index, row, out| {
+                out.iter_mut().zip(row).for_each(|(out, x)| *out = x - (index * width) as f32);
+            });
+            let expected: Vec<f32> = (0..rows).flat_map(|_| (0..width).map(|i| i as f32)).collect();
+            assert_eq!(Rows::new(&y).all(), expected);
+        }
+    }
 }

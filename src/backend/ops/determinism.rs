@@ -1,0 +1,88 @@
+//! The same inputs give the same bits: run after run, and on any number of threads, or a training run could not be repeated.
+
+use burn::backend::Autodiff;
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor};
+
+use super::attention::{AttentionLayout, Span, attention};
+use super::cross_entropy::{Targets, cross_entropy_of_linear};
+use super::layer_norm::layer_norm;
+use super::linear::linear;
+use super::oracle::{Array, View, on_every_backend, read};
+use super::rms_norm::rms_norm;
+use super::softmax::softmax;
+use super::swiglu::swiglu;
+use super::{primitive, tensor};
+use crate::{KernelBackend, TrainBackend};
+
+fn random<B: KernelBackend, const D: usize>(
+    device: &B::Device,
+    seed: u64,
+    shape: [usize; D],
+    dtype: DType,
+) -> Tensor<B, D> {
+    tensor(Array::random(seed, &shape).stored(dtype).on::<B>(device, dtype, View::Plain))
+}
+
+/// A small transformer block, its loss, and the gradients of its trained tensors: every op and every gradient, in sizes that use
+/// all threads. The bits, in order.
+fn block<B: TrainBackend>(device: &B::Device, stored: DType) -> Vec<u64> {
+    let (tokens, hidden, heads, kv_heads, dim, wide, vocabulary) = (150, 192, 6, 2, 32, 700, 1000);
+    let frozen = |seed, shape: [usize; 2]| random::<B, 2>(device, seed, shape, stored);
+    let trained = |seed, shape: [usize; 2]| random::<B, 2>(device, seed, shape, DType::F32).require_grad();
+    let weight = |seed, size: usize| random::<B, 1>(device, seed, [size], DType::F32).require_grad();
+    let x = trained(1, [tokens, hidden]);
+    let (norm, scale, shift) = (weight(2, hidden), weight(3, hidden), weight(4, hidden));
+    let [q_proj, kv_proj] = [trained(5, [heads * dim, hidden]), trained(6, [kv_heads * dim, hidden])];
+
+    let normed = rms_norm(x.clone(), norm.clone(), 1e-6);
+    let q = linear(normed.clone(), q_proj.clone(), None).reshape([tokens, heads, dim]);
+    let kv = linear(normed, kv_proj.clone(), None).reshape([tokens, kv_heads, dim]);
+    let span = |start, len| Span { query_start: start, query_len: len, key_start: start, key_len: len };
+    let spans = [span(0, 100), span(100, tokens - 100)].into();
+    let layout = AttentionLayout { spans, causal: true, window: None, scale: 0.2 };
+    let mixed = attention(q, kv.clone(), kv, &layout).reshape([tokens, heads * dim]);
+    let h = layer_norm(x.clone() + mixed, scale.clone(), shift.clone(), 1e-5);
+    let gate = linear(h.clone(), frozen(7, [wide, hidden]), None);
+    let up = linear(h.clone(), frozen(8, [wide, hidden]), None);
+    let down = linear(swiglu(gate, up), frozen(9, [hidden, wide]), Some(shift.clone()));
+    let h = h + softmax(down);
+    let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 6).collect();
+    let targets = Targets::new(ids, vec![0.5; tokens]);
+    let loss = cross_entropy_of_linear(h.clone(), frozen(10, [vocabulary, hidden]), &targets);
+
+    let mut results: Vec<FloatTensor<B::InnerBackend>> = vec![primitive(h.inner()), primitive(loss.clone().inner())];
+    let grads = loss.backward();
+    results.extend([&x, &q_proj, &kv_proj].map(|t| primitive(t.grad(&grads).unwrap())));
+    results.extend([&norm, &scale, &shift].map(|t| primitive(t.grad(&grads).unwrap())));
+    // One row at a time takes another path.
+    let row = random::<B::InnerBackend, 2>(device, 11, [1, hidden], DType::F32);
+    results.push(primitive(linear(row, random(device, 12, [wide * 2, hidden], stored), None)));
+    results.into_iter().flat_map(|result| read::<B::InnerBackend>(result).values).map(f64::to_bits).collect()
+}
+
+fn every_run_gives_the_same_bits<B: TrainBackend>(device: &B::Device) {
+    for stored in [DType::F32, DType::BF16] {
+        let first = block::<B>(device, stored);
+        assert!(first.iter().all(|&bits| f64::from_bits(bits).is_finite()));
+        for _ in 0..2 {
+            assert!(block::<B>(device, stored) == first);
+        }
+    }
+}
+
+on_every_backend!(every_run_gives_the_same_bits);
+
+#[test]
+#[cfg(feature = "flex")]
+fn flex_gives_the_same_bits_on_any_number_of_threads() {
+    let on = |threads: usize| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| block::<Autodiff<burn_flex::Flex>>(&Default::default(), DType::BF16))
+    };
+    let one = on(1);
+    for threads in [2, 3, 8] {
+        let differing = on(threads).iter().zip(&one).filter(|(a, b)| a != b).count();
+        assert_eq!(differing, 0, "of {} values with {threads} threads", one.len());
+    }
+}
