@@ -7,7 +7,7 @@ use burn::tensor::Tensor;
 use firebrick::KernelBackend;
 use firebrick::core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick::core::model::CausalLm;
-use firebrick::core::sequence::Sequences;
+use firebrick::core::sequence::{Segments, Sequences};
 use firebrick::models::load_causal_lm;
 use safetensors::SafeTensors;
 
@@ -59,6 +59,12 @@ impl Golden {
         Self { folder, bytes, facts }
     }
 
+    /// A folder that has a `golden.safetensors` and no `golden.json`.
+    pub fn tensors(folder: &Path) -> Self {
+        let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
+        Self { folder: folder.into(), bytes, facts: serde_json::Value::Null }
+    }
+
     pub fn load<B: KernelBackend>(&self, device: &B::Device) -> Box<dyn CausalLm<B>> {
         load::<B>(&self.folder, device)
     }
@@ -91,6 +97,16 @@ impl Golden {
 /// Loads a decoder as it is stored.
 pub fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Box<dyn CausalLm<B>> {
     load_causal_lm::<B>(&Checkpoint::open(folder).unwrap(), DTypePolicy::AsStored, device).unwrap()
+}
+
+/// Logits of every position of one sequence that passes through a cache, `chunk` tokens at a time.
+pub fn cached_logits<B: KernelBackend>(model: &dyn CausalLm<B>, ids: &[u32], chunk: usize) -> Vec<f32> {
+    let mut cache = model.new_cache(1, 2);
+    let step = |chunk: &[u32]| {
+        let tokens = Sequences::new(chunk, Segments::continuing([(chunk.len(), cache.len(0))]), &model.device());
+        floats(model.head(model.hidden(&tokens, Some(&mut cache))))
+    };
+    ids.chunks(chunk).flat_map(step).collect()
 }
 
 /// Logits of every position of whole sequences, laid end to end.
