@@ -230,7 +230,7 @@ contract! {
         check(&|tensors| tensors.get_mut(&a).unwrap().shape.reverse(), &["has rank 8 in the config", "[48, 8]"]);
         check(&|tensors| drop(tensors.insert(a.clone(), Stored::floats(&[2, 48], 0.1))), &["has rank 8 in the config", "[2, 48]"]);
         check(&|tensors| drop(tensors.insert(a.clone(), Stored::floats(&[384], 0.1))), &["lora_A.weight", "not a matrix of floats"]);
-        check(&|tensors| tensors.get_mut(&a).unwrap().dtype = safetensors::Dtype::I32, &["lora_A.weight", "not a matrix of floats"]);
+        check(&|tensors| tensors.get_mut(&a).unwrap().dtype = safetensors::Dtype::I32, &["lora_A.weight", "found I32"]);
         for value in [f32::NAN, f32::INFINITY] {
             check(&|tensors| drop(tensors.insert(b.clone(), Stored::floats(&[48, 8], value))), &["lora_B.weight", "not finite"]);
         }

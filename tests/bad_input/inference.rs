@@ -94,7 +94,7 @@ contract! {
             assert!(matches!(&error, Error::OutOfBounds { name, .. } if *name == named), "{error:?}");
         };
         for (named, set) in options {
-            hostile.map(|value| check(named, set(value)));
+            hostile.iter().for_each(|value| check(named, set(*value)));
         }
         check("top_k", Sampling { top_k: Some(0), ..Sampling::greedy() });
         check("top_p", Sampling { top_p: Some(0.0), ..Sampling::greedy() });
