@@ -3,9 +3,10 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use firebrick::KernelBackend;
 use firebrick::core::checkpoint::{Checkpoint, DTypePolicy};
+use firebrick::core::lora::{Adapter, LoraConfig};
 use firebrick::core::model::CausalLm;
 use firebrick::core::sequence::{Segments, Sequences};
 use firebrick::models::load_causal_lm;
@@ -117,6 +118,26 @@ pub fn logits<B: KernelBackend>(model: &dyn CausalLm<B>, sequences: &[Vec<u32>])
 
 pub fn floats<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
+}
+
+/// An adapter with a random `B`, since a zero one hides `A` and its gradient.
+pub fn random_adapter<B: KernelBackend>(model: &dyn CausalLm<B>, config: &LoraConfig, spread: f32) -> Adapter<B> {
+    let adapter = Adapter::create(model, config, 1).unwrap();
+    let mut state = 12345u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((state >> 8) as f32 / (1 << 24) as f32 - 0.5) * spread
+    };
+    let modules: Vec<_> = adapter
+        .modules()
+        .iter()
+        .map(|(path, module)| {
+            let [out, rank] = module.b.dims();
+            let b: Vec<f32> = (0..out * rank).map(|_| random()).collect();
+            (path.clone(), module.a.clone(), Tensor::from_data(TensorData::new(b, [out, rank]), &model.device()))
+        })
+        .collect();
+    adapter.with_matrices(modules)
 }
 
 /// Every pair is within `absolute + relative · |expected|`.
