@@ -41,25 +41,10 @@ fn config(rate: f64, steps: usize) -> TrainConfig {
     }
 }
 
-/// An adapter with a random `B`, since a zero one hides the gradient of `A`.
+/// A rank-4 adapter of these targets whose `B` is not zero.
 fn random_adapter<B: KernelBackend>(model: &dyn CausalLm<B>, targets: &str, spread: f32) -> Adapter<B> {
     let lora = LoraConfig { rank: 4, targets: Targets::parse(targets), ..LoraConfig::default() };
-    let adapter = Adapter::create(model, &lora, 1).unwrap();
-    let mut state = 12345u32;
-    let mut random = || {
-        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-        ((state >> 8) as f32 / (1 << 24) as f32 - 0.5) * spread
-    };
-    let modules: Vec<_> = adapter
-        .modules()
-        .iter()
-        .map(|(path, module)| {
-            let [out, rank] = module.b.dims();
-            let b: Vec<f32> = (0..out * rank).map(|_| random()).collect();
-            (path.clone(), module.a.clone(), Tensor::from_data(TensorData::new(b, [out, rank]), &model.device()))
-        })
-        .collect();
-    adapter.with_matrices(modules)
+    support::random_adapter(model, &lora, spread)
 }
 
 contract! {

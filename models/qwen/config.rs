@@ -55,6 +55,15 @@ const REFUSED: &[(&str, &[&str], &str)] = &[
     ("no_rope_layers", &["null", "[]"], "layers without rotary embedding are not implemented"),
     ("attention_chunk_size", &["null"], "chunked attention is not implemented"),
     ("clip_qkv", &["null"], "clipped projections are not implemented"),
+    ("original_max_position_embeddings", &["null"], "it is read inside rope_parameters or rope_scaling only"),
+];
+
+/// What each type of rotary scaling may say besides its type and base.
+const ROTARY_KEYS: &[(&str, &[&str])] = &[
+    ("default", &[]),
+    ("linear", &["factor"]),
+    ("llama3", &["factor", "low_freq_factor", "high_freq_factor", "original_max_position_embeddings"]),
+    ("yarn", &["factor", "original_max_position_embeddings", "attention_factor", "beta_fast", "beta_slow", "truncate"]),
 ];
 
 impl QwenConfig {
@@ -71,9 +80,10 @@ impl QwenConfig {
                 return Err(keys.unsupported(key, value, reason));
             }
         }
-        match keys.config.get("hidden_act").and_then(Value::as_str) {
-            Some("silu" | "swish") | None => {}
-            Some(_) => return Err(keys.unsupported("hidden_act", &keys.config["hidden_act"], "silu is")),
+        if let Some(act) =
+            keys.config.get("hidden_act").filter(|act| !act.is_null() && *act != "silu" && *act != "swish")
+        {
+            return Err(keys.unsupported("hidden_act", act, "silu is"));
         }
         let model_type = keys.config.get("model_type").and_then(Value::as_str).unwrap_or_default();
         let (is_qwen2, is_qwen3) = (model_type == "qwen2", model_type == "qwen3");
@@ -83,9 +93,13 @@ impl QwenConfig {
         let num_hidden_layers = keys.size("num_hidden_layers", None, MAX_LAYERS)?;
         // Qwen3's default is fixed, the others' follows from the hidden size (transformers' configuration classes).
         let default_head_dim = if is_qwen3 { 128 } else { hidden_size / num_attention_heads };
+        if default_head_dim == 0 && keys.config.get("head_dim").is_none_or(Value::is_null) {
+            return Err(keys.bad("num_attention_heads", &format!("= {num_attention_heads} is above hidden_size")));
+        }
         let head_dim = keys.size("head_dim", Some(default_head_dim), MAX_SIZE)?;
         let num_key_value_heads = keys.size("num_key_value_heads", Some(num_attention_heads), MAX_SIZE)?;
-        let max_position_embeddings = keys.size("max_position_embeddings", Some(32_768), MAX_SIZE)?;
+        let default_context = if is_qwen2 || is_qwen3 { 32_768 } else { 2_048 };
+        let max_position_embeddings = keys.size("max_position_embeddings", Some(default_context), MAX_SIZE)?;
         if head_dim % 2 != 0 {
             return Err(keys.bad("head_dim", "is odd; rotary embedding turns pairs"));
         }
@@ -145,57 +159,59 @@ fn windows(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
 
 fn rotary(keys: &Keys, dim: usize, positions: usize) -> Result<RotaryConfig> {
     // transformers 5 keeps everything in `rope_parameters`; before, the base stood alone and the rest in `rope_scaling`.
-    let nested =
-        ["rope_parameters", "rope_scaling"].into_iter().find(|key| keys.config.get(key).is_some_and(|v| !v.is_null()));
-    let Some(name) = nested else {
+    let given = |key: &&str| keys.config.get(key).is_some_and(|value| !value.is_null());
+    let both: Vec<&str> = ["rope_parameters", "rope_scaling"].into_iter().filter(given).collect();
+    let Some(&name) = both.first() else {
         return Ok(RotaryConfig { dim, theta: keys.number("rope_theta", Some(10_000.0), 1.0..=1e12)?, scaling: None });
     };
-    let inner = Keys { config: &keys.config[name], path: keys.path.clone() };
-    if !inner.config.is_object() {
-        return Err(keys.bad(name, "is not an object"));
+    if both.iter().any(|other| keys.config[other] != keys.config[name]) {
+        return Err(keys.bad("rope_scaling", "and `rope_parameters` differ; remove one"));
     }
+    let inner = Keys { config: &keys.config[name], path: keys.path.clone() };
+    let Some(object) = inner.config.as_object() else {
+        return Err(keys.bad(name, "is not an object"));
+    };
     let theta = match inner.config.get("rope_theta") {
         Some(_) => inner.number("rope_theta", None, 1.0..=1e12)?,
         None => keys.number("rope_theta", Some(10_000.0), 1.0..=1e12)?,
     };
-    let kind = inner.config.get("rope_type").or_else(|| inner.config.get("type"));
+    // An object that says nothing of a type scales nothing.
+    let value = object.get("rope_type").or_else(|| object.get("type")).filter(|kind| !kind.is_null());
+    let kind = value.map_or(Some("default"), Value::as_str);
+    let Some((kind, known)) = ROTARY_KEYS.iter().find(|(known, _)| Some(*known) == kind) else {
+        return Err(keys.unsupported(name, inner.config, "default, linear, llama3 and yarn are"));
+    };
+    let is_known = |key: &str| ["rope_theta", "rope_type", "type"].contains(&key) || known.contains(&key);
+    for (key, value) in object.iter().filter(|(key, value)| !is_known(key) && !value.is_null()) {
+        if value.is_object() {
+            return Err(keys.unsupported(name, inner.config, "one rotation for all layers is"));
+        }
+        if key != "partial_rotary_factor" || value.as_f64() != Some(1.0) {
+            return Err(keys.unsupported(key, value, &format!("rotary type {kind} does not read it here")));
+        }
+    }
     let factor = || inner.number("factor", None, 1e-6..=1e6);
-    let original = |default| inner.number("original_max_position_embeddings", default, 1.0..=1e9);
-    let scaling = match kind.and_then(Value::as_str) {
-        Some("default") => None,
-        Some("linear") => Some(RopeScaling::Linear { factor: factor()? }),
-        Some("llama3") => Some(RopeScaling::Llama3 {
+    let original = || inner.number("original_max_position_embeddings", Some(positions as f64), 1.0..=1e9);
+    let scaling = match *kind {
+        "linear" => Some(RopeScaling::Linear { factor: factor()? }),
+        "llama3" => Some(RopeScaling::Llama3 {
             factor: factor()?,
             low_frequency_factor: inner.number("low_freq_factor", None, 1e-6..=1e6)?,
             high_frequency_factor: inner.number("high_freq_factor", None, 1e-6..=1e6)?,
-            original_positions: original(None)?,
+            original_positions: original()?,
         }),
-        Some("yarn") => {
-            for key in ["mscale", "mscale_all_dim"] {
-                if let Some(value) = inner.config.get(key).filter(|value| !value.is_null()) {
-                    return Err(keys.unsupported(key, value, "only attention_factor is read"));
-                }
-            }
-            let given = |key: &str| inner.config.get(key).is_some_and(|value| !value.is_null());
-            Some(RopeScaling::Yarn {
-                factor: factor()?,
-                beta_fast: if given("beta_fast") { inner.number("beta_fast", None, 1e-6..=1e6)? } else { 32.0 },
-                beta_slow: if given("beta_slow") { inner.number("beta_slow", None, 1e-6..=1e6)? } else { 1.0 },
-                original_positions: original(Some(positions as f64))?,
-                attention_factor: match given("attention_factor") {
-                    true => Some(inner.number("attention_factor", None, 1e-6..=1e6)?),
-                    false => None,
-                },
-                truncate: inner.flag("truncate", true)?,
-            })
-        }
-        None if kind.is_none() && !inner.config.as_object().is_some_and(|map| map.values().any(Value::is_object)) => {
-            None
-        }
-        _ => {
-            let value = kind.unwrap_or(inner.config);
-            return Err(keys.unsupported(name, value, "default, linear, llama3 and yarn are"));
-        }
+        "yarn" => Some(RopeScaling::Yarn {
+            factor: factor()?,
+            beta_fast: inner.number("beta_fast", Some(32.0), 1e-6..=1e6)?,
+            beta_slow: inner.number("beta_slow", Some(1.0), 1e-6..=1e6)?,
+            original_positions: original()?,
+            attention_factor: match object.get("attention_factor") {
+                None | Some(Value::Null) => None,
+                Some(_) => Some(inner.number("attention_factor", None, 1e-6..=1e6)?),
+            },
+            truncate: inner.flag("truncate", true)?,
+        }),
+        _ => None,
     };
     Ok(RotaryConfig { dim, theta, scaling })
 }

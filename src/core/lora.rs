@@ -138,22 +138,30 @@ impl<B: KernelBackend> Adapter<B> {
             peft::load(folder, device)
         } else if folder.join(mlx::WEIGHTS).exists() {
             mlx::load(folder, device)
+        } else if folder.join(peft::PICKLE).exists() {
+            Err(Error::Pickle { path: folder.join(peft::PICKLE) })
         } else {
             let problem = format!("holds neither {} (PEFT) nor {} (mlx-lm)", peft::WEIGHTS, mlx::WEIGHTS);
             Err(Error::Adapter { path: folder.into(), problem })
         }
     }
 
-    /// Writes an adapter folder. Files appear whole or not at all.
+    /// Writes an adapter folder. Files appear whole or not at all, and a folder that was not there before does so too.
     ///
     /// # Errors
-    /// If a file cannot be written, or mlx's format cannot say what this adapter is.
+    /// If a file cannot be written, a matrix holds a value that is not finite, or mlx's format cannot say what this adapter is.
     pub fn save(&self, folder: &Path, format: Format) -> Result<()> {
+        let is_new = !folder.exists();
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        match format {
+        let saved = match format {
             Format::Peft => peft::save(self, folder),
             Format::Mlx => mlx::save(self, folder),
+        };
+        if saved.is_err() && is_new {
+            // What made the saving fail is being reported already; a second error has nowhere to go.
+            drop(std::fs::remove_dir_all(folder));
         }
+        saved
     }
 
     /// A handle to `model` with this adapter attached; both share the base's storage.
@@ -329,7 +337,13 @@ fn write_matrices<B: KernelBackend>(
         shape: tensor.dims().to_vec(),
     };
     let specifications: Vec<_> = matrices.iter().map(specification).collect();
-    write_safetensors(path, &specifications, metadata, |tensor| Ok(matrices[&tensor.name].to_data()))
+    write_safetensors(path, &specifications, metadata, |tensor| {
+        let data = matrices[&tensor.name].to_data();
+        if data.iter::<f32>().any(|value| !value.is_finite()) {
+            return Err(Error::NotFinite { what: "the adapter", place: Some(tensor.name.clone()) });
+        }
+        Ok(data)
+    })
 }
 
 /// A JSON object from a small file.

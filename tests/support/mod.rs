@@ -3,11 +3,12 @@
 
 use std::path::{Path, PathBuf};
 
-use burn::tensor::Tensor;
+use burn::tensor::{Tensor, TensorData};
 use firebrick::KernelBackend;
 use firebrick::core::checkpoint::{Checkpoint, DTypePolicy};
+use firebrick::core::lora::{Adapter, LoraConfig};
 use firebrick::core::model::CausalLm;
-use firebrick::core::sequence::Sequences;
+use firebrick::core::sequence::{Segments, Sequences};
 use firebrick::models::load_causal_lm;
 use safetensors::SafeTensors;
 
@@ -59,6 +60,12 @@ impl Golden {
         Self { folder, bytes, facts }
     }
 
+    /// A folder that has a `golden.safetensors` and no `golden.json`.
+    pub fn tensors(folder: &Path) -> Self {
+        let bytes = std::fs::read(folder.join("golden.safetensors")).unwrap();
+        Self { folder: folder.into(), bytes, facts: serde_json::Value::Null }
+    }
+
     pub fn load<B: KernelBackend>(&self, device: &B::Device) -> Box<dyn CausalLm<B>> {
         load::<B>(&self.folder, device)
     }
@@ -93,6 +100,16 @@ pub fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Box<dyn Caus
     load_causal_lm::<B>(&Checkpoint::open(folder).unwrap(), DTypePolicy::AsStored, device).unwrap()
 }
 
+/// Logits of every position of one sequence that passes through a cache, `chunk` tokens at a time.
+pub fn cached_logits<B: KernelBackend>(model: &dyn CausalLm<B>, ids: &[u32], chunk: usize) -> Vec<f32> {
+    let mut cache = model.new_cache(1, 2);
+    let step = |chunk: &[u32]| {
+        let tokens = Sequences::new(chunk, Segments::continuing([(chunk.len(), cache.len(0))]), &model.device());
+        floats(model.head(model.hidden(&tokens, Some(&mut cache))))
+    };
+    ids.chunks(chunk).flat_map(step).collect()
+}
+
 /// Logits of every position of whole sequences, laid end to end.
 pub fn logits<B: KernelBackend>(model: &dyn CausalLm<B>, sequences: &[Vec<u32>]) -> Vec<f32> {
     let tokens = Sequences::whole(sequences, &model.device());
@@ -101,6 +118,26 @@ pub fn logits<B: KernelBackend>(model: &dyn CausalLm<B>, sequences: &[Vec<u32>])
 
 pub fn floats<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
     tensor.into_data().iter::<f32>().collect()
+}
+
+/// An adapter with a random `B`, since a zero one hides `A` and its gradient.
+pub fn random_adapter<B: KernelBackend>(model: &dyn CausalLm<B>, config: &LoraConfig, spread: f32) -> Adapter<B> {
+    let adapter = Adapter::create(model, config, 1).unwrap();
+    let mut state = 12345u32;
+    let mut random = || {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        ((state >> 8) as f32 / (1 << 24) as f32 - 0.5) * spread
+    };
+    let modules: Vec<_> = adapter
+        .modules()
+        .iter()
+        .map(|(path, module)| {
+            let [out, rank] = module.b.dims();
+            let b: Vec<f32> = (0..out * rank).map(|_| random()).collect();
+            (path.clone(), module.a.clone(), Tensor::from_data(TensorData::new(b, [out, rank]), &model.device()))
+        })
+        .collect();
+    adapter.with_matrices(modules)
 }
 
 /// Every pair is within `absolute + relative · |expected|`.

@@ -1,5 +1,5 @@
-//! Adapter folders of mlx-lm. Its matrices are the transposes of PEFT's, its scale is `alpha / rank`, and it adapts the same linears in the
-//! last `num_layers` layers: an adapter that is not of that form cannot be said in it.
+//! Adapter folders of mlx-lm. Its matrices are the transposes of PEFT's, its scale is `alpha / rank`, and all linears have one rank and one
+//! scale: an adapter that is not of that form cannot be said in it.
 //!
 //! Source: mlx-lm's `tuner/utils.py` (`linear_to_lora_layers`, `load_adapters`).
 
@@ -97,6 +97,30 @@ fn in_layer(path: &str) -> (Option<usize>, &str) {
     (None, path)
 }
 
+/// `keys` and `num_layers`. mlx-lm counts layers from the last and looks for keys in each of them, so an adapter of all layers alike is said by
+/// names within a layer, the form that every reader knows. It looks for keys in the whole model too: any other adapter is said by full paths.
+fn keys<B: KernelBackend>(adapter: &Adapter<B>) -> (BTreeSet<String>, usize) {
+    let mut by_layer: BTreeMap<Option<usize>, BTreeSet<String>> = BTreeMap::new();
+    for path in adapter.modules.keys() {
+        let (layer, name) = in_layer(path);
+        by_layer.entry(layer).or_default().insert(name.to_owned());
+    }
+    let layers = by_layer.len();
+    let alike = (0..layers).all(|layer| by_layer.get(&Some(layer)) == by_layer.values().next());
+    // The adapter alone does not show how many layers the model has; that none was chosen, its config does.
+    let chosen = |text: &str| text.contains(|c: char| c.is_ascii_digit());
+    let all_layers = match adapter.config.get("target_modules") {
+        Some(Value::Array(names)) => !names.iter().filter_map(Value::as_str).any(chosen),
+        Some(Value::String(pattern)) => !chosen(pattern),
+        _ => false,
+    };
+    let filtered = adapter.config.get("layers_to_transform").is_some_and(|value| !value.is_null());
+    if alike && all_layers && !filtered {
+        return (by_layer.into_values().next().unwrap_or_default(), layers);
+    }
+    (adapter.modules.keys().cloned().collect(), layers)
+}
+
 pub(super) fn save<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Result<()> {
     let broken = |problem: &str| Error::Adapter {
         path: folder.into(),
@@ -107,23 +131,7 @@ pub(super) fn save<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Res
     if adapter.modules.values().any(|module| module.a.dims()[0] != rank || module.scale != scale) {
         return Err(broken("modules differ in rank or scale"));
     }
-    let mut by_layer: BTreeMap<usize, BTreeSet<&str>> = BTreeMap::new();
-    for path in adapter.modules.keys() {
-        let (layer, name) = in_layer(path);
-        by_layer
-            .entry(layer.ok_or_else(|| broken("a module outside the layers is adapted"))?)
-            .or_default()
-            .insert(name);
-    }
-    let names = by_layer.values().next().cloned().unwrap_or_default();
-    if by_layer.values().any(|other| *other != names) {
-        return Err(broken("layers differ in their modules"));
-    }
-    let (lowest, highest) = (by_layer.keys().next().copied(), by_layer.keys().last().copied());
-    let span = highest.unwrap_or(0) + 1 - lowest.unwrap_or(0);
-    if span != by_layer.len() {
-        return Err(broken("layers between adapted ones are not adapted"));
-    }
+    let (keys, layers) = keys(adapter);
     let mut matrices = BTreeMap::new();
     for (path, module) in &adapter.modules {
         matrices.insert(format!("{path}.lora_a"), module.a.clone().transpose());
@@ -136,8 +144,8 @@ pub(super) fn save<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Res
     write_matrices(&folder.join(WEIGHTS), matrices, &metadata)?;
     let config = json!({
         "fine_tune_type": "lora",
-        "lora_parameters": { "dropout": adapter.dropout, "keys": names, "rank": rank, "scale": scale },
-        "num_layers": span,
+        "lora_parameters": { "dropout": adapter.dropout, "keys": keys, "rank": rank, "scale": scale },
+        "num_layers": layers,
         PEFT: adapter.config,
     });
     write_object(&folder.join(peft::CONFIG), &config.as_object().cloned().unwrap_or_default())

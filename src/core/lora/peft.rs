@@ -15,6 +15,8 @@ use crate::error::{Error, Result};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
 pub(super) const WEIGHTS: &str = "adapter_model.safetensors";
+/// The weights as PEFT wrote them before safetensors: a pickle.
+pub(super) const PICKLE: &str = "adapter_model.bin";
 /// Metadata key of our files: the fingerprint of the base.
 const BASE: &str = "firebrick_base";
 const PREFIX: &str = "base_model.model.";
@@ -173,7 +175,11 @@ impl Facts {
             rank: rank as usize,
             alpha: number("lora_alpha", 8.0)?,
             dropout: number("lora_dropout", 0.0)?,
-            rslora: config.get("use_rslora").and_then(Value::as_bool).unwrap_or(false),
+            rslora: match config.get("use_rslora") {
+                None | Some(Value::Null) => false,
+                Some(Value::Bool(rslora)) => *rslora,
+                Some(value) => return Err(format!("`use_rslora` = {value} is not true or false")),
+            },
             targets,
             rank_pattern: patterns(config, "rank_pattern")?,
             alpha_pattern: patterns(config, "alpha_pattern")?,
@@ -246,6 +252,8 @@ fn layers(config: &Map<String, Value>) -> std::result::Result<Option<BTreeSet<us
     let index = |value: &Value| value.as_u64().map(|index| index as usize);
     let layers: Option<BTreeSet<usize>> = match config.get("layers_to_transform") {
         None | Some(Value::Null) => return Ok(None),
+        // As in PEFT, an empty list chooses nothing away.
+        Some(Value::Array(list)) if list.is_empty() => return Ok(None),
         Some(Value::Array(list)) => list.iter().map(index).collect(),
         Some(value) => index(value).map(|index| BTreeSet::from([index])),
     };
