@@ -13,5 +13,5 @@ pub mod model;
 pub mod nn;
 pub mod sample;
 pub mod sequence;
-// pub mod text;
+pub mod text;
 pub mod train;

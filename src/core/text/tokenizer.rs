@@ -1,0 +1,146 @@
+//! The tokenizer of a model folder: text to token ids and back. Rendering chats and streaming live beside it.
+
+use std::collections::BTreeSet;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::config::{TokenizerConfig, read_limited};
+use super::{ChatTemplate, Detokenizer, Message, TemplateOptions};
+use crate::error::{Error, Result};
+
+/// Most bytes of `tokenizer.json`; the largest published ones are near 35 MB.
+const FILE_LIMIT: u64 = 64 << 20;
+
+/// A model folder's tokenizer with its special tokens and chat template. Cloning shares it.
+#[derive(Clone)]
+pub struct Tokenizer(Arc<Parts>);
+
+struct Parts {
+    folder: PathBuf,
+    inner: tokenizers::Tokenizer,
+    specials: BTreeSet<u32>,
+    vocabulary_size: usize,
+    bos: Option<u32>,
+    eos: Option<u32>,
+    template: Option<ChatTemplate>,
+}
+
+impl std::fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Tokenizer").field("folder", &self.0.folder).field("tokens", &self.0.vocabulary_size).finish()
+    }
+}
+
+impl Tokenizer {
+    /// Reads `tokenizer.json`, and where they are there `tokenizer_config.json` and `chat_template.jinja`.
+    /// Truncation and padding stored in the file are off: whoever calls decides on lengths.
+    pub fn from_folder(dir: &Path) -> Result<Self> {
+        let path = dir.join("tokenizer.json");
+        let bytes = read_limited(&path, FILE_LIMIT)?
+            .ok_or_else(|| Error::io(&path)(std::io::Error::from(std::io::ErrorKind::NotFound)))?;
+        let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes))
+            .map_err(|problem| Error::malformed(&path, format!("not a tokenizer: {problem}")))?;
+        drop(bytes);
+        inner.with_padding(None);
+        inner.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
+
+        let config = TokenizerConfig::from_folder(dir)?;
+        let specials = inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
+        // Ids may have gaps; the size that an embedding table must have is what callers need.
+        let vocabulary_size = inner.get_vocab(true).values().max().map_or(0, |&largest| largest as usize + 1);
+        let id = |token: &Option<String>| token.as_deref().and_then(|token| inner.token_to_id(token));
+        let (bos, eos) = (id(&config.bos), id(&config.eos));
+        let template = match config.template {
+            Some(source) => Some(
+                ChatTemplate::new(&source, config.bos, config.eos, config.pad).map_err(|error| located(dir, error))?,
+            ),
+            None => None,
+        };
+        Ok(Self(Arc::new(Parts { folder: dir.to_owned(), inner, specials, vocabulary_size, bos, eos, template })))
+    }
+
+    /// The tokens of `text`. With `special`, also those the file's post-processor adds around it (BOS, CLS, SEP);
+    /// special tokens written out in the text are recognised either way.
+    pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        let encoding = guarded(|| self.0.inner.encode_fast(text, special)).map_err(Error::Tokenizer)?;
+        Ok(encoding.get_ids().to_vec())
+    }
+
+    /// The text of `ids`, without special tokens if asked. An id no token has decodes to nothing.
+    pub fn decode(&self, ids: &[u32], skip_special: bool) -> Result<String> {
+        guarded(|| self.0.inner.decode(ids, skip_special)).map_err(Error::Tokenizer)
+    }
+
+    /// One more than the largest token id: the rows an embedding table needs.
+    pub fn vocabulary_size(&self) -> usize {
+        self.0.vocabulary_size
+    }
+
+    /// The id of exactly this token.
+    pub fn token_id(&self, token: &str) -> Option<u32> {
+        self.0.inner.token_to_id(token)
+    }
+
+    /// The end-of-sequence token of `tokenizer_config.json`.
+    pub fn eos_token(&self) -> Option<u32> {
+        self.0.eos
+    }
+
+    /// The beginning-of-sequence token of `tokenizer_config.json`.
+    pub fn bos_token(&self) -> Option<u32> {
+        self.0.bos
+    }
+
+    /// Whether `id` is a special token: one that carries structure, not text.
+    pub fn is_special(&self, id: u32) -> bool {
+        self.0.specials.contains(&id)
+    }
+
+    /// The chat template, if the folder has one.
+    pub fn template(&self) -> Option<&ChatTemplate> {
+        self.0.template.as_ref()
+    }
+
+    /// Decodes tokens as they come.
+    pub fn detokenizer(&self, skip_special: bool) -> Detokenizer<'_> {
+        Detokenizer::new(self, skip_special)
+    }
+
+    /// The tokens of a chat. The template writes every special token itself, so none is added again.
+    pub fn chat(&self, messages: &[Message], options: &TemplateOptions) -> Result<Vec<u32>> {
+        let Some(template) = self.template() else {
+            return Err(Error::Template(format!("{} has none", self.0.folder.display())));
+        };
+        let text = template.render(messages, options).map_err(|error| located(&self.0.folder, error))?;
+        self.encode(&text, false)
+    }
+
+    /// Whether `id` adds nothing to a text: no token has it, or it is special and those are skipped.
+    pub(super) fn is_silent(&self, id: u32, skip_special: bool) -> bool {
+        (skip_special && self.is_special(id)) || self.0.inner.id_to_token(id).is_none()
+    }
+}
+
+/// The tokenizers crate indexes and unwraps in places a hostile file can reach; what it panics over becomes an error.
+fn guarded<T>(work: impl FnOnce() -> tokenizers::Result<T>) -> std::result::Result<T, String> {
+    match catch_unwind(AssertUnwindSafe(work)) {
+        Ok(result) => result.map_err(|error| error.to_string()),
+        Err(panic) => {
+            let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+            let text = text.or_else(|| panic.downcast_ref::<String>().cloned());
+            Err(format!("the tokenizer cannot be used: {}", text.unwrap_or_else(|| "it panicked".into())))
+        }
+    }
+}
+
+/// A template's error with the folder it is from.
+fn located(folder: &Path, error: Error) -> Error {
+    match error {
+        Error::Template(problem) => Error::Template(format!("{}: {problem}", folder.display())),
+        other => other,
+    }
+}
+
+#[cfg(test)]
+pub(in crate::text) mod tests;
