@@ -13,6 +13,8 @@ mod lines;
 mod options;
 mod order;
 mod report;
+#[cfg(test)]
+mod tests;
 mod tokens;
 
 pub use options::{BadRows, DataOptions, OverLong};

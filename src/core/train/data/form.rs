@@ -113,10 +113,18 @@ fn messages(object: &mut Map<String, Value>) -> Result<Vec<Message>, String> {
         return Err("`messages` is empty".to_owned());
     }
     let read = |(index, value): (usize, Value)| {
-        if !value.is_object() {
-            return Err(format!("`messages[{index}]` is an object, this is {}", kind(&value)));
+        let problem = |what: String| Err(format!("`messages[{index}]` {what}"));
+        let message: Message = match value {
+            Value::Object(_) => serde_json::from_value(value).or_else(|error| problem(error.to_string()))?,
+            other => return problem(format!("is not an object but {}", kind(&other))),
+        };
+        match &message.content {
+            Value::String(_) | Value::Array(_) => Ok(message),
+            // An assistant that only calls tools says nothing.
+            Value::Null if message.extra.contains_key("tool_calls") => Ok(message),
+            Value::Null => problem("has no `content`".to_owned()),
+            other => problem(format!("has {} as its `content`, which is a string", kind(other))),
         }
-        serde_json::from_value(value).map_err(|error| format!("`messages[{index}]`: {error}"))
     };
     values.into_iter().enumerate().map(read).collect()
 }

@@ -63,3 +63,21 @@ impl Lines {
         Ok(read > 0)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_longer_line_is_never_held_whole() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("long");
+        std::fs::write(&path, [vec![b'a'; 6 * LINE_CAP], b"\nb".to_vec()].concat()).unwrap();
+        let mut lines = Lines::open(&path).unwrap();
+        assert!(matches!(lines.next_line().unwrap(), Some((1, Err(_)))));
+        assert_eq!(lines.next_line().unwrap(), Some((2, Ok("b"))));
+        assert_eq!(lines.next_line().unwrap(), None);
+        // A growing buffer doubles.
+        assert!(lines.buffer.capacity() <= 2 * LINE_CAP + 2, "{}", lines.buffer.capacity());
+    }
+}
