@@ -96,7 +96,7 @@ contract! {
             let golden = Golden::open(name);
             let model = golden.load::<Inner<B>>(&device);
             let ids = golden.rows("single.input_ids").remove(0);
-            let whole = logits(&*model, &[ids.clone()]);
+            let whole = logits(&*model, std::slice::from_ref(&ids));
             let vocabulary = model.facts().vocabulary;
             // A capacity of 2 makes the cache grow on the way.
             let mut cache = model.new_cache(1, 2);
@@ -115,7 +115,7 @@ contract! {
             let golden = Golden::open(name);
             let model = golden.load::<Inner<B>>(&device);
             let ids = golden.rows("single.input_ids").remove(0);
-            let whole = logits(&*model, &[ids.clone()]);
+            let whole = logits(&*model, std::slice::from_ref(&ids));
             let mut cache = model.new_cache(1, ids.len());
             let mut chunked = Vec::new();
             for chunk in ids.chunks(5) {
@@ -135,7 +135,7 @@ contract! {
             let model = golden.load::<Inner<B>>(&device);
             let sequences: Vec<Vec<u32>> = vec![vec![5, 9, 200], vec![77], (0..40).map(|i| i * 7 % 512).collect()];
             let together = logits(&*model, &sequences);
-            let alone: Vec<f32> = sequences.iter().flat_map(|ids| logits(&*model, &[ids.clone()])).collect();
+            let alone: Vec<f32> = sequences.iter().flat_map(|ids| logits(&*model, std::slice::from_ref(ids))).collect();
             assert_near(&together, &alone, 1e-4, 1e-4, name);
         }
     }

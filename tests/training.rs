@@ -166,8 +166,7 @@ contract! {
                 let paths: Vec<&String> = gradients.keys().filter(|path| path.ends_with(kind)).collect();
                 for entry in 0..20 {
                     let path = paths[entry % paths.len()];
-                    for side in 0..2 {
-                        let gradient = &gradients[path][side];
+                    for (side, gradient) in gradients[path].iter().enumerate() {
                         let at = (entry * 7919 + 13) % gradient.len();
                         let numeric = (loss(path, side, at, step) - loss(path, side, at, -step)) / (2.0 * step);
                         let error = (f64::from(gradient[at]) - numeric).abs();

@@ -5,7 +5,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use firebrick::core::train::data::{BadRows, OverLong};
+use firebrick::core::train::data::{BadRows, OverLong, SkippedRow};
 use firebrick::core::train::evaluate::row_losses;
 use firebrick::prelude::*;
 use serde_json::json;
@@ -60,7 +60,7 @@ impl Job for Work {
             over_long: verb.over_long,
         };
         let dataset = Dataset::load(&verb.data, model.tokenizer(), &options)?;
-        for (line, problem) in &dataset.report().skipped {
+        for SkippedRow { line, problem } in &dataset.report().skipped {
             everywhere.note(format_args!("skipped {}:{line}: {problem}", verb.data.display()));
         }
         let (mut sum, mut tokens, mut rows) = (0.0, 0.0, 0);

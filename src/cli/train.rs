@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use firebrick::core::train::data::SkippedRow;
 use firebrick::prelude::*;
 use serde_json::json;
 
@@ -123,7 +124,7 @@ impl Job for Work {
 
 fn report_rows(dataset: &Dataset, everywhere: &Everywhere) {
     let (path, report) = (dataset.path().display(), dataset.report());
-    for (line, problem) in report.skipped.iter().take(10) {
+    for SkippedRow { line, problem } in report.skipped.iter().take(10) {
         everywhere.note(format_args!("skipped {path}:{line}: {problem}"));
     }
     let counts = [

@@ -1,5 +1,8 @@
-//! Text ⇄ tokens: the tokenizer of a checkpoint, its chat template, and text that streams without half characters.
+//! Text to tokens and back: the tokenizer of a model folder, its chat template, and decoding token by token.
+//!
+//! What a token means to a model (embedding rows, stopping) does not live here.
 
+mod config;
 mod detokenizer;
 mod template;
 mod tokenizer;

@@ -6,6 +6,9 @@ use regex::Regex;
 
 use crate::error::{Error, Result};
 
+/// Whether a path is selected.
+type Matcher<'a> = Box<dyn Fn(&str) -> bool + 'a>;
+
 /// A choice of linears.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Targets {
@@ -54,7 +57,7 @@ impl Targets {
     }
 
     /// Whether a path is selected.
-    pub(super) fn matcher(&self) -> std::result::Result<Box<dyn Fn(&str) -> bool + '_>, regex::Error> {
+    pub(super) fn matcher(&self) -> std::result::Result<Matcher<'_>, regex::Error> {
         Ok(match self {
             Self::AllLinear => Box::new(|_| true),
             Self::Names(names) => Box::new(|path| names.iter().any(|name| is_named(path, name))),

@@ -1,99 +1,110 @@
-//! Text as tokens come: a token's text is given out once no later token can change it.
+//! Decoding tokens as they come, never half a character. Decoding a whole sequence is the tokenizer's.
 
 use super::Tokenizer;
 use crate::error::Result;
 
-/// Incremental decoding. The pieces concatenated are the decoding of all tokens.
+/// Tokens kept at most before the window is cut, and kept after the cut. A character has at most four bytes and a
+/// token at least one, so what is kept determines its own tail.
+const WINDOW: usize = 24;
+const KEPT: usize = 12;
+/// An unfinished character shows as at most three replacement characters: one per byte where the decoder falls back
+/// to bytes, one in all where it is byte-level.
+const UNFINISHED: usize = 3;
+
+/// Turns token ids into text one by one. The pieces joined are the decoded whole.
+///
+/// Each push decodes a bounded window of the latest tokens, not the whole sequence. The joined pieces equal
+/// [`Tokenizer::decode`] of all ids for every decoder that never changes the text of finished characters.
+#[derive(Debug)]
 pub struct Detokenizer<'t> {
     tokenizer: &'t Tokenizer,
     skip_special: bool,
-    ids: Vec<u32>,
-    /// Tokens before this one are out of reach: what they decode to cannot change any more.
-    window: usize,
-    /// Tokens before this one are given out.
-    given: usize,
+    /// The latest tokens that have text; those before `start` are only context.
+    window: Vec<u32>,
+    start: usize,
+    /// The part of the window's text that was handed out.
+    given: String,
 }
 
 impl<'t> Detokenizer<'t> {
     pub(super) fn new(tokenizer: &'t Tokenizer, skip_special: bool) -> Self {
-        Self { tokenizer, skip_special, ids: Vec::new(), window: 0, given: 0 }
+        Self { tokenizer, skip_special, window: Vec::new(), start: 0, given: String::new() }
     }
 
-    /// Takes a token and gives out the text that became certain, which is never half a character.
-    ///
-    /// # Errors
-    /// If the tokenizer fails.
+    /// The text that `id` completes; empty while a character is unfinished.
     pub fn push(&mut self, id: u32) -> Result<String> {
-        self.ids.push(id);
-        let text = self.new_text()?;
-        // A character cut in the middle decodes to U+FFFD: wait for the rest of it.
-        if text.is_empty() || text.ends_with('\u{fffd}') {
+        if self.tokenizer.is_silent(id, self.skip_special) {
             return Ok(String::new());
         }
-        // Two windows: the last given tokens stay as context, for a decoder may treat the first token of a text apart.
-        self.window = self.given;
-        self.given = self.ids.len();
-        if self.window > 0 {
-            self.ids.drain(..self.window);
-            self.given -= self.window;
-            self.window = 0;
+        self.window.push(id);
+        let text = self.decode(&self.window)?;
+        let Some(rest) = text.strip_prefix(self.given.as_str()) else {
+            // A byte-fallback decoder shows its whole run of byte tokens as invalid while one is unfinished: wait for
+            // the rest, and if it never comes let the context go.
+            if self.window.len() > WINDOW {
+                self.window.drain(..self.start);
+                self.start = 0;
+                self.given.clear();
+            }
+            return Ok(String::new());
+        };
+        let piece = settled(rest).to_owned();
+        if piece.len() == rest.len() {
+            // Nothing is held back: the tokens since the last such point are the context of the next.
+            self.window.drain(..self.start);
+            self.start = self.window.len();
+            self.given = self.decode(&self.window)?;
+        } else {
+            self.given.push_str(&piece);
+            self.cut(&rest[piece.len()..])?;
         }
-        Ok(text)
+        Ok(piece)
     }
 
-    /// Gives out what is left, broken characters as U+FFFD.
-    ///
-    /// # Errors
-    /// If the tokenizer fails.
+    /// What is still held back, as it decodes; the detokenizer is then as new.
     pub fn finish(&mut self) -> Result<String> {
-        let text = self.new_text()?;
-        self.window = self.ids.len();
-        self.given = self.ids.len();
-        Ok(text)
+        let text = self.decode(&self.window)?;
+        let rest = match text.strip_prefix(self.given.as_str()) {
+            Some(rest) => rest.to_owned(),
+            None => self.decode(&self.window[self.start..])?,
+        };
+        self.window.clear();
+        self.start = 0;
+        self.given.clear();
+        Ok(rest)
     }
 
-    fn new_text(&self) -> Result<String> {
-        let before = self.tokenizer.decode(&self.ids[self.window..self.given], self.skip_special)?;
-        let after = self.tokenizer.decode(&self.ids[self.window..], self.skip_special)?;
-        Ok(after.get(before.len()..).unwrap_or_default().to_owned())
+    /// Bounds the window where characters never end at a token's end. UTF-8 finds its characters again from any byte,
+    /// so a cut changes only text that was handed out; `held` is what was not.
+    fn cut(&mut self, held: &str) -> Result<()> {
+        if self.window.len() <= WINDOW {
+            return Ok(());
+        }
+        let kept = self.window[self.window.len() - KEPT..].to_vec();
+        let text = self.decode(&kept)?;
+        if let Some(given) = text.strip_suffix(held) {
+            self.given = given.to_owned();
+            self.window = kept;
+            self.start = 0;
+        }
+        Ok(())
     }
+
+    fn decode(&self, ids: &[u32]) -> Result<String> {
+        self.tokenizer.decode(ids, self.skip_special)
+    }
+}
+
+/// `text` without the replacement characters at its end that may yet become a character.
+fn settled(mut text: &str) -> &str {
+    for _ in 0..UNFINISHED {
+        match text.strip_suffix(char::REPLACEMENT_CHARACTER) {
+            Some(shorter) => text = shorter,
+            None => break,
+        }
+    }
+    text
 }
 
 #[cfg(test)]
-mod tests {
-    use std::path::Path;
-
-    use rand::{RngExt, SeedableRng};
-    use rand_chacha::ChaCha8Rng;
-
-    use super::*;
-
-    const REPOSITORY: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
-
-    fn streamed(tokenizer: &Tokenizer, ids: &[u32]) -> String {
-        let mut stream = tokenizer.detokenizer(false);
-        let mut text = String::new();
-        for &id in ids {
-            let piece = stream.push(id).unwrap();
-            assert!(!piece.ends_with('\u{fffd}'));
-            text += &piece;
-        }
-        text + &stream.finish().unwrap()
-    }
-
-    #[test]
-    fn pieces_concatenate_to_the_whole_text() {
-        for folder in ["tests/goldens/qwen2-tiny", "examples/tiny/rust-tiny"] {
-            let tokenizer = Tokenizer::from_folder(&Path::new(REPOSITORY).join(folder)).unwrap();
-            let text = "naïve 東京 🙂👩‍👩‍👧 e\u{301} fin\n\n  x";
-            let ids = tokenizer.encode(text, false).unwrap();
-            assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids, false).unwrap());
-            let mut random = ChaCha8Rng::seed_from_u64(7);
-            for _ in 0..200 {
-                let size = tokenizer.vocabulary_size() as u32;
-                let ids: Vec<u32> = (0..40).map(|_| random.random_range(0..size + 3)).collect();
-                assert_eq!(streamed(&tokenizer, &ids), tokenizer.decode(&ids, false).unwrap(), "{ids:?}");
-            }
-        }
-    }
-}
+mod tests;

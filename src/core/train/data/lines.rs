@@ -1,74 +1,83 @@
-//! Lines of a jsonl file as JSON objects, without ever holding a line that is too long. A bad line is a row's problem, not the file's.
-
-use std::fs::File;
-use std::io::{BufRead, BufReader, Read};
-use std::path::Path;
-
-use serde_json::{Map, Value};
+//! A file's lines, none longer than a cap. What a line means is not known here.
 
 use crate::error::{Error, Result};
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read};
+use std::path::{Path, PathBuf};
 
-/// No row of text comes near.
-const MAX_LINE_BYTES: usize = 16 << 20;
+/// The longest line in bytes, 16 MiB. A row that long is far beyond any model's context: a file without line ends, most likely.
+pub(super) const LINE_CAP: usize = 16 << 20;
 
-/// A row, or what is wrong with it.
-type Row = std::result::Result<Map<String, Value>, String>;
-
-/// The rows that are not blank, with their line numbers from 1.
-pub(super) fn rows(path: &Path) -> Result<Vec<(usize, Row)>> {
-    let mut file = BufReader::new(File::open(path).map_err(Error::io(path))?);
-    let (mut rows, mut bytes) = (Vec::new(), Vec::new());
-    for line in 1.. {
-        bytes.clear();
-        let limit = MAX_LINE_BYTES as u64 + 1;
-        if (&mut file).take(limit).read_until(b'\n', &mut bytes).map_err(Error::io(path))? == 0 {
-            break;
-        }
-        if bytes.len() > MAX_LINE_BYTES && !bytes.ends_with(b"\n") {
-            skip_line(&mut file).map_err(Error::io(path))?;
-            rows.push((line, Err(format!("is longer than {MAX_LINE_BYTES} bytes"))));
-            continue;
-        }
-        let text = if line == 1 { bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(&bytes) } else { &bytes };
-        let text = text.trim_ascii();
-        if !text.is_empty() {
-            rows.push((line, row(text)));
-        }
-    }
-    Ok(rows)
+/// The lines of a file that are not blank, one at a time.
+pub(super) struct Lines {
+    path: PathBuf,
+    reader: BufReader<File>,
+    buffer: Vec<u8>,
+    /// The line in the buffer, from 1.
+    line: usize,
+    /// Whether the rest of a line beyond the cap is still ahead.
+    inside_line: bool,
 }
 
-fn skip_line(file: &mut impl BufRead) -> std::io::Result<()> {
-    loop {
-        let buffer = file.fill_buf()?;
-        if buffer.is_empty() {
-            return Ok(());
+impl Lines {
+    /// Opens `path`.
+    pub(super) fn open(path: &Path) -> Result<Self> {
+        let file = File::open(path).map_err(Error::io(path))?;
+        Ok(Self {
+            path: path.to_owned(),
+            reader: BufReader::new(file),
+            buffer: Vec::new(),
+            line: 0,
+            inside_line: false,
+        })
+    }
+
+    /// The next line that is not blank: its number and its text without the line end, or what is wrong with it. None at the end.
+    pub(super) fn next_line(&mut self) -> Result<Option<(usize, std::result::Result<&str, String>)>> {
+        while self.fill()? {
+            if self.inside_line {
+                return Ok(Some((self.line, Err(format!("the line is longer than {} MiB", LINE_CAP >> 20)))));
+            }
+            if self.line == 1 && self.buffer.starts_with(b"\xef\xbb\xbf") {
+                self.buffer.drain(..3);
+            }
+            if !self.buffer.trim_ascii().is_empty() {
+                let text = std::str::from_utf8(self.buffer.trim_ascii())
+                    .map_err(|error| format!("not UTF-8 from byte {} on", error.valid_up_to() + 1));
+                return Ok(Some((self.line, text)));
+            }
         }
-        let end = buffer.iter().position(|&byte| byte == b'\n');
-        let used = end.map_or(buffer.len(), |at| at + 1);
-        file.consume(used);
-        if end.is_some() {
-            return Ok(());
+        Ok(None)
+    }
+
+    /// Reads one more line into the buffer, of a longer line as much as the cap allows; false at the end of the file.
+    fn fill(&mut self) -> Result<bool> {
+        if self.inside_line {
+            self.reader.skip_until(b'\n').map_err(Error::io(&self.path))?;
         }
+        self.buffer.clear();
+        let mut capped = (&mut self.reader).take(LINE_CAP as u64 + 1);
+        let read = capped.read_until(b'\n', &mut self.buffer).map_err(Error::io(&self.path))?;
+        self.line += 1;
+        self.inside_line = self.buffer.len() > LINE_CAP && !self.buffer.ends_with(b"\n");
+        Ok(read > 0)
     }
 }
 
-fn row(text: &[u8]) -> Row {
-    let text = std::str::from_utf8(text).map_err(|problem| format!("is not UTF-8: {problem}"))?;
-    match serde_json::from_str(text) {
-        Ok(Value::Object(row)) => Ok(row),
-        Ok(other) => Err(format!("is not a JSON object but {}", kind(&other))),
-        Err(problem) => Err(format!("is not JSON: {problem}")),
-    }
-}
+#[cfg(test)]
+mod tests {
+    use super::*;
 
-fn kind(value: &Value) -> &'static str {
-    match value {
-        Value::Null => "null",
-        Value::Bool(_) => "a boolean",
-        Value::Number(_) => "a number",
-        Value::String(_) => "a string",
-        Value::Array(_) => "a list",
-        Value::Object(_) => "an object",
+    #[test]
+    fn a_longer_line_is_never_held_whole() {
+        let folder = tempfile::TempDir::new().unwrap();
+        let path = folder.path().join("long");
+        std::fs::write(&path, [vec![b'a'; 6 * LINE_CAP], b"\nb".to_vec()].concat()).unwrap();
+        let mut lines = Lines::open(&path).unwrap();
+        assert!(matches!(lines.next_line().unwrap(), Some((1, Err(_)))));
+        assert_eq!(lines.next_line().unwrap(), Some((2, Ok("b"))));
+        assert_eq!(lines.next_line().unwrap(), None);
+        // A growing buffer doubles.
+        assert!(lines.buffer.capacity() <= 2 * LINE_CAP + 2, "{}", lines.buffer.capacity());
     }
 }

@@ -1,126 +1,157 @@
-//! Rows good and bad.
+//! Files as a whole: against mlx-lm, bad files, limits. What `lines.rs`, `options.rs` and `order.rs` do alone is tested there.
 
-use std::io::Write;
+mod bad_files;
+mod limits;
 
 use super::*;
+use serde_json::Value;
+use std::fs;
+use tempfile::TempDir;
+
+const GOLDENS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens");
 
 fn tokenizer() -> Tokenizer {
-    Tokenizer::from_folder(Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/goldens/qwen2-tiny"))).unwrap()
+    Tokenizer::from_folder(&Path::new(GOLDENS).join("qwen2-tiny")).unwrap()
 }
 
-fn load(content: impl AsRef<[u8]>, options: DataOptions) -> Result<Dataset> {
-    let mut file = tempfile::NamedTempFile::new().unwrap();
-    file.write_all(content.as_ref()).unwrap();
-    Dataset::load(file.path(), &tokenizer(), &options)
+/// The tiny tokenizer with its configuration changed.
+fn changed_tokenizer(change: impl FnOnce(&mut Value)) -> Tokenizer {
+    let original = Path::new(GOLDENS).join("qwen2-tiny");
+    let mut config = serde_json::from_slice(&fs::read(original.join("tokenizer_config.json")).unwrap()).unwrap();
+    change(&mut config);
+    let folder = TempDir::new().unwrap();
+    fs::copy(original.join("tokenizer.json"), folder.path().join("tokenizer.json")).unwrap();
+    fs::write(folder.path().join("tokenizer_config.json"), config.to_string()).unwrap();
+    Tokenizer::from_folder(folder.path()).unwrap()
 }
 
-const TWO_TURNS: &str = r#"{"prompt": "Sort a list.", "completion": "sorted(x)", "extra": 1}"#;
-
-#[test]
-fn completions_are_two_turns_and_their_prompt_can_be_masked() {
-    let tokenizer = tokenizer();
-    let plain = load(TWO_TURNS, DataOptions::default()).unwrap();
-    let messages = [Message::user("Sort a list."), Message::assistant("sorted(x)")];
-    let whole = tokenizer.chat(&messages, &TemplateOptions::default()).unwrap();
-    let prompt_options = TemplateOptions { add_generation_prompt: true, ..Default::default() };
-    let prompt = tokenizer.chat(&messages[..1], &prompt_options).unwrap();
-    assert_eq!(plain.examples()[0].tokens, whole);
-    assert_eq!(plain.weighted_tokens(), whole.len() - 1);
-
-    let masked = load(TWO_TURNS, DataOptions { mask_prompt: true, ..Default::default() }).unwrap();
-    assert_eq!(masked.examples()[0].tokens, whole);
-    assert_eq!(masked.weighted_tokens(), whole.len() - prompt.len());
-    assert_eq!(masked.examples()[0].weights.iter().position(|&weight| weight != 0.0), Some(prompt.len()));
-
-    let chat =
-        r#"{"messages": [{"role": "user", "content": "Sort a list."}, {"role": "assistant", "content": "sorted(x)"}]}"#;
-    assert_eq!(
-        load(chat, DataOptions { mask_prompt: true, ..Default::default() }).unwrap().examples(),
-        masked.examples()
-    );
+fn without_template() -> Tokenizer {
+    changed_tokenizer(|config| drop(config.as_object_mut().unwrap().remove("chat_template")))
 }
 
-#[test]
-fn text_ends_in_eos_once() {
-    let tokenizer = tokenizer();
-    for text in ["abc", "abc<|im_end|>"] {
-        let row = format!("{{\"text\": \"{text}\"}}");
-        let dataset = load(row, DataOptions::default()).unwrap();
-        let mut expected = tokenizer.encode("abc", true).unwrap();
-        expected.push(tokenizer.eos_token().unwrap());
-        assert_eq!(dataset.examples()[0].tokens, expected);
-    }
-    let error = load("{\"text\": \"a\"}", DataOptions { mask_prompt: true, ..Default::default() }).unwrap_err();
-    assert!(error.to_string().contains(":1: `text` has no prompt"), "{error}");
+fn load(content: impl AsRef<[u8]>, options: &DataOptions) -> Result<Dataset> {
+    load_with(&tokenizer(), content, options)
+}
+
+fn load_with(tokenizer: &Tokenizer, content: impl AsRef<[u8]>, options: &DataOptions) -> Result<Dataset> {
+    let folder = TempDir::new().unwrap();
+    let path = folder.path().join("rows.jsonl");
+    fs::write(&path, content).unwrap();
+    Dataset::load(&path, tokenizer, options)
+}
+
+fn masked() -> DataOptions {
+    DataOptions { mask_prompt: true, ..DataOptions::default() }
+}
+
+fn skipping() -> DataOptions {
+    DataOptions { bad_rows: BadRows::Skip, ..DataOptions::default() }
+}
+
+/// The text of the tokens that carry weight.
+fn weighted_text(tokenizer: &Tokenizer, example: &Example) -> String {
+    let weighted = example.tokens.iter().zip(&example.weights).filter(|(_, weight)| **weight > 0.0);
+    tokenizer.decode(&weighted.map(|(token, _)| *token).collect::<Vec<_>>(), false).unwrap()
 }
 
 #[test]
-fn bom_crlf_and_blank_lines_are_no_rows() {
-    let content = format!("\u{feff}{TWO_TURNS}\r\n\r\n  \n{TWO_TURNS}");
-    let dataset = load(content, DataOptions::default()).unwrap();
-    assert_eq!(dataset.report().rows, 2);
-    assert_eq!(dataset.examples().iter().map(|example| example.line).collect::<Vec<_>>(), [1, 4]);
-}
+fn tokens_and_weights_equal_mlx_lm() {
+    let golden: Value = serde_json::from_slice(&fs::read(format!("{GOLDENS}/mlx_dataset.json")).unwrap()).unwrap();
+    let cases = golden["cases"].as_array().unwrap();
+    assert_eq!(cases.len(), 10);
+    for case in cases {
+        let name = case["name"].as_str().unwrap();
+        let tokenizer = match &case["template"] {
+            Value::Null => tokenizer(),
+            template => changed_tokenizer(|config| config["chat_template"] = template.clone()),
+        };
+        let options = DataOptions {
+            mask_prompt: case["mask_prompt"].as_bool().unwrap(),
+            max_tokens: case["max_tokens"].as_u64().unwrap() as usize,
+            ..DataOptions::default()
+        };
+        let rows: Vec<String> = case["rows"].as_array().unwrap().iter().map(Value::to_string).collect();
+        let dataset = load_with(&tokenizer, rows.join("\n"), &options).unwrap();
 
-#[test]
-fn each_bad_row_is_named_by_line_and_can_be_skipped() {
-    let long = format!("{{\"text\": \"{}\"}}", "x".repeat(17 << 20));
-    let bad: [(&[u8], &str); 10] = [
-        (b"{", "not JSON"),
-        (b"[1]", "a list"),
-        (b"\"x\"", "a string"),
-        (b"{\"prompt\": \"x\"}", "neither"),
-        (b"{\"prompt\": 1, \"completion\": \"x\"}", "`prompt` is not a string"),
-        (b"{\"prompt\": \"\\ud800\", \"completion\": \"x\"}", "not JSON"),
-        (b"{\"prompt\": \"\xff\", \"completion\": \"x\"}", "not UTF-8"),
-        (b"{\"text\": \"x\"}", "the rows before it"),
-        (b"{\"prompt\": null, \"completion\": \"x\"}", "not a string"),
-        (long.as_bytes(), "longer than"),
-    ];
-    for (row, problem) in bad {
-        let content = [TWO_TURNS.as_bytes(), row, TWO_TURNS.as_bytes()].join(&b"\n"[..]);
-        let error = load(&content, DataOptions::default()).unwrap_err().to_string();
-        assert!(error.contains(":2: ") && error.contains(problem), "{problem}: {}", error.get(..200).unwrap_or(&error));
-        let dataset = load(&content, DataOptions { bad_rows: BadRows::Skip, ..Default::default() }).unwrap();
-        assert_eq!((dataset.examples().len(), dataset.report().skipped.len()), (2, 1));
-        assert_eq!(dataset.report().skipped[0].0, 2);
+        let mut ours = dataset.examples().iter();
+        let mut unweighted = 0;
+        for (index, theirs) in case["examples"].as_array().unwrap().iter().enumerate() {
+            let tokens: Vec<u32> = serde_json::from_value(theirs["tokens"].clone()).unwrap();
+            let weights: Vec<f32> = serde_json::from_value(theirs["weights"].clone()).unwrap();
+            if weights.iter().all(|&weight| weight == 0.0) {
+                unweighted += 1;
+            } else {
+                assert_eq!(ours.next(), Some(&Example { tokens, weights, line: index + 1 }), "{name}, row {index}");
+            }
+        }
+        assert_eq!(ours.next(), None, "{name}");
+        assert_eq!((dataset.report().rows, dataset.report().unweighted), (rows.len(), unweighted), "{name}");
     }
 }
 
 #[test]
-fn over_long_rows_follow_the_policy() {
-    let row = "{\"text\": \"1 2 3 4 5 6 7 8 9\"}";
-    let length = load(row, DataOptions::default()).unwrap().examples()[0].tokens.len();
-    let with = |max_tokens, over_long| load(row, DataOptions { max_tokens, over_long, ..Default::default() });
-    for limit in [length, length + 1] {
-        let report = with(limit, OverLong::Truncate).unwrap().report().clone();
-        assert_eq!((report.truncated, report.dropped, report.split), (0, 0, 0));
-    }
-    let truncated = with(length - 1, OverLong::Truncate).unwrap();
-    assert_eq!((truncated.examples()[0].tokens.len(), truncated.report().truncated), (length - 1, 1));
-    let split = with(4, OverLong::Split).unwrap();
-    assert_eq!(split.report().split, 1);
-    assert_eq!(split.examples().len(), (length.div_ceil(4)) - usize::from(length % 4 == 1));
-    assert!(split.examples().iter().all(|example| example.weights[0] == 0.0 && example.tokens.len() <= 4));
-    assert!(with(length - 1, OverLong::Drop).unwrap_err().to_string().contains("1 too long"));
+fn without_a_template_a_completion_follows_its_prompt_and_ends() {
+    let tokenizer = without_template();
+    let row = r#"{"prompt": "Explain E0382. ", "completion": "It moved."}"#;
+    let whole = load_with(&tokenizer, row, &DataOptions::default()).unwrap();
+    let example = &whole.examples()[0];
+    assert_eq!(tokenizer.decode(&example.tokens, false).unwrap(), "Explain E0382. It moved.<|im_end|>");
+    assert_eq!(whole.weighted_tokens(), example.tokens.len() - 1);
+
+    let completion = load_with(&tokenizer, row, &masked()).unwrap();
+    assert_eq!(completion.examples()[0].tokens, example.tokens);
+    // The space and the next word are one token: it is the completion's, because the prompt alone ends in another.
+    assert_eq!(weighted_text(&tokenizer, &completion.examples()[0]), " It moved.<|im_end|>");
 }
 
 #[test]
-fn rows_without_a_token_that_counts_are_left_out_and_counted() {
-    let content = format!("{TWO_TURNS}\n{{\"prompt\": \"a\", \"completion\": \"\"}}");
-    let options = DataOptions { mask_prompt: true, max_tokens: 12, ..Default::default() };
-    let error = load(&content, options).unwrap_err().to_string();
-    assert!(error.contains("without a token that counts"), "{error}");
-    assert!(load("", DataOptions::default()).unwrap_err().to_string().contains("0 rows"));
+fn a_prompt_that_is_no_prefix_is_masked_as_far_as_both_agree() {
+    // Earlier turns lose their thoughts, as in Qwen3's template, so the prompt alone says `[last]` where the whole does not.
+    let tokenizer = changed_tokenizer(|config| {
+        config["chat_template"] = Value::from(
+            "{% for message in messages %}{% if loop.last %}[last]{% endif %}{{ message.content }}<|im_end|>{% endfor %}",
+        );
+    });
+    let row = r#"{"messages": [{"role": "user", "content": "one"}, {"role": "user", "content": "two"},
+        {"role": "assistant", "content": "three"}]}"#;
+    let dataset = load_with(&tokenizer, row.replace('\n', " "), &masked()).unwrap();
+    assert_eq!(weighted_text(&tokenizer, &dataset.examples()[0]), "two<|im_end|>[last]three<|im_end|>");
 }
 
 #[test]
-fn the_order_is_a_shuffle_that_follows_from_seed_and_epoch() {
-    let order = epoch_order(100, 3, 0);
-    let mut sorted = order.clone();
-    sorted.sort_unstable();
-    assert_eq!(sorted, (0..100).collect::<Vec<_>>());
-    assert_eq!(order, epoch_order(100, 3, 0));
-    assert_ne!(order, epoch_order(100, 3, 1));
-    assert_ne!(order, epoch_order(100, 4, 0));
+fn a_call_of_a_tool_needs_no_content() {
+    let tokenizer = changed_tokenizer(|config| {
+        config["chat_template"] = Value::from(
+            "{% for message in messages %}{{ message.content or message.tool_calls | tojson }}<|im_end|>{% endfor %}",
+        );
+    });
+    let row = r#"{"messages": [{"role": "user", "content": "2+2"}, {"role": "assistant", "content": null, "tool_calls": [1]}]}"#;
+    let dataset = load_with(&tokenizer, row, &masked()).unwrap();
+    assert_eq!(weighted_text(&tokenizer, &dataset.examples()[0]), "[1]<|im_end|>");
+}
+
+#[test]
+fn a_folder_gives_its_splits() {
+    let folder = TempDir::new().unwrap();
+    let write =
+        |name: &str, text: &str| fs::write(folder.path().join(name), format!("{{\"text\": \"{text}\"}}")).unwrap();
+    let load = || Splits::load(folder.path(), &tokenizer(), &DataOptions::default());
+
+    write("valid.jsonl", "to validate");
+    let message = load().unwrap_err().to_string();
+    assert_eq!(message, format!("{}: there is no train.jsonl in this folder", folder.path().display()));
+
+    write("train.jsonl", "to train");
+    let splits = load().unwrap();
+    assert_eq!(splits.train.path(), folder.path().join("train.jsonl"));
+    assert_eq!(splits.valid.unwrap().path(), folder.path().join("valid.jsonl"));
+    assert_eq!(splits.test, None);
+
+    write("test.jsonl", "to test");
+    let text = |dataset: &Dataset| tokenizer().decode(&dataset.examples()[0].tokens, true).unwrap();
+    assert_eq!(text(&load().unwrap().test.unwrap()), "to test");
+
+    fs::write(folder.path().join("valid.jsonl"), "").unwrap();
+    let message = load().unwrap_err().to_string();
+    assert!(message.ends_with("valid.jsonl: no row to use: 0 rows"), "{message}");
 }

@@ -1,0 +1,104 @@
+//! What stands beside `tokenizer.json`: the special tokens and the chat template of `tokenizer_config.json` and
+//! `chat_template.jinja`. Using them does not live here.
+
+use std::io::Read;
+use std::path::Path;
+
+use serde_json::Value;
+
+use crate::error::{Error, Result};
+
+/// Most bytes of `tokenizer_config.json`; the largest published ones, which list every added token, are near 1 MB.
+const CONFIG_LIMIT: u64 = 16 << 20;
+/// Most bytes of a chat template.
+const TEMPLATE_LIMIT: u64 = 1 << 20;
+
+/// The special tokens and the chat template's source, each where the folder has it.
+#[derive(Debug, Default)]
+pub(super) struct TokenizerConfig {
+    pub(super) bos: Option<String>,
+    pub(super) eos: Option<String>,
+    pub(super) pad: Option<String>,
+    pub(super) template: Option<String>,
+}
+
+impl TokenizerConfig {
+    /// Both files are optional; one that is there must be well formed. `chat_template.jinja` goes before the
+    /// template of `tokenizer_config.json`, as in transformers.
+    pub(super) fn from_folder(folder: &Path) -> Result<Self> {
+        let path = folder.join("tokenizer_config.json");
+        let mut config = match read_limited(&path, CONFIG_LIMIT)? {
+            Some(bytes) => Self::parse(&path, &bytes)?,
+            None => Self::default(),
+        };
+        let path = folder.join("chat_template.jinja");
+        if let Some(bytes) = read_limited(&path, TEMPLATE_LIMIT)? {
+            let source = String::from_utf8(bytes).map_err(|_| Error::malformed(&path, "it is not UTF-8"))?;
+            config.template = Some(source);
+        }
+        Ok(config)
+    }
+
+    fn parse(path: &Path, bytes: &[u8]) -> Result<Self> {
+        let value: Value = serde_json::from_slice(bytes).map_err(|error| Error::malformed(path, error.to_string()))?;
+        if !value.is_object() {
+            return Err(Error::malformed(path, "it is not a JSON object"));
+        }
+        let template = template_source(path, &value["chat_template"])?;
+        if template.as_ref().is_some_and(|source| source.len() as u64 > TEMPLATE_LIMIT) {
+            return Err(Error::malformed(path, format!("chat_template has more than {TEMPLATE_LIMIT} bytes")));
+        }
+        let token = |name| special_token(path, name, &value[name]);
+        Ok(Self { bos: token("bos_token")?, eos: token("eos_token")?, pad: token("pad_token")?, template })
+    }
+}
+
+/// A file's bytes, or `None` if there is no such file. The limit holds for what is read, whatever the file's
+/// metadata says (a pipe has none).
+pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
+    let file = match std::fs::File::open(path) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(Error::io(path)(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
+    if bytes.len() as u64 > limit {
+        return Err(Error::malformed(path, format!("it has more than {limit} bytes")));
+    }
+    Ok(Some(bytes))
+}
+
+/// A token is a string, or an object with the string under `content`.
+fn special_token(path: &Path, name: &str, value: &Value) -> Result<Option<String>> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(text) => Ok(Some(text.clone())),
+        Value::Object(fields) if fields.get("content").is_some_and(Value::is_string) => {
+            Ok(fields["content"].as_str().map(str::to_owned))
+        }
+        other => {
+            Err(Error::malformed(path, format!("{name} is neither a string nor {{\"content\": string}}: {other}")))
+        }
+    }
+}
+
+/// A template is a string, or a list of `{name, template}` of which the one named `default` counts.
+fn template_source(path: &Path, value: &Value) -> Result<Option<String>> {
+    match value {
+        Value::Null => Ok(None),
+        Value::String(source) => Ok(Some(source.clone())),
+        Value::Array(named) => {
+            for entry in named {
+                let (Some(name), Some(source)) = (entry["name"].as_str(), entry["template"].as_str()) else {
+                    return Err(Error::malformed(path, "an entry of chat_template lacks `name` or `template`"));
+                };
+                if name == "default" {
+                    return Ok(Some(source.to_owned()));
+                }
+            }
+            Ok(None)
+        }
+        _ => Err(Error::malformed(path, "chat_template is neither a string nor a list of named templates")),
+    }
+}
