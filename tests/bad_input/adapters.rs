@@ -9,7 +9,7 @@ use firebrick::models::LanguageModel;
 use serde_json::json;
 
 use crate::contract;
-use crate::damage::{Stored, copy, edit_json, edit_tensors, load, names_in, refused, says};
+use crate::damage::{Stored, copy, edit_json, edit_tensors, load, names_in, refused, replace, says};
 use crate::support::{Inner, repository};
 
 const WEIGHTS: &str = "adapter_model.safetensors";
@@ -190,7 +190,7 @@ contract! {
         let path = folder.path().join(WEIGHTS);
         let whole = std::fs::read(&path).unwrap();
         for length in 0..whole.len() {
-            std::fs::write(&path, &whole[..length]).unwrap();
+            replace(&path, &whole[..length]);
             let error = error_of::<Inner<B>>(folder.path(), &device, &format!("{length} bytes"));
             assert!(matches!(&error, Error::Malformed { path: named, .. } if *named == path), "{length}: {error:?}");
         }
@@ -209,7 +209,7 @@ contract! {
         for bit in bits.clone() {
             let mut bytes = whole.clone();
             bytes[bit / 8] ^= 1 << (bit % 8);
-            std::fs::write(&path, bytes).unwrap();
+            replace(&path, bytes);
             refused += usize::from(Adapter::<Inner<B>>::load(folder.path(), &device).is_err());
         }
         assert!(refused > header * 8 / 2, "{refused} of {} flips were refused", bits.count());
@@ -276,8 +276,9 @@ contract! {
         let weights = saved.path().join("adapters.safetensors");
         edit_tensors(&weights, |tensors| drop(tensors.insert("model.layers.0.self_attn.q_proj.m".into(), Stored::floats(&[48], 1.0))));
         says(&error_of::<Inner<B>>(saved.path(), &device, "DoRA"), &["q_proj.m", "not supported"]);
-        edit_tensors(&weights, |tensors| tensors.retain(|name, _| !name.ends_with(".m") && name != "model.layers.1.self_attn.v_proj.lora_b"));
-        says(&error_of::<Inner<B>>(saved.path(), &device, "half a pair"), &["model.layers.1.self_attn.v_proj.lora_b", "missing"]);
+        let half = "model.layers.1.self_attn.v_proj.lora_b";
+        edit_tensors(&weights, |tensors| tensors.retain(|name, _| !name.ends_with(".m") && name != half));
+        says(&error_of::<Inner<B>>(saved.path(), &device, "half a pair"), &[half, "missing"]);
     }
 }
 

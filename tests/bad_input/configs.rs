@@ -5,7 +5,7 @@ use firebrick::core::sequence::Sequences;
 use serde_json::{Map, Value, json};
 
 use crate::contract;
-use crate::damage::{CONFIG, Stored, copy, edit_tensors, load, refused, says, set};
+use crate::damage::{CONFIG, Stored, copy, edit_tensors, load, refused, replace, says, set};
 use crate::support::{DECODERS, Inner};
 
 contract! {
@@ -127,7 +127,7 @@ contract! {
                 for value in &hostile {
                     let mut config = original.clone();
                     config.insert(key.into(), value.clone());
-                    std::fs::write(&path, Value::Object(config).to_string()).unwrap();
+                    replace(&path, Value::Object(config).to_string());
                     // Either an error that names the place, or a model that computes.
                     match load::<Inner<B>>(folder.path(), &device) {
                         Err(error) => says(&error, &[folder.path().to_str().unwrap()]),
