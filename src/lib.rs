@@ -4,7 +4,7 @@
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
-//! use burn::backend::{Autodiff, Flex};
+//! use firebrick::backends::{Autodiff, Flex};
 //! use firebrick::prelude::*;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -38,7 +38,13 @@
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
 
+/// The README's example compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../README.md")]
+struct Readme;
+
 pub use firebrick_backend as backend;
+pub use firebrick_backend::backends;
 pub use firebrick_core as core;
 pub use firebrick_models as models;
 

@@ -5,6 +5,12 @@
 #![warn(missing_docs)]
 #![recursion_limit = "256"]
 
+/// The backends of this build, and Burn's autodiff to train on them.
+pub mod backends {
+    pub use burn::backend::Autodiff;
+    #[cfg(feature = "flex")]
+    pub use burn_flex::Flex;
+}
 pub mod map;
 pub mod ops;
 pub mod process;

@@ -116,7 +116,8 @@ fn policies_decide_the_dtype_of_matrices_and_norms_are_f32() {
         // Quarters are exact in every dtype.
         assert_eq!(values(embed), tensors[0].1.iter::<f32>().collect::<Vec<_>>());
         for name in ["norm.weight", "layers.0.proj.bias"] {
-            assert_eq!(loader.precise(name, [3]).dtype(), DType::F32);
+            let precise = if expected == DType::F64 { DType::F64 } else { DType::F32 };
+            assert_eq!(loader.precise(name, [3]).dtype(), precise);
         }
         assert!(
             loader.optional("q_norm.weight", [3]).is_none() && loader.optional_precise("k_norm.weight", [3]).is_none()
