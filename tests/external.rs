@@ -9,5 +9,7 @@ mod adapters;
 mod memory;
 #[path = "external/python.rs"]
 mod python;
+#[path = "external/qwen_tokenizer.rs"]
+mod qwen_tokenizer;
 #[path = "external/smollm2.rs"]
 mod smollm2;
