@@ -12,6 +12,9 @@ use crate::sequence::{Segments, Sequences};
 /// Tokens of a prompt that pass through the model at a time: bounds the memory of activations, and changes no result.
 const PREFILL_CHUNK: usize = 512;
 
+/// Tokens of the answer that the cache has room for from the beginning.
+const RESERVED: usize = 1024;
+
 /// How to decode.
 #[derive(Clone, Debug, PartialEq)]
 pub struct DecodeOptions {
@@ -85,7 +88,8 @@ impl<'m, B: KernelBackend> Decode<'m, B> {
     /// # Panics
     /// On an autodiff backend, whose graph would grow with each token: decode on `model.valid()`.
     pub fn new(model: &'m dyn CausalLm<B>, prompt: &[u32], options: DecodeOptions) -> Result<Self> {
-        let room = (prompt.len().saturating_add(options.max_tokens)).min(model.facts().context);
+        // A long answer may end early: the cache grows when it does not.
+        let room = (prompt.len() + options.max_tokens.min(RESERVED)).min(model.facts().context);
         let cache = model.new_cache(1, room);
         Self::with_cache(model, cache, prompt, options)
     }
