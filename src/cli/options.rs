@@ -4,8 +4,8 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use firebrick::backend::process::set_threads;
 use firebrick::Error;
+use firebrick::backend::process::set_threads;
 use firebrick::prelude::*;
 
 use super::output;

@@ -48,7 +48,8 @@ impl Score {
 pub fn check_max_seq_len(max_seq_len: Option<usize>) -> Result<()> {
     match max_seq_len {
         Some(value @ ..2) => {
-            Err(Error::OutOfBounds { name: "max_seq_len", value: value.to_string(), bounds: "at least 2".into() }.into())
+            Err(Error::OutOfBounds { name: "max_seq_len", value: value.to_string(), bounds: "at least 2".into() }
+                .into())
         }
         _ => Ok(()),
     }
