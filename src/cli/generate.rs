@@ -36,11 +36,11 @@ pub struct Generate {
     /// The system prompt, with --chat
     #[arg(long, requires = "chat", value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
-    #[command(flatten)]
-    sampling: SamplingOptions,
     /// Report the log-probabilities of this many of the likeliest tokens at each step, with --json
     #[arg(long, default_value_t = 0, value_name = "N", requires = "json")]
     logprobs: usize,
+    #[command(flatten)]
+    sampling: SamplingOptions,
 }
 
 /// An alias, so that clap takes one argument as the whole list.

@@ -40,7 +40,9 @@ pub fn with_causes(error: &anyhow::Error) -> String {
     let mut chain = error.chain().map(|cause| match cause.downcast_ref() {
         Some(listing @ Error::TensorMismatch { .. }) => listing.to_string(),
         Some(Error::AdapterMismatch { adapter, problems }) => {
-            format!("adapter {adapter} does not fit this model: {}", problems.join("\n  "))
+            let separator = if problems.len() > 1 { "\n  " } else { " " };
+            let lines = problems.iter().flat_map(|problem| [separator, problem]);
+            format!("adapter {adapter} does not fit this model:{}", lines.collect::<String>())
         }
         _ => cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ").trim().to_owned(),
     });
@@ -68,6 +70,6 @@ mod tests {
     fn each_module_that_does_not_fit_has_a_line() {
         let problems = vec!["q is 4".to_owned(), "v is 5".to_owned()];
         let error = Error::AdapterMismatch { adapter: "a".into(), problems }.into();
-        assert_eq!(with_causes(&error), "adapter a does not fit this model: q is 4\n  v is 5");
+        assert_eq!(with_causes(&error), "adapter a does not fit this model:\n  q is 4\n  v is 5");
     }
 }

@@ -96,8 +96,9 @@ impl TrainOptions {
         let place = || path.display().to_string();
         let text = std::fs::read_to_string(path).with_context(place)?;
         let file: Self = toml::from_str(&text).map_err(|error| {
-            let line = error.span().map_or(1, |span| text[..span.start].lines().count().max(1));
-            anyhow!("{}:{line}: {}", path.display(), error.message())
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
+            let said = text.lines().nth(line).unwrap_or_default().trim();
+            anyhow!("{}:{}: `{said}`: {}", path.display(), line + 1, error.message())
         })?;
         if file.steps.is_some() && file.epochs.is_some() {
             bail!("{}: `steps` and `epochs` exclude each other", path.display());

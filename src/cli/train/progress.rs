@@ -92,9 +92,10 @@ impl Progress {
             "valid_loss": last(&self.valid_losses), "tokens": self.tokens,
             "seconds": self.begun.elapsed().as_secs_f64(), "peak_rss_bytes": peak_rss_bytes(),
         }))?;
-        if self.losses.is_empty() {
-            return Ok(());
-        }
+        let Some((_, loss)) = self.losses.last() else { return Ok(()) };
+        let valid = last(&self.valid_losses).map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.everywhere.note(format_args!("loss {loss:.4}{valid} after {seconds:.1} s"));
         let chart = loss_curve_svg(&self.losses, &self.valid_losses);
         Ok(write_atomic(&self.folder.join("loss.svg"), chart.as_bytes())?)
     }
