@@ -89,7 +89,8 @@ fn each_sampling_option_changes_the_answer() {
     let sampled = "--max-tokens 32 --seed 5 --temperature 1.2 --top-k 0 --top-p 1 --repetition-penalty 1";
     let plain = tokens(sampled);
     for (option, value) in [("--temperature", "0.5"), ("--top-k", "2"), ("--top-p", "0.2"), ("--min-p", "0.5")] {
-        let words = if option == "--min-p" { format!("{sampled} --min-p {value}") } else { replace(sampled, option, value) };
+        let words =
+            if option == "--min-p" { format!("{sampled} --min-p {value}") } else { replace(sampled, option, value) };
         assert_ne!(tokens(&words), plain, "{option}");
     }
     let greedy = "--max-tokens 48 --temperature 0 --repetition-penalty 1";
@@ -149,7 +150,10 @@ fn a_stop_text_ends_the_answer_and_is_not_part_of_it() {
 #[test]
 fn no_new_tokens_are_an_empty_answer() {
     let answer = answer("--max-tokens 0");
-    assert_eq!((&answer["tokens"], &answer["text"], &answer["finish_reason"]), (&json!([]), &json!(""), &json!("length")));
+    assert_eq!(
+        (&answer["tokens"], &answer["text"], &answer["finish_reason"]),
+        (&json!([]), &json!(""), &json!("length"))
+    );
     assert_eq!((&answer["first_token_ms"], &answer["decode_tokens_per_second"]), (&Value::Null, &Value::Null));
     assert!(!answer["prompt_tokens"].as_array().unwrap().is_empty());
 }

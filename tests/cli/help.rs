@@ -3,7 +3,8 @@
 use crate::command::run;
 
 const EVERYWHERE: &str = "backend dtype strict threads json quiet verbose help";
-const SAMPLING: &str = "max-tokens temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed stop";
+const SAMPLING: &str =
+    "max-tokens temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed stop";
 
 fn verbs() -> Vec<(&'static str, String)> {
     let train = "model data output config init-adapter dry-run rank alpha dropout target rslora learning-rate schedule warmup-steps \
@@ -65,7 +66,9 @@ fn the_verbs_and_the_version_are_listed() {
 
 #[test]
 fn a_wrong_command_line_is_status_2() {
-    for words in ["", "gernerate", "generate", "generate --model m", "train --model m --data d", "adapter", "score --nope"] {
+    for words in
+        ["", "gernerate", "generate", "generate --model m", "train --model m --data d", "adapter", "score --nope"]
+    {
         let ran = run(words, &[]);
         assert_eq!((ran.status, ran.out.as_str()), (2, ""), "{words}: {}", ran.err);
         assert!(ran.err.contains("Usage: firebrick"), "{words}: {}", ran.err);

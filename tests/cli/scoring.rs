@@ -6,7 +6,7 @@ use std::path::Path;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
-use crate::command::{golden, ids, keys, run, rows_of, rust_tiny, text};
+use crate::command::{golden, ids, keys, rows_of, run, rust_tiny, text};
 use crate::support::{Golden, assert_golden};
 
 /// `logits` as rows of a file, with its shape and lengths.
@@ -108,7 +108,10 @@ fn a_line_for_each_row_then_their_sum() {
     let words = format!("score --model {} --data {}", rust_tiny(), data.display());
     let lines = run(&words, &["--json", "--quiet"]).lines();
     let (sum, rows) = lines.split_last().unwrap();
-    assert_eq!((rows.len(), keys(&rows[0]), keys(sum)), (4, vec!["row", "tokens", "loss"], vec!["rows", "tokens", "loss", "perplexity"]));
+    assert_eq!(
+        (rows.len(), keys(&rows[0]), keys(sum)),
+        (4, vec!["row", "tokens", "loss"], vec!["rows", "tokens", "loss", "perplexity"])
+    );
     let of = |row: &serde_json::Value, key: &str| row[key].as_f64().unwrap();
     let tokens: f64 = rows.iter().map(|row| of(row, "tokens")).sum();
     let loss = rows.iter().map(|row| of(row, "tokens") * of(row, "loss")).sum::<f64>() / tokens;
