@@ -27,7 +27,7 @@ enum Verb {
     },
     /// Write it in the other format, losslessly.
     Convert {
-        /// The format to write
+        /// The format to write: Hugging Face PEFT's or mlx-lm's
         #[arg(long)]
         to: To,
         /// Adapter folder
@@ -39,9 +39,7 @@ enum Verb {
 
 #[derive(ValueEnum, Clone, Copy, Debug)]
 enum To {
-    /// Hugging Face PEFT
     Peft,
-    /// mlx-lm
     Mlx,
 }
 

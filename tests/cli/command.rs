@@ -82,10 +82,9 @@ impl Ran {
     pub fn listing(self) -> String {
         assert_eq!(self.status, 1, "{}{}", self.out, self.err);
         assert_eq!(self.out, "");
-        assert_eq!(self.err.matches("error: ").count(), 1, "{}", self.err);
+        assert_eq!(self.err.lines().filter(|line| line.starts_with("error: ")).count(), 1, "{}", self.err);
         assert!(!self.err.contains("panicked"), "{}", self.err);
-        let start = self.err.find("error: ").unwrap();
-        assert!(start == 0 || self.err.as_bytes()[start - 1] == b'\n', "{}", self.err);
+        let start = if self.err.starts_with("error: ") { 0 } else { self.err.find("\nerror: ").unwrap() + 1 };
         self.err[start..].to_owned()
     }
 

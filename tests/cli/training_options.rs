@@ -38,9 +38,11 @@ fn left(rows: &Path, output: &Path, more: &str) -> Left {
 fn rows() -> tempfile::TempDir {
     let folder = data(4, 2);
     let short: String = (0..4).map(|n| format!("{{\"prompt\": \"{n}?\", \"completion\": \"{n}\"}}\n")).collect();
-    let path = folder.path().join("train.jsonl");
-    let all = short + &fs::read_to_string(&path).unwrap();
-    fs::write(path, all).unwrap();
+    for name in ["train.jsonl", "valid.jsonl"] {
+        let path = folder.path().join(name);
+        let all = short.clone() + &fs::read_to_string(&path).unwrap();
+        fs::write(path, all).unwrap();
+    }
     folder
 }
 
@@ -72,7 +74,7 @@ fn each_option_changes_the_run() {
         "--over-long split",
         "--dtype bf16",
     ] {
-        let output = folder.path().join(option.replace(['/', '*', '\\'], "_"));
+        let output = folder.path().join(option.replace(|c: char| !c.is_alphanumeric(), "_"));
         let more = if option.ends_with("norm 0") {
             // Clipping shows only where there is something to clip.
             assert!(plain != left(rows.path(), &output, &format!("{BASE} --max-grad-norm 0.5")));
@@ -85,7 +87,7 @@ fn each_option_changes_the_run() {
     for (option, value) in
         [("--steps 3", "--steps 2"), ("--steps 3", "--epochs 1"), ("size 2", "size 3"), ("len 40", "len 20")]
     {
-        let output = folder.path().join(value);
+        let output = folder.path().join(value.replace(' ', "_"));
         assert!(plain != left(rows.path(), &output, &BASE.replace(option, value)), "{value}");
     }
 }

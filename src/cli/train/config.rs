@@ -150,7 +150,8 @@ impl TrainOptions {
                 return Err(Error::OutOfBounds { name, value: value.to_string(), bounds }.into());
             }
         }
-        let numbers: [(_, _, fn(f64) -> bool, _); 5] = [
+        type Number = (&'static str, Option<f64>, fn(f64) -> bool, &'static str);
+        let numbers: [Number; 5] = [
             ("alpha", self.alpha, |alpha| alpha > 0.0 && alpha.is_finite(), "above 0"),
             ("dropout", self.dropout, |dropout| (0.0..1.0).contains(&dropout), "from 0 to below 1"),
             ("learning_rate", self.learning_rate, |rate| (0.0..=1000.0).contains(&rate), "from 0 to 1000"),
