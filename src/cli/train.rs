@@ -111,6 +111,7 @@ impl Job for Work {
             failed = progress.record(event).err();
             if failed.is_some() || signals.stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
+        progress.clear();
         let failed = outcome.map_err(anyhow::Error::from).err().or(failed);
         // What was trained is kept, whatever ended the run; a run that failed before its first step has trained nothing.
         if failed.is_none() || progress.steps() > 0 {

@@ -85,7 +85,6 @@ impl Progress {
 
     /// The last line, and the loss curve.
     pub fn finish(mut self, interrupted: bool) -> Result<()> {
-        self.bar.finish_and_clear();
         let last = |losses: &[(usize, f64)]| losses.last().map(|(_, loss)| *loss);
         self.line(json!({
             "done": true, "interrupted": interrupted, "steps": self.losses.len(), "loss": last(&self.losses),
@@ -98,6 +97,11 @@ impl Progress {
         self.everywhere.note(format_args!("loss {loss:.4}{valid} after {seconds:.1} s"));
         let chart = loss_curve_svg(&self.losses, &self.valid_losses);
         Ok(write_atomic(&self.folder.join("loss.svg"), chart.as_bytes())?)
+    }
+
+    /// Takes the bar off the terminal, so that words can follow.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
     }
 
     /// Steps taken.
