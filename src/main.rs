@@ -14,10 +14,8 @@ fn main() -> ExitCode {
         Ok(code) => code,
         Err(error) if cli::output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("error: {}", cli::output::with_causes(&error));
-            // A value out of its bounds is the command line's fault.
-            let wrong = matches!(error.downcast_ref(), Some(firebrick::Error::OutOfBounds { .. }));
-            ExitCode::from(if wrong { 2 } else { 1 })
+            cli::output::to_user(format_args!("error: {}", cli::output::with_causes(&error)));
+            ExitCode::from(if cli::is_wrong_command_line(&error) { 2 } else { 1 })
         }
     }
 }

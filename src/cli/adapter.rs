@@ -3,12 +3,12 @@
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Result, bail};
+use anyhow::Result;
 use clap::{Args, Subcommand, ValueEnum};
 use firebrick::prelude::*;
 use serde_json::{Value, json};
 
-use super::options::Everywhere;
+use super::options::{Everywhere, check_is_new};
 use super::output;
 
 /// Show an adapter, or convert it between PEFT and mlx-lm.
@@ -27,12 +27,12 @@ enum Verb {
     },
     /// Write it in the other format, losslessly.
     Convert {
-        /// The format to write
+        /// The format to write: Hugging Face PEFT's or mlx-lm's
         #[arg(long)]
         to: To,
         /// Adapter folder
         adapter: PathBuf,
-        /// Folder to write
+        /// Folder to write; it must not exist, or be empty
         output: PathBuf,
     },
 }
@@ -41,6 +41,15 @@ enum Verb {
 enum To {
     Peft,
     Mlx,
+}
+
+impl To {
+    fn format(self) -> Format {
+        match self {
+            Self::Peft => Format::Peft,
+            Self::Mlx => Format::Mlx,
+        }
+    }
 }
 
 impl AdapterCommand {
@@ -59,42 +68,34 @@ impl Job for Work {
 
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
         let Self { verb, everywhere } = self;
-        let (facts, text) = match verb {
+        match verb {
             Verb::Show { adapter: folder } => {
                 let adapter = Adapter::<B::InnerBackend>::load(&folder, &device)?;
                 let facts = facts(&adapter, &folder);
-                let text = description(&adapter, &facts);
-                (facts, text)
+                if everywhere.json {
+                    output::json_line(&facts)?;
+                } else {
+                    output::text(&format!("{}\n", description(&adapter, &facts)))?;
+                }
             }
             Verb::Convert { to, adapter: folder, output } => {
-                if same_place(&folder, &output) {
-                    bail!("{}: the output is the adapter itself", output.display());
-                }
+                // Two formats in one folder would share a config.
+                check_is_new(&output, "convert")?;
                 let adapter = Adapter::<B::InnerBackend>::load(&folder, &device)?;
-                adapter.save(
-                    &output,
-                    match to {
-                        To::Peft => Format::Peft,
-                        To::Mlx => Format::Mlx,
-                    },
-                )?;
-                (
-                    facts(&adapter, &output),
-                    format!("{} modules written to {}", adapter.modules().len(), output.display()),
-                )
+                adapter.save(&output, to.format())?;
+                if everywhere.json {
+                    output::json_line(&facts(&adapter, &output))?;
+                } else {
+                    everywhere.note(format_args!(
+                        "{} modules written to {}",
+                        adapter.modules().len(),
+                        output.display()
+                    ));
+                }
             }
-        };
-        if everywhere.json {
-            output::json_line(&facts)?
-        } else {
-            output::text(&format!("{text}\n"))?
         }
         Ok(ExitCode::SUCCESS)
     }
-}
-
-fn same_place(a: &Path, b: &Path) -> bool {
-    matches!((a.canonicalize(), b.canonicalize()), (Ok(a), Ok(b)) if a == b)
 }
 
 fn facts<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Value {
@@ -117,6 +118,7 @@ fn description<B: KernelBackend>(adapter: &Adapter<B>, facts: &Value) -> String 
         let value = match &facts[key] {
             Value::Null => "-".to_owned(),
             Value::String(text) => text.clone(),
+            Value::Array(names) => names.iter().filter_map(Value::as_str).collect::<Vec<_>>().join(", "),
             value => value.to_string(),
         };
         lines.push(format!("{key:<17} {value}"));

@@ -22,7 +22,7 @@ pub struct Generate {
     #[command(flatten)]
     model: ModelOptions,
     /// The prompt
-    #[arg(long, group = "input", value_name = "TEXT")]
+    #[arg(long, group = "input", value_name = "TEXT", allow_hyphen_values = true)]
     prompt: Option<String>,
     /// A file that holds the prompt; `-` for stdin
     #[arg(long, group = "input", value_name = "FILE")]
@@ -34,13 +34,13 @@ pub struct Generate {
     #[arg(long)]
     chat: bool,
     /// The system prompt, with --chat
-    #[arg(long, requires = "chat", value_name = "TEXT")]
+    #[arg(long, requires = "chat", value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
-    #[command(flatten)]
-    sampling: SamplingOptions,
     /// Report the log-probabilities of this many of the likeliest tokens at each step, with --json
     #[arg(long, default_value_t = 0, value_name = "N", requires = "json")]
     logprobs: usize,
+    #[command(flatten)]
+    sampling: SamplingOptions,
 }
 
 /// An alias, so that clap takes one argument as the whole list.
@@ -58,7 +58,9 @@ impl Generate {
         }
         let prompt = match (&self.prompt, &self.prompt_file) {
             (Some(prompt), _) => prompt.clone(),
-            (None, Some(path)) if path.as_os_str() == "-" => std::io::read_to_string(std::io::stdin())?,
+            (None, Some(path)) if path.as_os_str() == "-" => {
+                std::io::read_to_string(std::io::stdin()).context("reading the prompt from stdin")?
+            }
             (None, Some(path)) => {
                 std::fs::read_to_string(path).with_context(|| format!("reading the prompt from {}", path.display()))?
             }
@@ -112,15 +114,17 @@ impl Job for Work {
                 break;
             }
         }
-        let (seconds, first) = (begun.elapsed().as_secs_f64(), first_token.unwrap_or_default().as_secs_f64());
-        let prefill_rate = prompt.len() as f64 / first;
-        let decode_rate = (tokens.len() > 1).then(|| (tokens.len() - 1) as f64 / (seconds - first));
+        let seconds = begun.elapsed().as_secs_f64();
+        // Absent where there was no token, or none but the first, to measure.
+        let first = first_token.map(|first| first.as_secs_f64());
+        let prefill_rate = first.map(|first| prompt.len() as f64 / first);
+        let decode_rate = first.filter(|_| tokens.len() > 1).map(|first| (tokens.len() - 1) as f64 / (seconds - first));
         if everywhere.json {
             let mut result = json!({
                 "prompt_tokens": prompt, "tokens": tokens, "text": text, "finish_reason": finish,
-                "first_token_ms": first * 1e3, "prefill_tokens_per_second": prefill_rate,
+                "first_token_ms": first.map(|first| first * 1e3), "prefill_tokens_per_second": prefill_rate,
                 "decode_tokens_per_second": decode_rate, "peak_rss_bytes": peak_rss_bytes(),
-                "backend": everywhere_backend(&everywhere)?, "device": format!("{device:?}"),
+                "backend": BackendName::named(&everywhere.backend)?.to_string(), "device": format!("{device:?}"),
                 "dtype": format!("{:?}", model.model().head_weight().dtype()).to_lowercase(),
             });
             if verb.logprobs > 0 {
@@ -130,18 +134,14 @@ impl Job for Work {
         } else {
             output::text("\n")?;
             everywhere.detail(format_args!(
-                "{} prompt tokens at {prefill_rate:.1} tokens/s, {} new at {:.1} tokens/s, first after {:.0} ms, {finish}",
+                "{} prompt tokens at {:.1} tokens/s, {} new at {:.1} tokens/s, first after {:.0} ms, {finish}",
                 prompt.len(),
+                prefill_rate.unwrap_or(f64::NAN),
                 tokens.len(),
                 decode_rate.unwrap_or(f64::NAN),
-                first * 1e3
+                first.unwrap_or(f64::NAN) * 1e3
             ));
         }
         Ok(signals.exit_code())
     }
-}
-
-/// The name of the backend that `--backend` picked.
-fn everywhere_backend(everywhere: &Everywhere) -> Result<String> {
-    Ok(BackendName::named(&everywhere.backend)?.to_string())
 }

@@ -31,6 +31,14 @@ type Tokens = Vec<u32>;
 
 impl Logits {
     pub fn run(self, everywhere: Everywhere) -> Result<ExitCode> {
+        // Before the work, and under the name the user gave rather than that of a file in the making.
+        let folder = self.output.parent().filter(|folder| !folder.as_os_str().is_empty());
+        if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
+            bail!("--output {}: there is no folder {}", self.output.display(), folder.display());
+        }
+        if self.output.is_dir() {
+            bail!("--output {}: is a folder; logits writes a file", self.output.display());
+        }
         everywhere.clone().dispatch(Work { verb: self, everywhere })
     }
 }

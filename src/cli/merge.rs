@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result};
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use clap::Args;
 use firebrick::Error;
@@ -13,8 +13,9 @@ use firebrick::core::lora::Module;
 use firebrick::prelude::*;
 use serde_json::json;
 
-use super::options::Everywhere;
+use super::options::{Everywhere, check_base_is_known, check_is_new};
 use super::output;
+use super::signal::Signals;
 
 /// Fold an adapter into its base and write a plain checkpoint.
 #[derive(Args, Clone, Debug)]
@@ -32,34 +33,42 @@ pub struct Merge {
 
 impl Merge {
     pub fn run(self, everywhere: Everywhere) -> Result<ExitCode> {
-        everywhere.clone().dispatch(Work { verb: self, everywhere })
+        let signals = Signals::listen()?;
+        everywhere.clone().dispatch(Work { verb: self, everywhere, signals })
     }
 }
 
 struct Work {
     verb: Merge,
     everywhere: Everywhere,
+    signals: Signals,
 }
 
 impl Job for Work {
     type Output = Result<ExitCode>;
 
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
-        let Self { verb, everywhere } = self;
+        let Self { verb, everywhere, signals } = self;
+        check_is_new(&verb.output, "merge")?;
         let checkpoint = Checkpoint::open(&verb.model)?;
         let adapter = Adapter::<B::InnerBackend>::load(&verb.adapter, &device)?;
         let targets = targets(&checkpoint, &adapter, &verb.adapter)?;
-        if verb.output.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
-            bail!("{}: is not empty; merge writes a new folder", verb.output.display());
-        }
+        check_base_is_known(&adapter, &verb.adapter, &everywhere)?;
         // Built beside its place and moved there whole.
         let building = sibling(&verb.output)?;
-        let written = write(&checkpoint, &targets, &building, everywhere.dtype.burn(), &device).and_then(|()| {
+        let place = || verb.output.display().to_string();
+        let created: Vec<&Path> = building.ancestors().take_while(|folder| !folder.exists()).collect();
+        let written = std::fs::create_dir_all(&building).with_context(place).and_then(|()| {
+            write(&checkpoint, &targets, &building, everywhere.dtype.burn(), &device, &signals)?;
             let _ = std::fs::remove_dir(&verb.output);
-            std::fs::rename(&building, &verb.output).with_context(|| verb.output.display().to_string())
+            std::fs::rename(&building, &verb.output).with_context(place)
         });
         if written.is_err() {
             let _ = std::fs::remove_dir_all(&building);
+            created.into_iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
+        }
+        if signals.stop() && written.is_err() {
+            return Ok(signals.exit_code());
         }
         written?;
         if everywhere.json {
@@ -107,8 +116,8 @@ fn write<B: KernelBackend>(
     folder: &Path,
     dtype: Option<DType>,
     device: &B::Device,
+    signals: &Signals,
 ) -> Result<()> {
-    std::fs::create_dir_all(folder).with_context(|| folder.display().to_string())?;
     let specification = |name: &str| {
         let info = checkpoint.info(name)?;
         let dtype = dtype.filter(|_| info.dtype.is_float()).unwrap_or(info.dtype);
@@ -117,11 +126,21 @@ fn write<B: KernelBackend>(
     let tensors: Vec<_> = checkpoint.names().filter_map(specification).collect();
     let path = folder.join("model.safetensors");
     write_safetensors(&path, &tensors, firebrick::core::checkpoint::PYTORCH_FORMAT, |tensor| {
+        if signals.stop() {
+            return Err(Error::Io { path: path.clone(), source: std::io::ErrorKind::Interrupted.into() });
+        }
         let mut data = checkpoint.data(&tensor.name)?;
+        // Of the dtypes only f16 has a narrower range than the others.
+        let before = (tensor.dtype == DType::F16).then(|| non_finite(&data));
         if let Some(module) = targets.get(&tensor.name) {
             data = merged(module, data, device);
         }
-        Ok(if data.dtype == tensor.dtype { data } else { data.convert_dtype(tensor.dtype) })
+        let data = if data.dtype == tensor.dtype { data } else { data.convert_dtype(tensor.dtype) };
+        if before.is_some_and(|before| non_finite(&data) > before) {
+            let what = format!("in {:?} tensor {} overflows; choose a wider --dtype", tensor.dtype, tensor.name);
+            return Err(Error::malformed(checkpoint.folder(), what));
+        }
+        Ok(data)
     })?;
     copy_rest(checkpoint, folder, dtype)
 }
@@ -130,6 +149,10 @@ fn merged<B: KernelBackend>(module: &Module<B>, data: TensorData, device: &B::De
     // From the primitive, which keeps the stored dtype.
     let weight = Tensor::from_primitive(TensorPrimitive::Float(B::float_from_data(data, device)));
     module.merged(weight).into_data()
+}
+
+fn non_finite(data: &TensorData) -> usize {
+    data.iter::<f32>().filter(|value| !value.is_finite()).count()
 }
 
 /// Config, tokenizer and templates, as they are; the config says the new dtype.

@@ -2,6 +2,7 @@
 
 mod adapter;
 mod chat;
+mod data;
 mod generate;
 mod logits;
 mod merge;
@@ -16,6 +17,7 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
+use firebrick::{Error, SelectError};
 
 use options::Everywhere;
 
@@ -62,6 +64,12 @@ impl Cli {
             Verb::Adapter(verb) => verb.run(everywhere),
         }
     }
+}
+
+/// A value out of its bounds and a backend that does not exist are the command line's fault.
+pub fn is_wrong_command_line(error: &anyhow::Error) -> bool {
+    matches!(error.downcast_ref(), Some(Error::OutOfBounds { .. }))
+        || matches!(error.downcast_ref(), Some(SelectError::Unknown { .. }))
 }
 
 #[cfg(test)]

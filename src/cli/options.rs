@@ -4,11 +4,15 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use firebrick::Error;
 use firebrick::backend::process::set_threads;
 use firebrick::prelude::*;
 
+use super::output;
+
 /// Options that every verb takes.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Everywhere")]
 pub struct Everywhere {
     /// Backend to run on; `auto` picks the fastest device present
     #[arg(long, global = true, default_value = "auto", value_name = "NAME")]
@@ -20,7 +24,7 @@ pub struct Everywhere {
     #[arg(long, global = true)]
     pub strict: bool,
     /// Threads of the CPU kernels [default: all cores]
-    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024))]
+    #[arg(long, global = true, value_parser = clap::value_parser!(u16).range(1..=1024), value_name = "N")]
     pub threads: Option<u16>,
     /// Write JSON to stdout, and nothing else
     #[arg(long, global = true)]
@@ -79,7 +83,7 @@ impl Everywhere {
     /// A line for the user, unless they asked for silence.
     pub fn note(&self, text: impl std::fmt::Display) {
         if !self.quiet {
-            eprintln!("{text}");
+            output::to_user(text);
         }
     }
 
@@ -129,15 +133,18 @@ pub fn load_model<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<LanguageModel<B>> {
     let begun = std::time::Instant::now();
+    if !folder.is_dir() {
+        bail!("--model {}: there is no such folder; a model is a folder in Hugging Face layout", folder.display());
+    }
     let checkpoint = Checkpoint::open(folder)?;
     let model = LanguageModel::from_checkpoint(&checkpoint, everywhere.dtype.policy(), device)?;
-    let non_finite = checkpoint.warnings();
-    if let Some(first) = non_finite.first() {
-        let more = match non_finite.len() - 1 {
-            0 => String::new(),
-            count => format!(" and {count} more tensors"),
+    if let [first, others @ ..] = &checkpoint.warnings()[..] {
+        let which = match others.len() {
+            0 => format!("{first} holds"),
+            1 => format!("{first} and 1 more tensor hold"),
+            count => format!("{first} and {count} more tensors hold"),
         };
-        everywhere.warn(format_args!("{}: {first}{more} hold values that are not finite", folder.display()))?;
+        everywhere.warn(format_args!("{}: {which} values that are not finite", folder.display()))?;
     }
     everywhere.detail(format_args!(
         "loaded {} ({} MB) in {:.2} s on {}",
@@ -149,21 +156,48 @@ pub fn load_model<B: KernelBackend>(
     Ok(model)
 }
 
-/// Loads an adapter for a model, saying when its base is unknown.
+/// Loads an adapter that fits the model, saying when its base is unknown.
 pub fn load_adapter<B: KernelBackend>(
     model: &LanguageModel<B>,
     folder: &Path,
     everywhere: &Everywhere,
 ) -> Result<Adapter<B>> {
-    let adapter = model.load_adapter(folder)?;
-    if adapter.base().is_none() {
-        let text = format!("{} does not say which base it was made for; only shapes were checked", folder.display());
-        if everywhere.strict {
-            bail!("{text} (--strict)");
+    // Attached once here, so that an adapter that does not fit is named by its folder.
+    let fitting = model.load_adapter(folder).and_then(|adapter| model.with_adapter(&adapter).map(|_| adapter));
+    let adapter = fitting.map_err(|error| match error {
+        Error::AdapterMismatch { problems, .. } => {
+            Error::AdapterMismatch { adapter: folder.display().to_string(), problems }
         }
-        everywhere.detail(format_args!("warning: {text}"));
-    }
+        error => error,
+    })?;
+    check_base_is_known(&adapter, folder, everywhere)?;
     Ok(adapter)
+}
+
+/// Says when an adapter does not know its base.
+pub fn check_base_is_known<B: KernelBackend>(
+    adapter: &Adapter<B>,
+    folder: &Path,
+    everywhere: &Everywhere,
+) -> Result<()> {
+    match adapter.base() {
+        Some(_) => Ok(()),
+        None => everywhere.warn(format_args!(
+            "adapter {} does not say which base it was made for; only names and shapes were checked",
+            folder.display()
+        )),
+    }
+}
+
+/// Refuses a folder that has something in it.
+pub fn check_is_new(folder: &Path, verb: &str) -> Result<()> {
+    if folder.read_dir().is_ok_and(|mut entries| entries.next().is_some()) {
+        bail!("{}: is not empty; {verb} writes a new folder", folder.display());
+    }
+    if folder.exists() && !folder.is_dir() {
+        bail!("{}: is a file; {verb} writes a new folder", folder.display());
+    }
+    Ok(())
 }
 
 /// Token ids separated by commas.

@@ -1,9 +1,15 @@
-//! Results on stdout, and what a pipe that closes early means.
+//! Results on stdout, words to the user on stderr, and what a pipe that closes early means.
 
 use std::io::{self, Write};
 
 use anyhow::Result;
+use firebrick::Error;
 use serde::Serialize;
+
+/// A line on stderr. Whether anybody reads it does not matter: `eprintln!` would panic when nobody does.
+pub fn to_user(line: impl std::fmt::Display) {
+    let _ = writeln!(io::stderr(), "{line}");
+}
 
 /// A JSON value on a line of its own.
 pub fn json_line(value: &impl Serialize) -> Result<()> {
@@ -29,11 +35,41 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| kind(cause) == Some(io::ErrorKind::BrokenPipe))
 }
 
-/// An error and its causes on one line, leaving out a cause that the text before it already says.
+/// An error and its causes, leaving out a cause that the text before it already says: one line, except for a list of tensors.
 pub fn with_causes(error: &anyhow::Error) -> String {
-    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match text.is_empty() {
-        true => cause,
-        false if text.contains(&cause) => text,
-        false => format!("{text}: {cause}"),
-    })
+    let mut chain = error.chain().map(|cause| match cause.downcast_ref() {
+        Some(listing @ Error::TensorMismatch { .. }) => listing.to_string(),
+        Some(Error::AdapterMismatch { adapter, problems }) => {
+            let separator = if problems.len() > 1 { "\n  " } else { " " };
+            let lines = problems.iter().flat_map(|problem| [separator, problem]);
+            format!("adapter {adapter} does not fit this model:{}", lines.collect::<String>())
+        }
+        _ => cause.to_string().lines().map(str::trim).collect::<Vec<_>>().join(" ").trim().to_owned(),
+    });
+    let first = chain.next().unwrap_or_default();
+    chain.fold(first, |text, cause| if text.contains(&cause) { text } else { format!("{text}: {cause}") })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_error_of_several_lines_is_printed_on_one() {
+        let error = anyhow::anyhow!("regex parse error:\n    (\n    ^\nerror: unclosed group\n").context("--target");
+        assert_eq!(with_causes(&error), "--target: regex parse error: ( ^ error: unclosed group");
+    }
+
+    #[test]
+    fn a_cause_that_was_said_is_not_said_again() {
+        let error = anyhow::anyhow!("gone").context("file: gone");
+        assert_eq!(with_causes(&error), "file: gone");
+    }
+
+    #[test]
+    fn each_module_that_does_not_fit_has_a_line() {
+        let problems = vec!["q is 4".to_owned(), "v is 5".to_owned()];
+        let error = Error::AdapterMismatch { adapter: "a".into(), problems }.into();
+        assert_eq!(with_causes(&error), "adapter a does not fit this model:\n  q is 4\n  v is 5");
+    }
 }

@@ -1,40 +1,42 @@
 //! Sampling options: what the command line says goes before what `generation_config.json` says.
 
 use clap::Args;
+use clap::builder::NonEmptyStringValueParser;
 use firebrick::prelude::*;
 
 /// How tokens are chosen.
 #[derive(Args, Clone, Debug)]
+#[command(next_help_heading = "Sampling")]
 pub struct SamplingOptions {
     /// New tokens at most [default: the model's own, or 128]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     pub max_tokens: Option<usize>,
     /// Randomness; 0 takes the likeliest token each time
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     temperature: Option<f32>,
-    /// Choose among this many of the likeliest tokens
-    #[arg(long)]
+    /// Choose among this many of the likeliest tokens; 0 for all
+    #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Choose among the likeliest tokens that together have this probability
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     top_p: Option<f32>,
     /// Drop tokens less likely than this fraction of the likeliest
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     min_p: Option<f32>,
     /// Divide the logits of tokens seen in prompt and answer by this
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     repetition_penalty: Option<f32>,
     /// Subtract this from the logits of tokens seen in the answer
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     presence_penalty: Option<f32>,
     /// Subtract this for each time a token was seen in the answer
-    #[arg(long, allow_negative_numbers = true)]
+    #[arg(long, allow_negative_numbers = true, value_name = "X")]
     frequency_penalty: Option<f32>,
-    /// Seed of the random choice
-    #[arg(long)]
+    /// Seed of the random choice [default: another one each time]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Text that ends the answer; may be given more than once
-    #[arg(long, value_name = "TEXT")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
 }
 

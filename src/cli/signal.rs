@@ -12,25 +12,41 @@ use signal_hook::flag;
 #[derive(Clone)]
 pub struct Signals {
     received: Arc<AtomicUsize>,
+    armed: Arc<AtomicBool>,
 }
 
 impl Signals {
     /// Takes over SIGINT and SIGTERM.
     pub fn listen() -> Result<Self> {
+        Self::listen_to(&[SIGINT, SIGTERM])
+    }
+
+    /// Takes over SIGINT, which is Ctrl-C.
+    pub fn listen_to_interrupts() -> Result<Self> {
+        Self::listen_to(&[SIGINT])
+    }
+
+    fn listen_to(signals: &[i32]) -> Result<Self> {
         let received = Arc::new(AtomicUsize::new(0));
         let armed = Arc::new(AtomicBool::new(false));
-        for signal in [SIGINT, SIGTERM] {
+        for &signal in signals {
             // In this order: a first signal finds the shutdown unarmed and arms it.
             flag::register_conditional_shutdown(signal, 128 + signal, armed.clone())?;
             flag::register(signal, armed.clone())?;
             flag::register_usize(signal, received.clone(), signal as usize)?;
         }
-        Ok(Self { received })
+        Ok(Self { received, armed })
     }
 
     /// Whether to stop.
     pub fn stop(&self) -> bool {
         self.received.load(Ordering::Relaxed) != 0
+    }
+
+    /// Whether there was a signal since this was asked last; the next one is again a first.
+    pub fn take(&self) -> bool {
+        self.armed.store(false, Ordering::Relaxed);
+        self.received.swap(0, Ordering::Relaxed) != 0
     }
 
     /// The status to exit with: 130 after SIGINT, 143 after SIGTERM, 0 after neither.

@@ -10,10 +10,10 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use firebrick::core::train::data::SkippedRow;
 use firebrick::prelude::*;
-use serde_json::json;
+use serde::Serialize;
 
+use super::data::report_rows;
 use super::options::{Everywhere, load_adapter, load_model};
 use super::output;
 use super::signal::Signals;
@@ -36,7 +36,7 @@ pub struct Train {
     #[arg(long, value_name = "FILE")]
     config: Option<PathBuf>,
     /// Continue from this adapter instead of a new one
-    #[arg(long, value_name = "FOLDER")]
+    #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "dropout", "target", "rslora"])]
     init_adapter: Option<PathBuf>,
     /// Show what would be trained, and stop
     #[arg(long)]
@@ -47,7 +47,11 @@ pub struct Train {
 
 impl Train {
     pub fn run(self, everywhere: Everywhere) -> Result<ExitCode> {
-        let settings = self.options.clone().over_file(self.config.as_deref())?.settle()?;
+        let options = self.options.clone().over_file(self.config.as_deref())?;
+        if self.init_adapter.is_some() {
+            options.check_init_adapter()?;
+        }
+        let settings = options.settle()?;
         let signals = Signals::listen()?;
         everywhere.clone().dispatch(Work { verb: self, settings, everywhere, signals })
     }
@@ -71,7 +75,7 @@ impl Job for Work {
         data.max_tokens = data.max_tokens.min(model.model().facts().context);
         let splits = Splits::load(&verb.data, model.tokenizer(), &data)?;
         for dataset in [Some(&splits.train), splits.valid.as_ref()].into_iter().flatten() {
-            report_rows(dataset, &everywhere);
+            report_rows(dataset, &data, &everywhere);
         }
         let mut adapter = match &verb.init_adapter {
             Some(folder) => load_adapter(&base, folder, &everywhere)?,
@@ -81,18 +85,17 @@ impl Job for Work {
         let parameters = adapter.parameters();
         let modules = adapter.modules().len();
         let mut trainer = Trainer::new(model.model(), adapter, settings.train.clone())?;
-        let total = trainer.total_steps(splits.train.examples().len());
-        let plan = json!({
-            "steps": total, "train_examples": splits.train.examples().len(),
-            "valid_examples": splits.valid.as_ref().map(|valid| valid.examples().len()),
-            "weighted_tokens": splits.train.weighted_tokens(), "trainable_parameters": parameters, "modules": modules,
-            "backend": BackendName::named(&everywhere.backend)?.to_string(),
-        });
-        everywhere.note(format_args!(
-            "{total} steps on {} examples ({} weighted tokens); {parameters} parameters in {modules} modules",
-            splits.train.examples().len(),
-            splits.train.weighted_tokens()
-        ));
+        let plan = Plan {
+            steps: trainer.total_steps(splits.train.examples().len()),
+            train_examples: splits.train.examples().len(),
+            valid_examples: splits.valid.as_ref().map(|valid| valid.examples().len()),
+            weighted_tokens: splits.train.weighted_tokens(),
+            trainable_parameters: parameters,
+            modules,
+            backend: BackendName::named(&everywhere.backend)?.to_string(),
+        };
+        plan.check(&verb.data, &settings.train, &everywhere)?;
+        everywhere.note(&plan);
         if verb.dry_run {
             if everywhere.json {
                 output::json_line(&plan)?;
@@ -100,43 +103,75 @@ impl Job for Work {
             return Ok(ExitCode::SUCCESS);
         }
 
-        std::fs::create_dir_all(&verb.output).with_context(|| verb.output.display().to_string())?;
+        std::fs::create_dir_all(&verb.output).with_context(|| format!("--output {}", verb.output.display()))?;
         let _lock = lock(&verb.output)?;
-        let mut progress = Progress::new(&verb.output, total, &everywhere)?;
+        let mut progress = Progress::new(&verb.output, plan.steps, &everywhere)?;
         let mut failed = None;
         let outcome = trainer.run(&splits.train, splits.valid.as_ref(), &mut |event| {
             failed = progress.record(event).err();
             if failed.is_some() || signals.stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
-        // What was trained is kept, whatever ended the run.
-        let saved = trainer.adapter().save(&verb.output, Format::Peft);
-        let summary = progress.finish(signals.stop());
-        outcome?;
-        saved?;
-        match failed {
-            Some(error) => return Err(error),
-            None => summary?,
+        progress.clear();
+        let failed = outcome.map_err(anyhow::Error::from).err().or(failed);
+        // What was trained is kept, whatever ended the run; a run that failed before its first step has trained nothing.
+        if failed.is_none() || progress.steps() > 0 {
+            trainer.adapter().save(&verb.output, Format::Peft)?;
+            everywhere.note(format_args!("adapter of {} saved in {}", steps(progress.steps()), verb.output.display()));
         }
-        everywhere.note(format_args!("adapter saved in {}", verb.output.display()));
-        Ok(signals.exit_code())
+        match failed {
+            Some(error) => Err(error),
+            None => progress.finish(signals.stop()).map(|()| signals.exit_code()),
+        }
     }
 }
 
-fn report_rows(dataset: &Dataset, everywhere: &Everywhere) {
-    let (path, report) = (dataset.path().display(), dataset.report());
-    for SkippedRow { line, problem } in report.skipped.iter().take(10) {
-        everywhere.note(format_args!("skipped {path}:{line}: {problem}"));
+/// What a run is about to do.
+#[derive(Serialize)]
+struct Plan {
+    steps: usize,
+    train_examples: usize,
+    valid_examples: Option<usize>,
+    weighted_tokens: usize,
+    trainable_parameters: usize,
+    modules: usize,
+    backend: String,
+}
+
+impl Plan {
+    /// What would fail later, or do nothing.
+    fn check(&self, data: &Path, train: &TrainConfig, everywhere: &Everywhere) -> Result<()> {
+        let (rows, batch) = (self.train_examples, train.batch_size);
+        if rows < batch {
+            let file = data.join("train.jsonl");
+            bail!("{}: {rows} rows are fewer than a batch of {batch}; lower --batch-size", file.display());
+        }
+        if train.eval_every.is_some() && self.valid_examples.is_none() {
+            let folder = data.display();
+            everywhere.note(format_args!("warning: {folder} has no valid.jsonl: --eval-every evaluates nothing"));
+        }
+        let warmup = train.learning_rate.warmup_steps;
+        if warmup >= self.steps {
+            let total = steps(self.steps);
+            everywhere.note(format_args!("warning: a warmup of {} takes all of {total}", steps(warmup)));
+        }
+        Ok(())
     }
-    let counts = [
-        (report.skipped.len(), "bad rows skipped"),
-        (report.truncated, "over-long rows truncated"),
-        (report.dropped, "over-long rows dropped"),
-        (report.split, "over-long rows split"),
-        (report.unweighted, "rows without a token that counts left out"),
-    ];
-    for (count, what) in counts.into_iter().filter(|(count, _)| *count > 0) {
-        everywhere.note(format_args!("{path}: {count} of {} {what}", report.rows));
+}
+
+impl std::fmt::Display for Plan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { train_examples, weighted_tokens, trainable_parameters, modules, .. } = self;
+        write!(
+            f,
+            "{} on {train_examples} examples ({weighted_tokens} tokens that count); \
+             {trainable_parameters} parameters in {modules} modules",
+            steps(self.steps)
+        )
     }
+}
+
+fn steps(count: usize) -> String {
+    format!("{count} step{}", if count == 1 { "" } else { "s" })
 }
 
 /// Held for as long as a training run writes into the folder.

@@ -2,79 +2,83 @@
 
 use std::path::Path;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
+use firebrick::Error;
 use firebrick::core::train::adamw::AdamWConfig;
 use firebrick::core::train::data::{BadRows, OverLong};
 use firebrick::core::train::schedule::{LearningRate, Schedule};
 use firebrick::prelude::*;
 use serde::Deserialize;
 
+use crate::cli::data::{bad_rows, one_of, over_long};
+
 /// Every option is absent until somebody says it, so that the command line can go before the file and the file before the defaults.
 #[derive(Args, Clone, Debug, Default, Deserialize)]
+#[command(next_help_heading = "Training")]
 #[serde(deny_unknown_fields)]
 pub struct TrainOptions {
     /// Rank of the update [default: 8]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     rank: Option<usize>,
     /// Numerator of the scale alpha / rank [default: 16]
-    #[arg(long)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     alpha: Option<f64>,
     /// Probability of dropping an input of the update [default: 0]
-    #[arg(long)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     dropout: Option<f64>,
     /// Linears to adapt: names separated by commas, a regular expression, or all-linear [default: q_proj,v_proj]
-    #[arg(long)]
+    #[arg(long, value_name = "LINEARS")]
     target: Option<String>,
     /// Scale by alpha / √rank
     #[arg(long)]
     #[serde(default)]
     rslora: bool,
     /// Peak learning rate [default: 2e-4]
-    #[arg(long)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     learning_rate: Option<f64>,
-    /// constant, linear or cosine [default: cosine]
-    #[arg(long)]
+    /// How the learning rate goes on after the warmup [default: cosine]
+    #[arg(long, value_name = "NAME", value_parser = one_of::<Schedule>(&["constant", "linear", "cosine"]))]
     schedule: Option<Schedule>,
     /// Steps over which the learning rate rises [default: 0]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     warmup_steps: Option<usize>,
     /// AdamW's weight decay [default: 0.01]
-    #[arg(long)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
     /// Rows in a forward pass [default: 4]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
     /// Forward passes for each step [default: 1]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     gradient_accumulation: Option<usize>,
     /// Tokens of a row at most [default: 2048, or the model's context]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     max_seq_len: Option<usize>,
     /// Optimizer steps
-    #[arg(long, conflicts_with = "epochs")]
+    #[arg(long, value_name = "N", conflicts_with = "epochs")]
     steps: Option<usize>,
     /// Times through the data [default: 1]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     epochs: Option<usize>,
     /// Train on completions, or the last assistant turn, alone
     #[arg(long)]
     #[serde(default)]
     mask_prompt: bool,
     /// Norm the whole gradient is clipped to; 0 for no clipping [default: 1]
-    #[arg(long)]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
     max_grad_norm: Option<f64>,
     /// Seed of initial weights, order and dropout [default: 0]
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     seed: Option<u64>,
     /// Validate each so many steps, besides before the first and after the last
-    #[arg(long)]
+    #[arg(long, value_name = "N")]
     eval_every: Option<usize>,
-    /// What to do with rows that cannot be used: fail or skip [default: fail]
-    #[arg(long)]
+    /// What to do with rows that cannot be used [default: fail]
+    #[arg(long, value_name = "POLICY", value_parser = bad_rows())]
     bad_rows: Option<BadRows>,
-    /// What to do with over-long rows: truncate, drop or split [default: truncate]
-    #[arg(long)]
+    /// What to do with over-long rows [default: truncate]
+    #[arg(long, value_name = "POLICY", value_parser = over_long())]
     over_long: Option<OverLong>,
 }
 
@@ -90,7 +94,12 @@ impl TrainOptions {
     pub fn over_file(self, path: Option<&Path>) -> Result<Self> {
         let Some(path) = path else { return Ok(self) };
         let place = || path.display().to_string();
-        let file: Self = toml::from_str(&std::fs::read_to_string(path).with_context(place)?).with_context(place)?;
+        let text = std::fs::read_to_string(path).with_context(place)?;
+        let file: Self = toml::from_str(&text).map_err(|error| {
+            let line = error.span().map_or(0, |span| text[..span.start].matches('\n').count());
+            let said = text.lines().nth(line).unwrap_or_default().trim();
+            anyhow!("{}:{}: `{said}`: {}", path.display(), line + 1, error.message())
+        })?;
         if file.steps.is_some() && file.epochs.is_some() {
             bail!("{}: `steps` and `epochs` exclude each other", path.display());
         }
@@ -121,12 +130,61 @@ impl TrainOptions {
         })
     }
 
+    /// Bounds that can be checked before anything is loaded.
+    fn check(&self) -> Result<()> {
+        let counts = [
+            ("rank", self.rank, 1..=65_536),
+            ("batch_size", self.batch_size, 1..=1 << 20),
+            ("gradient_accumulation", self.gradient_accumulation, 1..=1 << 20),
+            ("max_seq_len", self.max_seq_len, 2..=usize::MAX),
+            ("steps", self.steps, 1..=1 << 40),
+            ("epochs", self.epochs, 1..=1 << 20),
+            ("eval_every", self.eval_every, 1..=usize::MAX),
+        ];
+        for (name, value, allowed) in counts {
+            if let Some(value) = value.filter(|value| !allowed.contains(value)) {
+                let bounds = match *allowed.end() {
+                    usize::MAX => format!("at least {}", allowed.start()),
+                    end => format!("from {} to {end}", allowed.start()),
+                };
+                return Err(Error::OutOfBounds { name, value: value.to_string(), bounds }.into());
+            }
+        }
+        type Number = (&'static str, Option<f64>, fn(f64) -> bool, &'static str);
+        let numbers: [Number; 5] = [
+            ("alpha", self.alpha, |alpha| alpha > 0.0 && alpha.is_finite(), "above 0"),
+            ("dropout", self.dropout, |dropout| (0.0..1.0).contains(&dropout), "from 0 to below 1"),
+            ("learning_rate", self.learning_rate, |rate| (0.0..=1000.0).contains(&rate), "from 0 to 1000"),
+            ("weight_decay", self.weight_decay, |decay| (0.0..=1000.0).contains(&decay), "from 0 to 1000"),
+            ("max_grad_norm", self.max_grad_norm, |norm| norm >= 0.0, "at least 0, which switches clipping off"),
+        ];
+        for (name, value, allowed, bounds) in numbers {
+            if let Some(value) = value.filter(|value| !allowed(*value)) {
+                return Err(Error::OutOfBounds { name, value: value.to_string(), bounds: bounds.into() }.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses what an adapter that is continued has decided already.
+    pub fn check_init_adapter(&self) -> Result<()> {
+        let decided = [
+            ("rank", self.rank.is_some()),
+            ("alpha", self.alpha.is_some()),
+            ("dropout", self.dropout.is_some()),
+            ("target", self.target.is_some()),
+            ("rslora", self.rslora),
+        ];
+        match decided.into_iter().find(|(_, said)| *said) {
+            Some((name, _)) => bail!("--init-adapter brings its own {name}; leave {name} out"),
+            None => Ok(()),
+        }
+    }
+
     /// The defaults for what nobody said.
     pub fn settle(self) -> Result<Settings> {
+        self.check()?;
         let (lora, train, data) = (LoraConfig::default(), TrainConfig::default(), DataOptions::default());
-        if self.steps == Some(0) || self.epochs == Some(0) || self.eval_every == Some(0) {
-            bail!("--steps, --epochs and --eval-every are at least 1");
-        }
         Ok(Settings {
             lora: LoraConfig {
                 rank: self.rank.unwrap_or(lora.rank),

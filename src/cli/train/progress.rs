@@ -22,6 +22,8 @@ pub struct Progress {
     metrics: BufWriter<File>,
     bar: ProgressBar,
     json: bool,
+    everywhere: Everywhere,
+    total: usize,
     losses: Vec<(usize, f64)>,
     valid_losses: Vec<(usize, f64)>,
     tokens: usize,
@@ -40,6 +42,8 @@ impl Progress {
             metrics,
             bar,
             json: everywhere.json,
+            everywhere: everywhere.clone(),
+            total: steps,
             losses: Vec::new(),
             valid_losses: Vec::new(),
             tokens: 0,
@@ -56,6 +60,13 @@ impl Progress {
                 self.tokens += step.tokens;
                 self.bar.set_position(step.step as u64);
                 self.bar.set_message(format!("loss {:.3}  {rate:.0} tokens/s", step.loss));
+                // Without a terminal a tenth of the way is worth a line.
+                if step.step % self.total.div_ceil(10).max(1) == 0 {
+                    self.aside(format!(
+                        "step {} of {}: loss {:.4}, {rate:.0} tokens/s",
+                        step.step, self.total, step.loss
+                    ));
+                }
                 self.line(json!({
                     "step": step.step, "loss": step.loss, "learning_rate": step.learning_rate,
                     "grad_norm": step.grad_norm, "tokens": step.tokens, "tokens_per_second": rate,
@@ -64,7 +75,9 @@ impl Progress {
             }
             Event::Evaluated { step, valid_loss } => {
                 self.valid_losses.push((step, valid_loss));
-                self.bar.println(format!("step {step}: validation loss {valid_loss:.4}"));
+                let text = format!("step {step}: validation loss {valid_loss:.4}");
+                self.bar.println(&text);
+                self.aside(text);
                 self.line(json!({"step": step, "valid_loss": valid_loss}))
             }
         }
@@ -72,18 +85,35 @@ impl Progress {
 
     /// The last line, and the loss curve.
     pub fn finish(mut self, interrupted: bool) -> Result<()> {
-        self.bar.finish_and_clear();
         let last = |losses: &[(usize, f64)]| losses.last().map(|(_, loss)| *loss);
         self.line(json!({
             "done": true, "interrupted": interrupted, "steps": self.losses.len(), "loss": last(&self.losses),
             "valid_loss": last(&self.valid_losses), "tokens": self.tokens,
             "seconds": self.begun.elapsed().as_secs_f64(), "peak_rss_bytes": peak_rss_bytes(),
         }))?;
-        if self.losses.is_empty() {
-            return Ok(());
-        }
+        let Some((_, loss)) = self.losses.last() else { return Ok(()) };
+        let valid = last(&self.valid_losses).map_or(String::new(), |loss| format!(", validation loss {loss:.4}"));
+        let seconds = self.begun.elapsed().as_secs_f64();
+        self.everywhere.note(format_args!("loss {loss:.4}{valid} after {seconds:.1} s"));
         let chart = loss_curve_svg(&self.losses, &self.valid_losses);
         Ok(write_atomic(&self.folder.join("loss.svg"), chart.as_bytes())?)
+    }
+
+    /// Takes the bar off the terminal, so that words can follow.
+    pub fn clear(&self) {
+        self.bar.finish_and_clear();
+    }
+
+    /// Steps taken.
+    pub fn steps(&self) -> usize {
+        self.losses.len()
+    }
+
+    /// For who reads the log of a run that has no terminal for the bar.
+    fn aside(&self, text: String) {
+        if self.bar.is_hidden() {
+            self.everywhere.note(text);
+        }
     }
 
     fn line(&mut self, value: Value) -> Result<()> {
@@ -91,6 +121,14 @@ impl Progress {
         self.metrics.write_all(b"\n")?;
         // Each line is there for whoever watches the file.
         self.metrics.flush()?;
-        if self.json { output::json_line(&value) } else { Ok(()) }
+        if !self.json {
+            return Ok(());
+        }
+        match output::json_line(&value) {
+            // Nobody reads along any more; the training goes on.
+            Err(error) if output::is_broken_pipe(&error) => self.json = false,
+            written => written?,
+        }
+        Ok(())
     }
 }
