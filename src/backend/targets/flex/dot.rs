@@ -127,7 +127,7 @@ pub(crate) fn rows_dot<T: Stored>(
     stride: usize,
 ) {
     assert!(vectors.iter().all(|vector| vector.len() == length));
-    assert!(length > 0 && weights.len() % length == 0 && vectors.len() <= stride);
+    assert!(length > 0 && weights.len().is_multiple_of(length) && vectors.len() <= stride);
     let needed = (weights.len() / length).saturating_sub(1) * stride + vectors.len();
     assert!(weights.is_empty() || needed <= out.len());
     match vectors {
