@@ -13,7 +13,7 @@ use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, mul
 use crate::targets::flex::{Rows, contiguous, tensor};
 
 /// Up to here dot products win; beyond, packing the weight for a matrix product pays.
-const FEW_ROWS: usize = 8;
+const FEW_ROWS: usize = 24;
 /// Bytes of weight rows taken at a time by a thread: they stay in its first-level cache while every vector meets them.
 const BLOCK_BYTES: usize = 1 << 15;
 /// A product this small is done before another thread has woken up.

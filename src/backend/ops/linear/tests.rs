@@ -38,7 +38,7 @@ fn check<B: TrainBackend>(device: &B::Device, rows: usize, inputs: usize, output
 }
 
 fn every_number_of_rows_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
-    for rows in (1..=9).chain([33, 300]) {
+    for rows in (1..=9).chain([24, 25, 33, 300]) {
         for (inputs, outputs) in [(1, 1), (3, 5), (33, 17), (130, 67)] {
             check::<B>(device, rows, inputs, outputs);
         }
@@ -46,17 +46,17 @@ fn every_number_of_rows_agrees_with_the_oracle<B: TrainBackend>(device: &B::Devi
 }
 
 fn large_weights_agree_with_the_oracle<B: TrainBackend>(device: &B::Device) {
-    for rows in [1, 5, 8, 9, 40] {
+    for rows in [1, 5, 24, 25, 40] {
         check::<B>(device, rows, 515, 643);
     }
     check::<B>(device, 1, 3, 50_001);
-    check::<B>(device, 9, 3, 50_001);
+    check::<B>(device, 25, 3, 50_001);
     check::<B>(device, 2, 50_001, 3);
 }
 
 fn empty_axes_give_empty_results_or_the_bias<B: TrainBackend>(device: &B::Device) {
     let random = |shape: [usize; 2]| Array::random(1, &shape).on::<B::InnerBackend>(device, DType::F32, View::Plain);
-    for (rows, inputs, outputs) in [(0, 3, 5), (2, 0, 5), (20, 0, 5), (2, 3, 0), (20, 3, 0), (0, 0, 0), (0, 3, 5000)] {
+    for (rows, inputs, outputs) in [(0, 3, 5), (2, 0, 5), (40, 0, 5), (2, 3, 0), (40, 3, 0), (0, 0, 0), (0, 3, 5000)] {
         let bias = Array::random(2, &[outputs]);
         let bias_tensor = bias.on::<B::InnerBackend>(device, DType::F32, View::Plain);
         let (x, weight) = (random([rows, inputs]), random([outputs, inputs]));
@@ -74,7 +74,7 @@ fn empty_axes_give_empty_results_or_the_bias<B: TrainBackend>(device: &B::Device
 }
 
 fn nan_in_a_row_stays_in_that_row<B: TrainBackend>(device: &B::Device) {
-    for rows in [3, 12] {
+    for rows in [3, 30] {
         let [mut x, weight, _] = arrays(rows, 37, 19, DType::F32);
         x.values[37 + 36] = f64::NAN;
         let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
@@ -86,7 +86,7 @@ fn nan_in_a_row_stays_in_that_row<B: TrainBackend>(device: &B::Device) {
 
 fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
     let op = |t: Vec<FloatTensor<B>>| <B as KernelBackend>::linear(t[0].clone(), t[1].clone(), t.get(2).cloned());
-    for (rows, inputs, outputs) in [(1, 1, 1), (3, 5, 7), (33, 17, 67), (20, 130, 300)] {
+    for (rows, inputs, outputs) in [(1, 1, 1), (3, 5, 7), (33, 17, 67), (33, 130, 300)] {
         let [x, weight, bias] = &arrays(rows, inputs, outputs, DType::F32);
         gradients_agree::<B>(device, &[x, weight, bias], &[0, 1, 2], 5e-5, op, oracle);
         gradients_agree::<B>(device, &[x, weight], &[0, 1], 5e-5, op, oracle);
@@ -100,7 +100,7 @@ fn a_frozen_weight_of_any_format_lets_the_gradient_through<B: TrainBackend>(devi
             continue;
         }
         // The last has more outputs than are widened at a time.
-        for (rows, inputs, outputs) in [(1, 1, 1), (3, 5, 7), (20, 130, 300), (9, 3, 4100)] {
+        for (rows, inputs, outputs) in [(1, 1, 1), (3, 5, 7), (33, 130, 300), (9, 3, 4100)] {
             let [x, weight, bias] = &arrays(rows, inputs, outputs, dtype);
             gradients_agree::<B>(device, &[x, weight, bias], &[0], 5e-5, op, oracle);
         }
