@@ -1,7 +1,7 @@
 //! Data sets, as every verb that reads them tells about them and lets their rows be treated.
 
 use clap::builder::{PossibleValuesParser, TypedValueParser};
-use firebrick::core::train::data::{BadRows, OverLong};
+use firebrick::core::train::data::{BadRows, OverLong, SkippedRow};
 use firebrick::prelude::*;
 
 use super::options::Everywhere;
@@ -28,7 +28,7 @@ pub fn over_long() -> impl TypedValueParser<Value = OverLong> {
 pub fn report_rows(dataset: &Dataset, options: &DataOptions, everywhere: &Everywhere) {
     const SHOWN: usize = 10;
     let (path, report, limit) = (dataset.path().display(), dataset.report(), options.max_tokens);
-    for (line, problem) in report.skipped.iter().take(SHOWN) {
+    for SkippedRow { line, problem } in report.skipped.iter().take(SHOWN) {
         everywhere.note(format_args!("skipped {path}:{line}: {problem}"));
     }
     let counts = [

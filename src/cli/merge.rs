@@ -13,15 +13,15 @@ use firebrick::core::lora::Module;
 use firebrick::prelude::*;
 use serde_json::json;
 
-use super::options::{Everywhere, check_base_is_known, check_is_new};
+use super::options::{Everywhere, check_base_is_known, check_is_new, open_checkpoint};
 use super::output;
 use super::signal::Signals;
 
 /// Fold an adapter into its base and write a plain checkpoint.
 #[derive(Args, Clone, Debug)]
 pub struct Merge {
-    /// Model folder in Hugging Face layout
-    #[arg(long, value_name = "FOLDER")]
+    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in its cache
+    #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Adapter folder of PEFT or mlx-lm
     #[arg(long, value_name = "FOLDER")]
@@ -50,7 +50,7 @@ impl Job for Work {
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
         let Self { verb, everywhere, signals } = self;
         check_is_new(&verb.output, "merge")?;
-        let checkpoint = Checkpoint::open(&verb.model)?;
+        let checkpoint = open_checkpoint(&verb.model)?;
         let adapter = Adapter::<B::InnerBackend>::load(&verb.adapter, &device)?;
         let targets = targets(&checkpoint, &adapter, &verb.adapter)?;
         check_base_is_known(&adapter, &verb.adapter, &everywhere)?;

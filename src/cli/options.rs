@@ -107,8 +107,8 @@ impl Everywhere {
 /// Which model, and which adapter on it.
 #[derive(Args, Clone, Debug)]
 pub struct ModelOptions {
-    /// Model folder in Hugging Face layout
-    #[arg(long, value_name = "FOLDER")]
+    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in its cache
+    #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// Adapter folder of PEFT or mlx-lm
     #[arg(long, value_name = "FOLDER")]
@@ -126,6 +126,12 @@ impl ModelOptions {
     }
 }
 
+/// Opens the checkpoint of `--model`: a folder, or a repo id in the Hugging Face cache.
+pub fn open_checkpoint(model: &Path) -> Result<Checkpoint> {
+    let folder = firebrick_hub::resolve(&model.to_string_lossy())?;
+    Ok(Checkpoint::open(&folder)?)
+}
+
 /// Loads a model folder, saying what is odd about it.
 pub fn load_model<B: KernelBackend>(
     folder: &Path,
@@ -133,10 +139,8 @@ pub fn load_model<B: KernelBackend>(
     device: &B::Device,
 ) -> Result<LanguageModel<B>> {
     let begun = std::time::Instant::now();
-    if !folder.is_dir() {
-        bail!("--model {}: there is no such folder; a model is a folder in Hugging Face layout", folder.display());
-    }
-    let checkpoint = Checkpoint::open(folder)?;
+    let checkpoint = open_checkpoint(folder)?;
+    let folder = checkpoint.folder();
     let model = LanguageModel::from_checkpoint(&checkpoint, everywhere.dtype.policy(), device)?;
     if let [first, others @ ..] = &checkpoint.warnings()[..] {
         let which = match others.len() {

@@ -21,7 +21,7 @@ pub enum Error {
     },
     /// A repo id whose files are not in the cache.
     #[error(
-        "{name}: revision {revision} is not in the Hugging Face cache {}; get it with `hf download {repo} --revision {revision}`",
+        "{name}: no such folder, and revision {revision} is not in the Hugging Face cache {}; get it with `hf download {repo} --revision {revision}`",
         cache.display()
     )]
     NotCached {

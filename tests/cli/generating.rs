@@ -234,7 +234,7 @@ fn prompts_end_with_the_context() {
 #[test]
 fn a_folder_that_is_no_model_is_named() {
     let error = run("generate --prompt a --model /nowhere", &[]).error();
-    assert!(error.contains("/nowhere") && error.contains("Hugging Face layout"), "{error}");
+    assert!(error.contains("/nowhere") && error.contains("no such folder"), "{error}");
     let empty = tempfile::tempdir().unwrap();
     let error = run("generate --prompt a --model", &[&text(empty.path())]).error();
     assert!(error.contains("config.json"), "{error}");
