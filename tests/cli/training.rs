@@ -137,7 +137,7 @@ fn what_cannot_be_trained_is_an_error_and_writes_nothing() {
     assert!(told.contains("train.jsonl") && told.contains("4 rows") && told.contains("--batch-size"), "{told}");
     let told = error("--batch-size 5 --dry-run");
     assert!(told.contains("--batch-size"), "{told}");
-    assert!(train(Path::new("/nowhere"), &output, "").error().contains("/nowhere/train.jsonl"));
+    assert!(train(Path::new("/nowhere"), &output, "").error().contains("/nowhere: there is no train.jsonl"));
     assert!(!path.exists());
     let file = text(&rows.path().join("valid.jsonl"));
     let told = train(rows.path(), &file, "--steps 1").error();
