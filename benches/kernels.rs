@@ -4,7 +4,6 @@
 use std::hint::black_box;
 use std::time::Duration;
 
-use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
 use firebrick_backend::ops::attention::{AttentionLayout, Span, attention};
