@@ -137,7 +137,7 @@ pub(crate) fn multiply_by_column_blocks(
 ) {
     let (rows, columns, stride) = (destination.rows, destination.columns, destination.row_stride);
     // Wide enough to amortise packing `left`, narrow enough that a widened block stays in the second-level cache. It must not
-    // depend on the number of threads, which would change the order of sums.
+    // depend on the number of threads, which could change the order in which `gemm` sums.
     let block = (columns / 16).clamp(64, 256).next_multiple_of(16);
     if columns <= block || rows * columns * left.columns < 1 << 17 {
         let mut scratch = Vec::new();
