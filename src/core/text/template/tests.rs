@@ -17,3 +17,21 @@ fn qwen3_chats_equal_those_of_transformers() {
         assert_eq!(template.render(&messages, &options).unwrap(), expected.as_str().unwrap());
     }
 }
+
+#[test]
+fn programs_that_do_not_end_are_ended() {
+    let bombs = [
+        "{% for a in range(99999) %}{% for b in range(99999) %}x{% endfor %}{% endfor %}",
+        "{% macro m() %}{{ m() }}{% endmacro %}{{ m() }}",
+        "{{ 'x' * 100000000 }}",
+        "{% include '/etc/hostname' %}",
+        "{% for i in range(100000) %}{{ messages | tojson }}{{ messages | tojson }}{% endfor %}",
+    ];
+    for bomb in bombs {
+        let begun = std::time::Instant::now();
+        let rendered = ChatTemplate::new(bomb, None, None, None)
+            .and_then(|template| template.render(&[Message::user("hi")], &TemplateOptions::default()));
+        assert!(matches!(rendered, Err(crate::error::Error::Template(_))), "{bomb}");
+        assert!(begun.elapsed().as_secs() < 5, "{bomb}: {:?}", begun.elapsed());
+    }
+}
