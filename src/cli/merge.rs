@@ -20,7 +20,7 @@ use super::signal::Signals;
 /// Fold an adapter into its base and write a plain checkpoint.
 #[derive(Args, Clone, Debug)]
 pub struct Merge {
-    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in its cache
+    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in the Hugging Face cache
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Adapter folder of PEFT or mlx-lm

@@ -107,7 +107,7 @@ impl Everywhere {
 /// Which model, and which adapter on it.
 #[derive(Args, Clone, Debug)]
 pub struct ModelOptions {
-    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in its cache
+    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in the Hugging Face cache
     #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// Adapter folder of PEFT or mlx-lm

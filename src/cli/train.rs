@@ -23,7 +23,7 @@ use progress::Progress;
 /// Fine-tune a LoRA adapter on train.jsonl.
 #[derive(Args, Clone, Debug)]
 pub struct Train {
-    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in its cache
+    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in the Hugging Face cache
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Folder with train.jsonl, and valid.jsonl if there is one
