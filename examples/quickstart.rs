@@ -24,14 +24,14 @@ impl Job for Quickstart {
         let options = DataOptions { mask_prompt: true, max_tokens: 256, ..DataOptions::default() };
         let data = Splits::load(&folder, model.tokenizer(), &options)?;
         let lora = LoraConfig { rank: 16, alpha: 32.0, targets: Targets::AllLinear, ..LoraConfig::default() };
-        let config = TrainConfig { duration: Duration::Steps(120), ..TrainConfig::default() }.learning_rate(2e-3);
+        let config = TrainConfig { duration: Duration::Steps(300), ..TrainConfig::default() }.learning_rate(2e-3);
         let mut adapter = Adapter::create(base.model(), &lora, 0)?;
         adapter.set_base(model.fingerprint(), model.name());
         let mut trainer = Trainer::new(model.model(), adapter, config)?;
         let mut losses = Vec::new();
         trainer.run(&data.train, data.valid.as_ref(), &mut |event| {
             match event {
-                Event::Step(step) if step.step % 10 == 0 => eprintln!("step {} loss {:.3}", step.step, step.loss),
+                Event::Step(step) if step.step % 25 == 0 => eprintln!("step {} loss {:.3}", step.step, step.loss),
                 Event::Evaluated { valid_loss, .. } => losses.push(valid_loss),
                 Event::Step(_) => {}
             }

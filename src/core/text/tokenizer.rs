@@ -9,6 +9,10 @@ use super::config::{TokenizerConfig, read_limited};
 use super::{ChatTemplate, Detokenizer, Message, TemplateOptions};
 use crate::error::{Error, Result};
 
+/// Past about a million characters in one match the library's regular expressions give up without an error, and the rest of the text is
+/// split as one piece: refused instead.
+const LONGEST_RUN: usize = 900_000;
+
 /// Most bytes of `tokenizer.json`; the largest published ones are near 35 MB.
 const FILE_LIMIT: u64 = 64 << 20;
 
@@ -62,7 +66,15 @@ impl Tokenizer {
 
     /// The tokens of `text`. With `special`, also those the file's post-processor adds around it (BOS, CLS, SEP);
     /// special tokens written out in the text are recognised either way.
+    ///
+    /// # Errors
+    /// [`Error::Tokenizer`] if the library fails, and for a run of 900,000 letters, spaces or signs without a break.
     pub fn encode(&self, text: &str, special: bool) -> Result<Vec<u32>> {
+        if longest_run(text) > LONGEST_RUN {
+            let problem =
+                format!("more than {LONGEST_RUN} letters, spaces or signs without a break cannot be split into words");
+            return Err(Error::Tokenizer(problem));
+        }
         let encoding = guarded(|| self.0.inner.encode_fast(text, special)).map_err(Error::Tokenizer)?;
         Ok(encoding.get_ids().to_vec())
     }
@@ -140,6 +152,22 @@ fn located(folder: &Path, error: Error) -> Error {
         Error::Template(problem) => Error::Template(format!("{}: {problem}", folder.display())),
         other => other,
     }
+}
+
+/// The longest stretch of characters of one kind.
+fn longest_run(text: &str) -> usize {
+    // Most texts are shorter than the limit as a whole.
+    if text.len() <= LONGEST_RUN {
+        return text.len();
+    }
+    let kind = |c: char| (c.is_alphanumeric(), c.is_whitespace());
+    let (mut longest, mut length, mut last) = (0, 0, None);
+    for character in text.chars() {
+        length = if last == Some(kind(character)) { length + 1 } else { 1 };
+        last = Some(kind(character));
+        longest = longest.max(length);
+    }
+    longest
 }
 
 #[cfg(test)]

@@ -50,11 +50,22 @@ fn chats_equal_those_of_transformers() {
 fn long_texts_take_time_in_proportion() {
     let tokenizer = Tokenizer::from_folder(&folder("rust-tiny")).unwrap();
     for text in ["a", " ", "a ", "1", "\n", "é", "🙂", "<|im_end|>", "<|im_en", " \n", "'"] {
-        let text = text.repeat(1_000_000 / text.len());
+        let text = text.repeat(900_000 / text.len());
         let before = std::time::Instant::now();
         let ids = tokenizer.encode(&text, true).unwrap();
         assert!(before.elapsed() < std::time::Duration::from_secs(10), "{:?}: {:?}", &text[..8], before.elapsed());
         assert_eq!(tokenizer.decode(&ids, false).unwrap(), text);
+    }
+}
+
+#[test]
+fn a_run_the_library_would_split_wrongly_is_refused() {
+    let tokenizer = Tokenizer::from_folder(&folder("rust-tiny")).unwrap();
+    for run in ["a", " ", "🙂"] {
+        let error = tokenizer.encode(&run.repeat(1_000_001), true).unwrap_err().to_string();
+        assert!(error.contains("without a break"), "{error}");
+        let broken = format!("{} .b", run.repeat(400_000)).repeat(3);
+        assert_eq!(tokenizer.decode(&tokenizer.encode(&broken, true).unwrap(), false).unwrap(), broken);
     }
 }
 
