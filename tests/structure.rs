@@ -23,8 +23,9 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 }
 
 /// Core's modules, lowest first; those in one row do not import each other either, except where a later column says so.
-const FLOORS: [&[&str]; 8] = [
+const FLOORS: [&[&str]; 9] = [
     &["error"],
+    &["file"],
     &["sequence"],
     &["cache"],
     &["nn"],

@@ -2,10 +2,9 @@
 //! where that is silent. How an option acts is `sample.rs`; who overrides it is the caller's affair.
 
 use crate::error::{Error, Result};
+use crate::file::read_limited_if_present;
 use crate::sample::Sampling;
 use serde_json::{Map, Value};
-use std::fs::File;
-use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
 
 /// No real configuration comes near; a larger file is refused before it is read.
@@ -141,15 +140,7 @@ struct Keys {
 
 impl Keys {
     fn read(path: PathBuf) -> Result<Option<Self>> {
-        let file = match File::open(&path) {
-            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(None),
-            file => file.map_err(Error::io(&path))?,
-        };
-        let mut bytes = Vec::new();
-        file.take(LARGEST_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(Error::io(&path))?;
-        if bytes.len() as u64 > LARGEST_FILE_BYTES {
-            return Err(Error::malformed(path, format!("larger than {LARGEST_FILE_BYTES} bytes")));
-        }
+        let Some(bytes) = read_limited_if_present(&path, LARGEST_FILE_BYTES)? else { return Ok(None) };
         match serde_json::from_slice(&bytes) {
             Ok(Value::Object(keys)) => Ok(Some(Self { path, keys })),
             Ok(other) => Err(Error::malformed(path, format!("must hold a JSON object, found {}", excerpt(&other)))),

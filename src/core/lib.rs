@@ -7,6 +7,7 @@ pub mod cache;
 pub mod checkpoint;
 pub mod decode;
 pub mod error;
+mod file;
 pub mod generate;
 pub mod generation;
 pub mod lora;

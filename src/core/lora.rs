@@ -21,6 +21,7 @@ use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{TensorFile, TensorSpecification, write_atomic, write_safetensors};
 use crate::error::{Error, Result};
+use crate::file::read_limited;
 use crate::model::CausalLm;
 use crate::nn::{Linear, Lora};
 
@@ -349,12 +350,8 @@ fn write_matrices<B: KernelBackend>(
 /// A JSON object from a small file.
 fn read_object(path: &Path) -> Result<Map<String, Value>> {
     const LIMIT: u64 = 1 << 20;
-    let length = std::fs::metadata(path).map_err(Error::io(path))?.len();
-    if length > LIMIT {
-        return Err(Error::malformed(path, format!("{length} bytes are more than an adapter config's {LIMIT}")));
-    }
-    let text = std::fs::read_to_string(path).map_err(Error::io(path))?;
-    serde_json::from_str(&text).map_err(|problem| Error::malformed(path, format!("not a JSON object: {problem}")))
+    let bytes = read_limited(path, LIMIT)?;
+    serde_json::from_slice(&bytes).map_err(|problem| Error::malformed(path, format!("not a JSON object: {problem}")))
 }
 
 /// A JSON object as Python writes it: sorted keys, two spaces.

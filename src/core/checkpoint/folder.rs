@@ -2,7 +2,7 @@
 //! `model.safetensors.index.json` says. The tensors inside the files are in `safetensors.rs`.
 
 use std::collections::BTreeMap;
-use std::io::{ErrorKind, Read};
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
@@ -10,6 +10,7 @@ use serde::Deserialize;
 use super::header::UniqueMap;
 use super::safetensors::{has_pickle_name, refuse_pickle_name};
 use crate::error::{Error, Result};
+use crate::file::read_limited;
 
 /// The file with the architecture.
 pub(super) const CONFIG: &str = "config.json";
@@ -99,15 +100,8 @@ fn plain_file_name(name: &str) -> std::result::Result<(), &'static str> {
 }
 
 /// The whole text file at `path`, refused when it has more than `limit` bytes.
-pub(super) fn read_limited(path: &Path, limit: u64) -> Result<String> {
-    let file = std::fs::File::open(path).map_err(Error::io(path))?;
-    let mut bytes = Vec::new();
-    // One byte more than allowed, so that a file which grows or lies about its length is held to the limit too.
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::malformed(path, format!("more than the {limit} bytes allowed")));
-    }
-    String::from_utf8(bytes).map_err(|_| Error::malformed(path, "not UTF-8"))
+fn read_text(path: &Path, limit: u64) -> Result<String> {
+    String::from_utf8(read_limited(path, limit)?).map_err(|_| Error::malformed(path, "not UTF-8"))
 }
 
 /// `config.json`, which has to be an object.
@@ -118,7 +112,7 @@ pub(super) fn read_config(folder: &Path) -> Result<serde_json::Value> {
             format!("no {CONFIG} here; a checkpoint folder has {CONFIG} and {SINGLE} (or {INDEX} with its shards)");
         return Err(Error::Io { path, source: std::io::Error::new(ErrorKind::NotFound, looked_for) });
     }
-    let text = read_limited(&path, MAX_CONFIG_BYTES)?;
+    let text = read_text(&path, MAX_CONFIG_BYTES)?;
     let config: serde_json::Value =
         serde_json::from_str(&text).map_err(|error| Error::malformed(&path, format!("not JSON: {error}")))?;
     if !config.is_object() {
@@ -155,7 +149,7 @@ struct RawIndex {
 }
 
 fn read_index(folder: &Path, path: &Path) -> Result<Weights> {
-    let text = read_limited(path, MAX_INDEX_BYTES)?;
+    let text = read_text(path, MAX_INDEX_BYTES)?;
     let RawIndex { weight_map: UniqueMap(weight_map) } = serde_json::from_str(&text)
         .map_err(|error| Error::malformed(path, format!("not an index of shards: {error}")))?;
     let mut places: BTreeMap<&str, usize> = weight_map.values().map(|name| (name.as_str(), 0)).collect();
@@ -304,9 +298,9 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("text");
         std::fs::write(&path, "12345").unwrap();
-        assert_eq!(read_limited(&path, 5).unwrap(), "12345");
-        assert!(read_limited(&path, 4).unwrap_err().to_string().contains("more than the 4 bytes"));
+        assert_eq!(read_text(&path, 5).unwrap(), "12345");
+        assert!(read_text(&path, 4).unwrap_err().to_string().contains("more than the 4 bytes"));
         std::fs::write(&path, [0xff, 0xfe]).unwrap();
-        assert!(read_limited(&path, 5).unwrap_err().to_string().contains("not UTF-8"));
+        assert!(read_text(&path, 5).unwrap_err().to_string().contains("not UTF-8"));
     }
 }

@@ -150,7 +150,7 @@ fn what_is_no_json_object_is_malformed() {
 #[test]
 fn an_enormous_file_is_refused() {
     let folder = Folder::new("enormous");
-    let file = File::create(folder.0.join("generation_config.json")).unwrap();
+    let file = std::fs::File::create(folder.0.join("generation_config.json")).unwrap();
     file.set_len(1 << 40).unwrap();
     assert!(folder.read().unwrap_err().to_string().contains("larger than"));
 }

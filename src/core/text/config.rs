@@ -1,12 +1,12 @@
 //! What stands beside `tokenizer.json`: the special tokens and the chat template of `tokenizer_config.json` and
 //! `chat_template.jinja`. Using them does not live here.
 
-use std::io::Read;
 use std::path::Path;
 
 use serde_json::Value;
 
 use crate::error::{Error, Result};
+use crate::file::read_limited_if_present;
 
 /// Most bytes of `tokenizer_config.json`; the largest published ones, which list every added token, are near 1 MB.
 const CONFIG_LIMIT: u64 = 16 << 20;
@@ -27,12 +27,12 @@ impl TokenizerConfig {
     /// template of `tokenizer_config.json`, as in transformers.
     pub(super) fn from_folder(folder: &Path) -> Result<Self> {
         let path = folder.join("tokenizer_config.json");
-        let mut config = match read_limited(&path, CONFIG_LIMIT)? {
+        let mut config = match read_limited_if_present(&path, CONFIG_LIMIT)? {
             Some(bytes) => Self::parse(&path, &bytes)?,
             None => Self::default(),
         };
         let path = folder.join("chat_template.jinja");
-        if let Some(bytes) = read_limited(&path, TEMPLATE_LIMIT)? {
+        if let Some(bytes) = read_limited_if_present(&path, TEMPLATE_LIMIT)? {
             let source = String::from_utf8(bytes).map_err(|_| Error::malformed(&path, "it is not UTF-8"))?;
             config.template = Some(source);
         }
@@ -51,22 +51,6 @@ impl TokenizerConfig {
         let token = |name| special_token(path, name, &value[name]);
         Ok(Self { bos: token("bos_token")?, eos: token("eos_token")?, pad: token("pad_token")?, template })
     }
-}
-
-/// A file's bytes, or `None` if there is no such file. The limit holds for what is read, whatever the file's
-/// metadata says (a pipe has none).
-pub(super) fn read_limited(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    let file = match std::fs::File::open(path) {
-        Ok(file) => file,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        Err(error) => return Err(Error::io(path)(error)),
-    };
-    let mut bytes = Vec::new();
-    file.take(limit + 1).read_to_end(&mut bytes).map_err(Error::io(path))?;
-    if bytes.len() as u64 > limit {
-        return Err(Error::malformed(path, format!("it has more than {limit} bytes")));
-    }
-    Ok(Some(bytes))
 }
 
 /// A token is a string, or an object with the string under `content`.

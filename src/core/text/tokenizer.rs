@@ -5,9 +5,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use super::config::{TokenizerConfig, read_limited};
+use super::config::TokenizerConfig;
 use super::{ChatTemplate, Detokenizer, Message, TemplateOptions};
 use crate::error::{Error, Result};
+use crate::file::read_limited;
 
 /// Past about a million characters in one match the library's regular expressions give up without an error, and the rest of the text is
 /// split as one piece: refused instead.
@@ -41,8 +42,7 @@ impl Tokenizer {
     /// Truncation and padding stored in the file are off: whoever calls decides on lengths.
     pub fn from_folder(dir: &Path) -> Result<Self> {
         let path = dir.join("tokenizer.json");
-        let bytes = read_limited(&path, FILE_LIMIT)?
-            .ok_or_else(|| Error::io(&path)(std::io::Error::from(std::io::ErrorKind::NotFound)))?;
+        let bytes = read_limited(&path, FILE_LIMIT)?;
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|problem| Error::malformed(&path, format!("not a tokenizer: {problem}")))?;
         drop(bytes);
