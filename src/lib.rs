@@ -43,6 +43,8 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+pub mod gate;
+
 pub use firebrick_backend as backend;
 pub use firebrick_backend::backends;
 pub use firebrick_core as core;

@@ -23,9 +23,10 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 }
 
 /// Core's modules, lowest first; those in one row do not import each other either, except where a later column says so.
-const FLOORS: [&[&str]; 9] = [
+const FLOORS: [&[&str]; 10] = [
     &["error"],
     &["file"],
+    &["random"],
     &["sequence"],
     &["cache"],
     &["nn"],

@@ -7,10 +7,20 @@
 
 /// The backends of this build, and Burn's autodiff to train on them.
 pub mod backends {
+    /// burn-candle, on whatever device it is given.
+    #[cfg(feature = "candle")]
+    pub use crate::targets::candle::Backend as Candle;
+    /// burn-cuda.
+    #[cfg(feature = "cuda")]
+    pub use crate::targets::cuda::Backend as Cuda;
+    /// burn-wgpu, for Metal, Vulkan and WebGPU.
+    #[cfg(feature = "wgpu")]
+    pub use crate::targets::wgpu::Backend as Wgpu;
     pub use burn::backend::Autodiff;
     #[cfg(feature = "flex")]
     pub use burn_flex::Flex;
 }
+pub mod device;
 pub mod map;
 pub mod ops;
 pub mod process;
@@ -28,6 +38,12 @@ use ops::cross_entropy::Targets;
 /// Ops with a gradient of their own list it here too, because `Autodiff<B>` calls it on the inner backend, and only for the
 /// parents that need it.
 pub trait KernelBackend: Backend {
+    /// Whether everything also works in f64, in which the CPU says what is right. Some backends claim f64 and have ops without it: candle's
+    /// sums, the fusion of burn-fusion.
+    fn has_f64() -> bool {
+        false
+    }
+
     /// Root mean square norm over the last axis: `x / sqrt(mean(x²) + ε) · weight` (Zhang & Sennrich 2019).
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
         ops::rms_norm::reference::<Self>(x, weight, epsilon)

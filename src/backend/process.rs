@@ -30,6 +30,52 @@ pub fn set_threads(threads: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// The processor's name as it tells it, such as `Apple M3 Pro`, else its architecture.
+pub fn cpu_name() -> String {
+    named_cpu().filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.to_owned())
+}
+
+#[cfg(not(target_vendor = "apple"))]
+fn named_cpu() -> Option<String> {
+    let text = std::fs::read_to_string("/proc/cpuinfo").ok()?;
+    let line = text.lines().find(|line| line.starts_with("model name"))?;
+    Some(line.split_once(':')?.1.trim().to_owned())
+}
+
+#[cfg(target_vendor = "apple")]
+fn named_cpu() -> Option<String> {
+    let mut text = [0u8; 256];
+    let mut length = text.len();
+    let name = c"machdep.cpu.brand_string";
+    // SAFETY: `text` is writable for `length` bytes, which the call lowers to what it wrote; nothing is set.
+    let status =
+        unsafe { libc::sysctlbyname(name.as_ptr(), text.as_mut_ptr().cast(), &mut length, std::ptr::null_mut(), 0) };
+    let text = text.get(..length).filter(|_| status == 0)?;
+    Some(String::from_utf8_lossy(text).trim_end_matches('\0').trim().to_owned())
+}
+
+/// The widest vector instructions that kernels may pick on this processor.
+pub fn cpu_instructions() -> &'static str {
+    #[cfg(target_arch = "x86_64")]
+    {
+        if std::arch::is_x86_feature_detected!("avx512f") {
+            return "AVX-512";
+        }
+        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+            return "AVX2";
+        }
+        "SSE2"
+    }
+    #[cfg(target_arch = "aarch64")]
+    {
+        "NEON"
+    }
+    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+    {
+        "portable"
+    }
+}
+
 #[cfg(test)]
 mod tests {
     #[test]

@@ -1,5 +1,14 @@
-//! One file per backend: which of the hot ops it runs with a kernel of its own. Everything absent there is the reference.
+//! One file per backend: its type, the devices it finds, and which of the hot ops it runs with a kernel of its own. Everything absent
+//! there is the reference.
 
 pub(crate) mod autodiff;
+#[cfg(feature = "candle")]
+pub(crate) mod candle;
+#[cfg(feature = "cuda")]
+pub(crate) mod cuda;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
+#[cfg(feature = "cube")]
+mod fusion;
+#[cfg(feature = "wgpu")]
+pub(crate) mod wgpu;

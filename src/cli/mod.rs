@@ -3,6 +3,7 @@
 mod adapter;
 mod chat;
 mod data;
+mod doctor;
 mod generate;
 mod logits;
 mod merge;
@@ -47,6 +48,8 @@ enum Verb {
     Merge(merge::Merge),
     /// Show an adapter, or convert it between PEFT and mlx-lm.
     Adapter(adapter::AdapterCommand),
+    /// Examine every backend and device: can their results be trusted?
+    Doctor(doctor::Doctor),
 }
 
 impl Cli {
@@ -62,6 +65,7 @@ impl Cli {
             Verb::Train(verb) => verb.run(everywhere),
             Verb::Merge(verb) => verb.run(everywhere),
             Verb::Adapter(verb) => verb.run(everywhere),
+            Verb::Doctor(verb) => verb.run(everywhere),
         }
     }
 }
@@ -69,7 +73,7 @@ impl Cli {
 /// A value out of its bounds and a backend that does not exist are the command line's fault.
 pub fn is_wrong_command_line(error: &anyhow::Error) -> bool {
     matches!(error.downcast_ref(), Some(Error::OutOfBounds { .. }))
-        || matches!(error.downcast_ref(), Some(SelectError::Unknown { .. }))
+        || matches!(error.downcast_ref(), Some(SelectError::Unknown { .. } | SelectError::NotBuilt { .. }))
 }
 
 #[cfg(test)]

@@ -6,6 +6,8 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use firebrick::Error;
 use firebrick::backend::process::set_threads;
+use firebrick::backend::select::devices;
+use firebrick::gate;
 use firebrick::prelude::*;
 
 use super::output;
@@ -77,7 +79,27 @@ impl Everywhere {
 
     /// Runs a job on the backend the user named.
     pub fn dispatch<T>(&self, job: impl Job<Output = Result<T>>) -> Result<T> {
-        dispatch(BackendName::named(&self.backend)?, job)?
+        let backend = BackendName::named(&self.backend)?;
+        self.check_device(backend)?;
+        dispatch(backend, job)?
+    }
+
+    /// Says when `doctor` found something wrong with the device, or never looked at a GPU.
+    fn check_device(&self, backend: BackendName) -> Result<()> {
+        let Some(device) = devices(backend).into_iter().next() else { return Ok(()) };
+        match gate::remembered(&device) {
+            Some(report) if !report.passed() => {
+                let failed = report.failed().collect::<Vec<_>>().join(", ");
+                self.warn(format_args!("{device} failed {failed}; see `firebrick doctor --backend {backend}`"))
+            }
+            None if device.kind.is_gpu() => {
+                self.note(format_args!(
+                    "{device} was never examined; `firebrick doctor --backend {backend}` takes a minute"
+                ));
+                Ok(())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// A line for the user, unless they asked for silence.

@@ -10,6 +10,7 @@ mod folder;
 mod header;
 mod loader;
 mod safetensors;
+mod synthetic;
 #[cfg(test)]
 mod tests;
 mod write;
@@ -39,6 +40,8 @@ pub struct Checkpoint {
     places: BTreeMap<String, usize>,
     /// Names of tensors that were loaded and hold values that are not finite.
     non_finite: Mutex<Vec<String>>,
+    /// The seed of weights that are computed; there are no files then.
+    synthetic: Option<u64>,
 }
 
 impl Checkpoint {
@@ -82,7 +85,22 @@ impl Checkpoint {
                 index
             }
         };
-        Ok(Self { folder: folder.into(), config, files, places, non_finite: Mutex::default() })
+        let (non_finite, synthetic) = (Mutex::default(), None);
+        Ok(Self { folder: folder.into(), config, files, places, non_finite, synthetic })
+    }
+
+    /// A checkpoint with no files: whatever tensor is asked for is computed from its name, its shape and `seed`, the same on every
+    /// machine and in every dtype, and is f32 unless another dtype is asked for. Real shapes without the weights: for benchmarks,
+    /// and for checking a device.
+    pub fn synthetic(config: Value, seed: u64) -> Self {
+        Self {
+            folder: PathBuf::from("synthetic"),
+            config,
+            files: Vec::new(),
+            places: BTreeMap::new(),
+            non_finite: Mutex::default(),
+            synthetic: Some(seed),
+        }
     }
 
     /// The folder given to [`Checkpoint::open`].

@@ -13,6 +13,7 @@ pub mod generation;
 pub mod lora;
 pub mod model;
 pub mod nn;
+mod random;
 pub mod sample;
 pub mod sequence;
 pub mod text;

@@ -17,13 +17,13 @@ use firebrick_backend::ops::linear::linear;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value};
-use sha2::{Digest, Sha256};
 
 use crate::checkpoint::{TensorFile, TensorSpecification, write_atomic, write_safetensors};
 use crate::error::{Error, Result};
 use crate::file::read_limited;
 use crate::model::CausalLm;
 use crate::nn::{Linear, Lora};
+use crate::random::key;
 
 pub use registry::Adapters;
 pub use targets::Targets;
@@ -298,17 +298,6 @@ pub fn linear_shapes<B: KernelBackend>(model: &dyn CausalLm<B>) -> Vec<(String, 
     // A handle of its own: visiting needs `&mut`, and cloning one copies no weight.
     model.boxed().each_linear(&mut |path: &str, linear: &mut Linear<B>| shapes.push((path.to_owned(), linear.shape())));
     shapes
-}
-
-/// 64 bits that follow from the parts.
-pub(crate) fn key(parts: &[&[u8]]) -> u64 {
-    let mut hash = Sha256::new();
-    for part in parts {
-        hash.update((part.len() as u64).to_le_bytes());
-        hash.update(part);
-    }
-    let digest = hash.finalize();
-    digest.iter().take(8).fold(0, |key, &byte| key << 8 | u64::from(byte))
 }
 
 /// A matrix of an adapter file as an f32 tensor.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Shape, Slice, Tensor, TensorData, TensorMetadata};
+use burn::tensor::{Int, Shape, Slice, Tensor, TensorData, TensorMetadata};
 
-use super::{in_dtype_of, primitive, softmax, tensor};
+use super::{primitive, softmax, tensor};
 use crate::KernelBackend;
 
 #[cfg(feature = "flex")]
@@ -127,14 +127,57 @@ fn heads_of<B: Backend>(
     let v = B::float_permute(rows::<B>(v, span.key_start, span.key_len), &[1, 0, 2]);
     let scores = B::float_matmul(q.clone(), B::float_transpose(k.clone()));
     let scores = B::float_mul_scalar(scores, layout.scale.into());
-    let mut mask = vec![f32::NEG_INFINITY; span.query_len * span.key_len];
-    for (query, row) in mask.chunks_exact_mut(span.key_len).enumerate() {
-        row[layout.visible(span, query)].fill(0.0);
-    }
-    let mask = TensorData::new(mask.repeat(heads / kv_heads), [1, heads / kv_heads * span.query_len, span.key_len]);
-    let mask = in_dtype_of::<B>(B::float_from_data(mask, &B::float_device(&q)), &scores);
-    let probabilities = softmax::reference::<B>(B::float_add(scores, mask));
+    let scores = masked::<B>(scores, layout, span, heads / kv_heads);
+    let probabilities = softmax::reference::<B>(scores);
     Heads { q, k, v, probabilities }
+}
+
+/// Scores `[kv heads, group · queries, keys]` with −∞ where a query does not see a key. The mask is made on the device, from where each
+/// query's keys begin and end: as a matrix it would be as large as the scores and travel for every layer.
+fn masked<B: Backend>(scores: FloatTensor<B>, layout: &AttentionLayout, span: &Span, group: usize) -> FloatTensor<B> {
+    let visible = || (0..span.query_len).map(|query| layout.visible(span, query));
+    let device = B::float_device(&scores);
+    let bounds = |bound: fn(std::ops::Range<usize>) -> usize| {
+        let bounds: Vec<i32> = visible().map(|keys| bound(keys) as i32).collect();
+        Tensor::<B, 2, Int>::from_data(TensorData::new(bounds.repeat(group), [group * span.query_len, 1]), &device)
+    };
+    let keys = TensorData::new((0..span.key_len as i32).collect(), [1, span.key_len]);
+    let keys = Tensor::<B, 2, Int>::from_data(keys, &device);
+    let after = visible().any(|keys| keys.end < span.key_len);
+    let after = after.then(|| keys.clone().greater_equal(bounds(|keys| keys.end)));
+    let before = visible().any(|keys| keys.start > 0);
+    let before = before.then(|| keys.lower(bounds(|keys| keys.start)));
+    let hidden = match (before, after) {
+        (Some(before), Some(after)) => before.bool_or(after),
+        (Some(hidden), None) | (None, Some(hidden)) => hidden,
+        (None, None) => return scores,
+    };
+    let shape: [usize; 3] = scores.shape().dims();
+    let hidden = hidden.unsqueeze::<3>().expand(shape);
+    B::float_mask_fill(scores, hidden.into_primitive(), f32::NEG_INFINITY.into())
+}
+
+/// Scores of one tile: 64 MB in f32.
+const TILE_SCORES: usize = 16 << 20;
+
+/// The spans cut along their queries, so that the scores of one tile stay within bounds. A tile is a span itself: its queries are the last
+/// positions of the keys that it sees.
+fn tiles(layout: &AttentionLayout, heads: usize) -> Vec<Span> {
+    let mut tiles = Vec::new();
+    for span in layout.spans.iter() {
+        let queries = (TILE_SCORES / (heads * span.key_len).max(1)).max(16);
+        for start in (0..span.query_len).step_by(queries) {
+            let query_len = queries.min(span.query_len - start);
+            let unseen = if layout.causal { span.query_len - start - query_len } else { 0 };
+            tiles.push(Span {
+                query_start: span.query_start + start,
+                query_len,
+                key_start: span.key_start,
+                key_len: span.key_len - unseen,
+            });
+        }
+    }
+    tiles
 }
 
 pub(crate) fn reference<B: Backend>(
@@ -144,8 +187,8 @@ pub(crate) fn reference<B: Backend>(
     layout: &AttentionLayout,
 ) -> FloatTensor<B> {
     let heads = q.shape()[1];
-    let outputs = layout.spans.iter().filter(|span| span.query_len > 0).map(|span| {
-        let Heads { v, probabilities, .. } = heads_of::<B>(&q, &k, &v, layout, span);
+    let outputs = tiles(layout, heads).into_iter().map(|span| {
+        let Heads { v, probabilities, .. } = heads_of::<B>(&q, &k, &v, layout, &span);
         by_row::<B>(B::float_matmul(probabilities, v), span.query_len, heads)
     });
     let outputs: Vec<_> = outputs.collect();
@@ -164,7 +207,7 @@ pub(crate) fn reference_backward<B: Backend>(
     let zeros = || B::float_zeros(k.shape(), &B::float_device(&k), k.dtype().into());
     let (mut d_k, mut d_v) = (zeros(), zeros());
     let mut d_q = Vec::new();
-    for span in layout.spans.iter().filter(|span| span.query_len > 0) {
+    for span in &tiles(layout, heads) {
         let grad = by_group::<B>(rows::<B>(&grad, span.query_start, span.query_len), kv_heads);
         let Heads { q, k, v, probabilities } = heads_of::<B>(&q, &k, &v, layout, span);
         let d_probabilities = B::float_matmul(grad.clone(), B::float_transpose(v));

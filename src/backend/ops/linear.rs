@@ -4,7 +4,7 @@
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Shape, Tensor};
+use burn::tensor::{Shape, Tensor, TensorMetadata};
 
 use super::{as_row, in_dtype_of, primitive, sum_rows, tensor};
 use crate::KernelBackend;
@@ -32,6 +32,10 @@ pub(crate) fn reference<B: Backend>(
     weight: FloatTensor<B>,
     bias: Option<FloatTensor<B>>,
 ) -> FloatTensor<B> {
+    let (rows, outputs) = (x.shape()[0], weight.shape()[0]);
+    if rows == 0 || outputs == 0 {
+        return B::float_zeros(Shape::from(vec![rows, outputs]), &B::float_device(&x), x.dtype().into());
+    }
     let weight = in_dtype_of::<B>(weight, &x);
     let product = B::float_matmul(x, B::float_transpose(weight));
     match bias {
@@ -57,7 +61,6 @@ pub(crate) mod autodiff {
     use burn::backend::autodiff::checkpoint::{base::Checkpointer, strategy::CheckpointStrategy};
     use burn::backend::autodiff::grads::Gradients;
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
-    use burn::tensor::TensorMetadata;
 
     use super::*;
     use crate::targets::autodiff::{Tracked, is_tracked};

@@ -26,6 +26,9 @@ pub fn write_rows<B: KernelBackend, const D: usize>(
 
 pub(crate) fn reference<B: Backend>(target: FloatTensor<B>, rows: FloatTensor<B>, start: usize) -> FloatTensor<B> {
     let shape = rows.shape();
+    if shape.num_elements() == 0 {
+        return target;
+    }
     let mut slices: Vec<Slice> = shape.iter().map(|&n| Slice::from(0..n)).collect();
     slices[0] = Slice::from(start..start + shape[0]);
     let rows = in_dtype_of::<B>(rows, &target);

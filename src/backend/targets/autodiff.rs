@@ -19,6 +19,10 @@ pub(crate) fn is_tracked<B: KernelBackend>(tensor: &Tracked<B>) -> bool {
 
 // `write_rows` has no line: a cache is not trained through, and the reference differentiates.
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
+    fn has_f64() -> bool {
+        B::has_f64()
+    }
+
     fn rms_norm(x: Tracked<B>, weight: Tracked<B>, epsilon: f64) -> Tracked<B> {
         rms_norm::autodiff::rms_norm::<B, C>(x, weight, epsilon)
     }

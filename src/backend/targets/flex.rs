@@ -6,13 +6,24 @@ pub(crate) mod matrix;
 mod rows;
 
 use burn::tensor::DType;
-use burn_flex::{Flex, FlexTensor};
+use burn_flex::{Flex, FlexDevice, FlexTensor};
 
 pub(crate) use rows::{Rows, contiguous, tensor};
 
 use crate::KernelBackend;
+use crate::device::{DeviceKind, Found};
 use crate::ops::attention::{self, AttentionLayout};
 use crate::ops::{layer_norm, linear, rms_norm, rope, softmax, swiglu, write_rows};
+use crate::process::{cpu_instructions, cpu_name};
+
+/// The CPU by burn-flex.
+pub type Backend = Flex;
+
+/// The one processor.
+pub(crate) fn devices() -> Vec<Found<FlexDevice>> {
+    let driver = format!("burn-flex 0.21.0, {}", cpu_instructions());
+    vec![Found { device: FlexDevice, name: cpu_name(), driver, kind: DeviceKind::Cpu }]
+}
 
 /// All of these are f32, so that the kernels apply.
 fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
@@ -20,6 +31,10 @@ fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
 }
 
 impl KernelBackend for Flex {
+    fn has_f64() -> bool {
+        true
+    }
+
     fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight]) {
             return rms_norm::flex::forward(x, weight, epsilon);

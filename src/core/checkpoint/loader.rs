@@ -9,7 +9,7 @@ use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
 
 use super::elements::is_float;
 use super::header::describe;
-use super::{Checkpoint, elements};
+use super::{Checkpoint, elements, synthetic};
 use crate::error::{Error, Result};
 
 /// The dtype in which matrices are loaded. Norms and biases are always asked for as f32.
@@ -93,9 +93,9 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
         self.contains(name).then(|| self.precise(name, shape))
     }
 
-    /// Whether the checkpoint has a tensor `name`.
+    /// Whether the checkpoint has a tensor `name`; a synthetic one has any.
     pub fn contains(&self, name: &str) -> bool {
-        self.checkpoint.places.contains_key(name)
+        self.checkpoint.synthetic.is_some() || self.checkpoint.places.contains_key(name)
     }
 
     /// Does not count `name` as surplus, nor any tensor whose path ends with it: `rotary_emb.inv_freq` covers that of every
@@ -150,6 +150,9 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
 
     /// The tensor's data, or nothing with the reason written down.
     fn read(&mut self, name: &str, shape: &[usize], wanted: Option<DType>) -> Option<TensorData> {
+        if let Some(seed) = self.checkpoint.synthetic {
+            return Some(synthetic::tensor(seed, name, shape, wanted));
+        }
         self.asked.insert(name.to_owned());
         let Some(info) = self.checkpoint.info(name) else {
             self.missing.insert(name.to_owned());

@@ -14,9 +14,10 @@ use super::data::{Dataset, Example};
 use super::evaluate::mean_loss;
 use super::schedule::{LearningRate, Schedule};
 use crate::error::{Error, Result};
-use crate::lora::{Adapter, key};
+use crate::lora::Adapter;
 use crate::model::CausalLm;
 use crate::nn::{Dropout, Lora};
+use crate::random::key;
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -118,7 +119,7 @@ pub struct Trainer<'a, B: TrainBackend> {
 }
 
 /// Sums of gradients by module: of `A` and of `B`.
-type Gradients<B> = BTreeMap<String, [Tensor<<B as AutodiffBackend>::InnerBackend, 2>; 2]>;
+pub type Gradients<B> = BTreeMap<String, [Tensor<<B as AutodiffBackend>::InnerBackend, 2>; 2]>;
 
 impl<'a, B: TrainBackend> Trainer<'a, B> {
     /// A trainer that continues from `adapter`, new or loaded.
@@ -218,15 +219,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     pub fn step(&mut self, examples: &[&Example], rate: f64) -> Result<Step> {
         let begun = Instant::now();
         let step = self.step + 1;
-        let batches: Vec<Batch<B>> = examples
-            .chunks(self.config.batch_size)
-            .map(|examples| Batch::new(examples, &self.model.device()))
-            .collect();
-        let weight: f64 = batches.iter().map(Batch::weight).sum();
-        let (mut loss, mut gradients) = (0.0, Gradients::<B>::new());
-        for (pass, batch) in batches.iter().enumerate() {
-            loss += self.pass(batch, weight, step, pass, &mut gradients)?;
-        }
+        let (loss, gradients) = self.gradients(examples)?;
         if !loss.is_finite() {
             return Err(Error::NotFinite { what: "the loss", place: Some(format!("step {step}")) });
         }
@@ -247,8 +240,27 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         if let Err(problem) = B::sync(&self.model.device()) {
             return Err(Error::Device(problem.to_string()));
         }
-        let tokens = batches.iter().map(Batch::tokens).sum();
+        // The last token of an example is predicted and passes through nothing.
+        let tokens = examples.iter().map(|example| example.tokens.len() - 1).sum();
         Ok(Step { step, loss, learning_rate: rate, grad_norm, tokens, seconds: begun.elapsed().as_secs_f64() })
+    }
+
+    /// The loss of these examples and its gradients, as [`step`](Self::step) takes them: by module, of `A` and of `B`. Whether they are
+    /// finite is for the caller to see.
+    ///
+    /// # Errors
+    /// If a module receives none.
+    pub fn gradients(&self, examples: &[&Example]) -> Result<(f64, Gradients<B>)> {
+        let batches: Vec<Batch<B>> = examples
+            .chunks(self.config.batch_size)
+            .map(|examples| Batch::new(examples, &self.model.device()))
+            .collect();
+        let weight: f64 = batches.iter().map(Batch::weight).sum();
+        let (mut loss, mut gradients) = (0.0, Gradients::<B>::new());
+        for (pass, batch) in batches.iter().enumerate() {
+            loss += self.pass(batch, weight, self.step + 1, pass, &mut gradients)?;
+        }
+        Ok((loss, gradients))
     }
 
     /// Forward and backward of one batch; its gradients are added to `gradients`, its share of the loss is given back.

@@ -187,7 +187,6 @@ fn nan_reaches_only_what_attends_to_it<B: TrainBackend>(device: &B::Device) {
     let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
         <B::InnerBackend as KernelBackend>::attention(t[0].clone(), t[1].clone(), t[2].clone(), &case.layout)
     };
-    // The reference masks by adding −∞, which does not hide NaN: the promise is that of f32, the kernels.
     let [q, k, v] = [q, k, v].map(|x| (x.on::<B::InnerBackend>(device, DType::F32, View::Plain), x));
     let expected = case.oracle(&[&q.1, &k.1, &v.1]);
     compare("NaN", &read::<B::InnerBackend>(op(vec![q.0, k.0, v.0])), &expected, 1e-5);

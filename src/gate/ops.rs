@@ -1,0 +1,165 @@
+//! Each op and its gradient on small inputs with awkward sizes: the forward as generation runs it, the gradient as training does.
+
+use std::fmt;
+
+use burn::tensor::backend::AutodiffBackend;
+use burn::tensor::{DType, Tensor, TensorData};
+use firebrick_backend::TrainBackend;
+use firebrick_backend::ops::attention::{AttentionLayout, Span, attention};
+use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
+use firebrick_backend::ops::layer_norm::layer_norm;
+use firebrick_backend::ops::linear::linear;
+use firebrick_backend::ops::rms_norm::rms_norm;
+use firebrick_backend::ops::rope::rope;
+use firebrick_backend::ops::softmax::softmax;
+use firebrick_backend::ops::swiglu::swiglu;
+use firebrick_backend::ops::write_rows::write_rows;
+
+use super::{Part, Parts};
+
+/// The parts of one op: tracked inputs, then frozen ones, each a name, a rank and a shape; then the op, written once and run twice.
+macro_rules! op {
+    ($B:ident, $at:ident; $($tracked:ident $rank:literal $shape:expr),*; $($frozen:ident $frozen_rank:literal $frozen_shape:expr),*; $op:expr) => {{
+        type Plain<B> = <B as AutodiffBackend>::InnerBackend;
+        let forward = {
+            $(let $tracked: Tensor<Plain<$B>, $rank> = input::<$B, $rank>(stringify!($tracked), $shape, $at).inner();)*
+            $(let $frozen: Tensor<Plain<$B>, $frozen_rank> = input::<$B, $frozen_rank>(stringify!($frozen), $frozen_shape, $at).inner();)*
+            part("the output", $op)
+        };
+        #[allow(unused_mut)]
+        let mut parts = vec![forward];
+        $(let $tracked = input::<$B, $rank>(stringify!($tracked), $shape, $at).require_grad();)*
+        $(let $frozen = input::<$B, $frozen_rank>(stringify!($frozen), $frozen_shape, $at);)*
+        let inputs: &[&str] = &[$(stringify!($tracked)),*];
+        if !inputs.is_empty() {
+            let _kept = ($($tracked.clone(),)*);
+            let output = { $(let $tracked = $tracked.clone();)* $op };
+            let factors = input::<$B, _>("factors", output.dims(), $at);
+            let _gradients = (output * factors).sum().backward();
+            $(parts.push(match $tracked.grad(&_gradients) {
+                Some(gradient) => part(concat!("the gradient of ", stringify!($tracked)), gradient),
+                None => (concat!("no gradient of ", stringify!($tracked)).to_owned(), Vec::new()),
+            });)*
+        }
+        parts
+    }};
+}
+
+/// An op of the backend floor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+#[allow(missing_docs)] // Their names are the ops'.
+pub enum Op {
+    RmsNorm,
+    LayerNorm,
+    Softmax,
+    Rope,
+    Swiglu,
+    Linear,
+    Attention,
+    CachedAttention,
+    WriteRows,
+    CrossEntropyOfLinear,
+}
+
+impl Op {
+    /// All of them.
+    pub const ALL: [Self; 10] = [
+        Self::RmsNorm,
+        Self::LayerNorm,
+        Self::Softmax,
+        Self::Rope,
+        Self::Swiglu,
+        Self::Linear,
+        Self::Attention,
+        Self::CachedAttention,
+        Self::WriteRows,
+        Self::CrossEntropyOfLinear,
+    ];
+
+    pub(super) fn tolerance(self) -> f64 {
+        match self {
+            Self::WriteRows => 0.0,
+            Self::Linear | Self::Attention | Self::CachedAttention | Self::CrossEntropyOfLinear => 2e-3,
+            _ => 1e-5,
+        }
+    }
+
+    /// The output and the gradients of the op.
+    pub(super) fn measure<B: TrainBackend>(self, device: &B::Device, dtype: DType) -> Parts {
+        let at = (device, dtype);
+        match self {
+            Self::RmsNorm => op!(B, at; x 2 [7, 131], weight 1 [131]; ; rms_norm(x, weight, 1e-6)),
+            Self::LayerNorm => {
+                op!(B, at; x 2 [7, 131], weight 1 [131], bias 1 [131]; ; layer_norm(x, weight, bias, 1e-6))
+            }
+            Self::Softmax => op!(B, at; x 2 [7, 301]; ; softmax(x)),
+            Self::Rope => op!(B, at; x 3 [9, 3, 32]; cos 2 [9, 16], sin 2 [9, 16]; rope(x, cos, sin)),
+            Self::Swiglu => op!(B, at; gate 2 [7, 131], up 2 [7, 131]; ; swiglu(gate, up)),
+            Self::Linear => {
+                op!(B, at; x 2 [19, 131], weight 2 [67, 131], bias 1 [67]; ; linear(x, weight, Some(bias)))
+            }
+            Self::Attention => {
+                // Two sequences end to end, grouped queries, causal.
+                let spans = [span(0, 21, 0, 21), span(21, 40, 21, 40)];
+                let layout = AttentionLayout { spans: spans.into(), causal: true, window: None, scale: 0.18 };
+                op!(B, at; q 3 [61, 6, 32], k 3 [61, 2, 32], v 3 [61, 2, 32]; ; attention(q, k, v, &layout))
+            }
+            Self::CachedAttention => {
+                // One new token each behind 36 and 12 that are cached.
+                let spans = [span(0, 1, 0, 37), span(1, 1, 64, 13)];
+                let layout = AttentionLayout { spans: spans.into(), causal: true, window: None, scale: 0.18 };
+                op!(B, at; q 3 [2, 6, 32], k 3 [128, 2, 32], v 3 [128, 2, 32]; ; attention(q, k, v, &layout))
+            }
+            Self::WriteRows => op!(B, at; ; target 2 [40, 24], rows 2 [5, 24]; write_rows(target, rows, 17)),
+            Self::CrossEntropyOfLinear => {
+                let ids: Vec<u32> = (0..23).map(|row| row * 37 % 509).collect();
+                let weights: Vec<f32> = (0..23u8).map(|row| f32::from(row % 3) * 0.5).collect();
+                let targets = Targets::new(ids, weights);
+                op!(B, at; hidden 2 [23, 64]; weight 2 [509, 64]; cross_entropy_of_linear(hidden, weight, &targets))
+            }
+        }
+    }
+}
+
+fn span(query_start: usize, query_len: usize, key_start: usize, key_len: usize) -> Span {
+    Span { query_start, query_len, key_start, key_len }
+}
+
+/// Uniform in [-1, 1) by the input's name, each value an f32.
+fn input<B: TrainBackend, const D: usize>(name: &str, shape: [usize; D], at: (&B::Device, DType)) -> Tensor<B, D> {
+    // FNV-1a of the name, then SplitMix64 (Steele et al. 2014).
+    let seed = name
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
+    let mut state = seed;
+    let mut next = || {
+        state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        ((mixed ^ (mixed >> 31)) >> 40) as f32 / (1u64 << 23) as f32 - 1.0
+    };
+    let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
+    Tensor::from_data(TensorData::new(values, shape).convert_dtype(at.1), at)
+}
+
+fn part<B: burn::tensor::backend::Backend, const D: usize>(name: &str, tensor: Tensor<B, D>) -> Part {
+    (name.to_owned(), tensor.into_data().iter::<f64>().collect())
+}
+
+impl fmt::Display for Op {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::RmsNorm => "rms_norm",
+            Self::LayerNorm => "layer_norm",
+            Self::Softmax => "softmax",
+            Self::Rope => "rope",
+            Self::Swiglu => "swiglu",
+            Self::Linear => "linear",
+            Self::Attention => "attention",
+            Self::CachedAttention => "attention over a cache",
+            Self::WriteRows => "write_rows",
+            Self::CrossEntropyOfLinear => "cross_entropy_of_linear",
+        })
+    }
+}
