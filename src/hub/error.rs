@@ -202,7 +202,7 @@ pub enum Error {
         problem: String,
     },
     /// The cache cannot be read or written.
-    #[error("{}", path.display())]
+    #[error("{}: {source}", path.display())]
     Io {
         /// The file or folder.
         path: PathBuf,

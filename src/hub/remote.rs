@@ -290,7 +290,7 @@ fn join(base: &Uri, location: &str) -> Option<Uri> {
         _ if location.starts_with('/') => format!("{scheme}://{}{location}", base.authority()?),
         _ => location.to_owned(),
     };
-    absolute.parse().ok().filter(|uri: &Uri| uri.host().is_some())
+    absolute.parse().ok().filter(|uri: &Uri| uri.scheme().is_some() && uri.host().is_some())
 }
 
 /// Percent-encodes all but what no URL minds, and `keep`.
