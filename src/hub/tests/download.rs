@@ -211,7 +211,10 @@ fn damaged_bytes_are_never_final() {
         });
         let error = resolve(&hub, cache.path()).unwrap_err();
         let expected = etag(name, &hub.file(name));
-        assert!(matches!(&error, Error::Hash { file, expected: hash, .. } if file == name && *hash == expected), "{error}");
+        assert!(
+            matches!(&error, Error::Hash { file, expected: hash, .. } if file == name && *hash == expected),
+            "{error}"
+        );
         check_no_weights(cache.path());
         assert!(!blob(&hub, cache.path(), ".incomplete").exists(), "the next attempt begins anew");
         hub.change(|_, reply| reply);
