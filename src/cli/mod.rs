@@ -3,6 +3,7 @@
 mod adapter;
 mod chat;
 mod data;
+mod download;
 mod generate;
 mod logits;
 mod merge;

@@ -44,6 +44,14 @@ pub fn resolve(name: &str) -> Result<PathBuf, Error> {
     Hub::from_environment().resolve(name, &mut |_| ())
 }
 
+/// Repo and commit of a folder that [`resolve`] found in a cache.
+pub fn origin(folder: &Path) -> Option<(String, String)> {
+    let name = |folder: &Path| folder.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    let snapshots = folder.parent()?;
+    let repo = name(snapshots.parent()?)?.strip_prefix("models--")?.replacen("--", "/", 1);
+    (name(snapshots)? == "snapshots").then_some((repo, name(folder)?))
+}
+
 /// Where models come from, and where they are kept.
 #[derive(Clone, Debug)]
 pub struct Hub {
@@ -169,6 +177,20 @@ impl Hub {
                 Ok(snapshot)
             }
             (Err(error), _) => Err(error),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_snapshot_says_where_it_is_from() {
+        let of = |folder: &str| origin(Path::new(folder));
+        assert_eq!(of("/c/models--a--b-c/snapshots/0123"), Some(("a/b-c".into(), "0123".into())));
+        for folder in ["/models/qwen", "/c/models--a--b/other/0123", "/c/a--b/snapshots/0123", "x", "/", ""] {
+            assert_eq!(of(folder), None, "{folder}");
         }
     }
 }

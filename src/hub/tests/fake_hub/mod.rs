@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{Shutdown, TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
@@ -43,11 +44,13 @@ pub struct Reply {
     pub body: Vec<u8>,
     /// The connection breaks after so many bytes of the body.
     pub cut: Option<usize>,
+    /// Silence before the connection ends.
+    pub silence: Duration,
 }
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut: None }
+        Self { status, headers: Vec::new(), body: body.into(), cut: None, silence: Duration::ZERO }
     }
 
     pub fn with(mut self, name: &str, value: impl ToString) -> Self {
@@ -63,6 +66,11 @@ impl Reply {
 
     pub fn cut(mut self, at: usize) -> Self {
         self.cut = Some(at);
+        self
+    }
+
+    pub fn silent(mut self, silence: Duration) -> Self {
+        self.silence = silence;
         self
     }
 }
@@ -211,6 +219,7 @@ impl FakeHub {
         if request.method != "HEAD" {
             stream.write_all(&reply.body[..reply.cut.unwrap_or(usize::MAX).min(reply.body.len())])?;
         }
+        std::thread::sleep(reply.silence);
         stream.shutdown(Shutdown::Write)?;
         // Not to reset the connection under what was sent.
         stream.read_to_end(&mut Vec::new()).map(|_| ())
