@@ -47,7 +47,6 @@ fn a_repo_id_is_downloaded_once_and_says_the_same_as_the_folder() {
     assert_eq!(stderr(&second), "");
     let offline = generate(&hub, cache.path()).env("HF_HUB_OFFLINE", "1").output().unwrap();
     assert_eq!(hub.connections(), connections);
-    let folder = rust_tiny();
     let words = "--prompt Ownership --max-tokens 5 --temperature 0 --json".split(' ');
     let local = binary().args(["generate", "--model", &rust_tiny()]).args(words).output().unwrap();
     let expected = tokens(local);
