@@ -108,7 +108,7 @@ impl Hub {
         self
     }
 
-    /// With another hub, as an address without a path: `https://huggingface.co`.
+    /// With another hub than `https://huggingface.co`.
     pub fn endpoint(mut self, address: &str) -> Self {
         self.environment.endpoint = address.trim_end_matches('/').to_owned();
         self

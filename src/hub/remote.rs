@@ -117,7 +117,7 @@ impl<'a> Remote<'a> {
 
     /// What a file is.
     pub fn metadata(&self, commit: &str, file: &str) -> Result<Metadata, Error> {
-        let (response, _) = self.send(Method::HEAD, &self.url(commit, file), None, file)?;
+        let (response, etag) = self.send(Method::HEAD, &self.url(commit, file), None, file)?;
         let is_redirect = response.status().is_redirection();
         if !is_redirect {
             self.check_status(&response, None, file)?;
@@ -134,7 +134,7 @@ impl<'a> Remote<'a> {
                 return Err(answer("another commit than was asked for"));
             }
         }
-        let etag = etag(&response).ok_or_else(|| answer("no etag"))?;
+        let etag = etag.ok_or_else(|| answer("no etag"))?;
         self.check_component("an etag", &etag)?;
         // The length of a redirect says nothing about the file's.
         let length = header(&response, "content-length").filter(|_| !is_redirect);
@@ -174,8 +174,8 @@ impl<'a> Remote<'a> {
         format!("{}/{}/resolve/{}/{}", self.endpoint, self.repo, escape(commit, ""), escape(file, "/"))
     }
 
-    /// Sends a request wherever redirects lead; with the etag that the hub itself gave on the way. A HEAD stops at the answer that
-    /// describes the file.
+    /// Sends a request wherever redirects lead, and says which etag the hub itself gave on the way: that of what it links to, before that
+    /// of its answer. A HEAD stops at the answer that describes the file.
     fn send(
         &self,
         method: Method,
@@ -203,8 +203,8 @@ impl<'a> Remote<'a> {
             }
             let next = header(&response, "location").filter(|_| response.status().is_redirection());
             let Some(next) = next.map(|location| join(&url, location)) else {
-                let etag = if is_home { etag(&response) } else { linked_etag };
-                return Ok((response, etag));
+                let own_etag = header(&response, "etag").filter(|_| is_home).map(clean_etag);
+                return Ok((response, linked_etag.or(own_etag)));
             };
             let next = next.filter(|next| next.scheme_str() == Some("https") || home.scheme_str() == Some("http"));
             let next = next.ok_or_else(|| Error::Answer {
@@ -213,7 +213,8 @@ impl<'a> Remote<'a> {
                 what: what.to_owned(),
                 problem: "a redirect to an address that cannot be used".to_owned(),
             })?;
-            let is_described = linked_etag.is_some() || origin(&next) != origin(&home);
+            let is_described = linked_etag.is_some() && header(&response, "x-linked-size").is_some();
+            let is_described = is_described || origin(&next) != origin(&home);
             if method == Method::HEAD && is_described {
                 return Ok((response, linked_etag));
             }
@@ -266,11 +267,6 @@ impl Read for Transfer {
 
 fn header<'r>(response: &'r Response<Body>, name: &str) -> Option<&'r str> {
     response.headers().get(name)?.to_str().ok()
-}
-
-/// The hash of a file: of what is linked to, where that is said.
-fn etag(response: &Response<Body>) -> Option<String> {
-    header(response, "x-linked-etag").or_else(|| header(response, "etag")).map(clean_etag)
 }
 
 fn clean_etag(etag: &str) -> String {

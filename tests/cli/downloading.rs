@@ -134,6 +134,33 @@ fn a_signal_ends_a_download_which_the_next_run_goes_on_with() {
 }
 
 #[test]
+fn a_full_disk_is_named_and_what_arrived_is_kept() {
+    let (hub, cache) = (hub(), tempfile::tempdir().unwrap());
+    let command = generate(&hub, cache.path());
+    // No file may have more than a few thousand blocks; the signal for it is ignored, as for a disk that is full there is none.
+    let mut limited = Command::new("sh");
+    limited
+        .args(["-c", "trap '' XFSZ; ulimit -f 4000; exec \"$0\" \"$@\""])
+        .arg(command.get_program())
+        .args(command.get_args());
+    for (name, value) in command.get_envs() {
+        match value {
+            Some(value) => limited.env(name, value),
+            None => limited.env_remove(name),
+        };
+    }
+    let output = limited.output().unwrap();
+    let error = stderr(&output);
+    assert_eq!(output.status.code(), Some(1), "{error}");
+    let last = error.lines().last().unwrap();
+    assert!(last.starts_with(&format!("error: {}", text(cache.path()))) && last.contains(".incomplete: "), "{error}");
+    tokens(generate(&hub, cache.path()).output().unwrap());
+    let starts: Vec<usize> =
+        hub.requests().iter().filter(|request| request.is_cdn).map(|request| request.start()).collect();
+    assert!(starts.len() == 2 && starts[1] > 1_000_000, "{starts:?}");
+}
+
+#[test]
 fn an_adapter_knows_the_commit_of_its_base() {
     let (hub, cache, data, out) = (hub(), tempfile::tempdir().unwrap(), data(4, 2), tempfile::tempdir().unwrap());
     let adapter = out.path().join("adapter");

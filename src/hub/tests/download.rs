@@ -312,6 +312,49 @@ fn a_branch_that_moves_leads_to_its_new_commit_only_when_that_is_here() {
 }
 
 #[test]
+fn a_snapshot_without_a_tokenizer_is_asked_about_once_and_used_anyway() {
+    let hub = FakeHub::new([("config.json", b"{}".to_vec()), (WEIGHTS, noise(1000, 1))]);
+    // As transformers leaves it, which was not asked for a tokenizer: nobody noted that there is none.
+    let cache = tempfile::tempdir().unwrap();
+    let snapshot = cache.path().join("models--org--tiny/snapshots").join(COMMIT);
+    std::fs::create_dir_all(&snapshot).unwrap();
+    std::fs::create_dir_all(cache.path().join("models--org--tiny/refs")).unwrap();
+    std::fs::write(cache.path().join("models--org--tiny/refs/main"), COMMIT).unwrap();
+    for name in ["config.json", WEIGHTS] {
+        std::fs::write(snapshot.join(name), hub.file(name)).unwrap();
+    }
+    let nowhere = client(&hub, cache.path()).endpoint("http://127.0.0.1:1");
+    assert_eq!(nowhere.resolve(REPO, &mut |_| ()).unwrap(), snapshot);
+    assert_eq!(client(&hub, cache.path()).offline(true).resolve(REPO, &mut |_| ()).unwrap(), snapshot);
+    assert_eq!(hub.connections(), 0);
+    assert_eq!(resolve(&hub, cache.path()).unwrap(), snapshot);
+    assert_eq!(hub.connections(), 1, "what is there is not downloaded");
+    assert_eq!(resolve(&hub, cache.path()).unwrap(), snapshot);
+    assert_eq!(hub.connections(), 1, "there is no tokenizer, and that was noted");
+}
+
+#[test]
+fn the_hubs_redirects_to_itself_are_followed() {
+    let (hub, cache) = (FakeHub::tiny(1000), tempfile::tempdir().unwrap());
+    hub.change(|request, reply| {
+        // A repo that was renamed, and a small file whose redirect says everything already.
+        if request.path.starts_with("/api") && !request.path.contains('?') {
+            Reply::new(307, "").with("location", format!("{}?moved", request.path))
+        } else if request.is("HEAD", "tokenizer.json") {
+            Reply::new(307, "")
+                .with("location", "/elsewhere")
+                .with("x-linked-etag", &reply.headers[0].1)
+                .with("x-linked-size", reply.body.len())
+        } else {
+            reply
+        }
+    });
+    check_snapshot(&hub, &resolve(&hub, cache.path()).unwrap());
+    let went = |ending: &str| hub.requests().iter().any(|request| request.path.ends_with(ending));
+    assert!(went("?moved") && !went("/elsewhere"));
+}
+
+#[test]
 fn an_asynchronous_program_may_call() {
     let (hub, cache) = (FakeHub::tiny(1000), tempfile::tempdir().unwrap());
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
