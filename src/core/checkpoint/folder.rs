@@ -280,7 +280,7 @@ mod tests {
 
         let snapshot = at("cache/models--org--name/snapshots/abc");
         symlink("../../blobs/123", snapshot.join("blob")).unwrap();
-        symlink("../../../blobs/45/456", at("cache/models--org--name/blobs/456")).unwrap();
+        symlink("../../blobs/45/456", at("cache/models--org--name/blobs/456")).unwrap();
         symlink("../../blobs/456", snapshot.join("shared")).unwrap();
         symlink("../../../../secret", snapshot.join("out")).unwrap();
         symlink("../secret", at("plain/out")).unwrap();
