@@ -26,7 +26,7 @@ impl Job for Quickstart {
         let lora = LoraConfig { rank: 16, alpha: 32.0, targets: Targets::AllLinear, ..LoraConfig::default() };
         let config = TrainConfig { duration: Duration::Steps(300), ..TrainConfig::default() }.learning_rate(2e-3);
         let mut adapter = Adapter::create(base.model(), &lora, 0)?;
-        adapter.set_base(model.fingerprint(), model.name());
+        adapter.set_base(model.fingerprint(), model.name(), None);
         let mut trainer = Trainer::new(model.model(), adapter, config)?;
         let mut losses = Vec::new();
         trainer.run(&data.train, data.valid.as_ref(), &mut |event| {

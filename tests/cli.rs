@@ -8,6 +8,10 @@ mod adapters;
 mod command;
 #[path = "cli/conversation.rs"]
 mod conversation;
+#[path = "cli/downloading.rs"]
+mod downloading;
+#[path = "../src/hub/tests/fake_hub/mod.rs"]
+mod fake_hub;
 #[path = "cli/generating.rs"]
 mod generating;
 #[path = "cli/help.rs"]

@@ -20,7 +20,7 @@ use super::signal::Signals;
 /// Fold an adapter into its base and write a plain checkpoint.
 #[derive(Args, Clone, Debug)]
 pub struct Merge {
-    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in the Hugging Face cache
+    /// Model folder in Hugging Face layout, or a repo id org/name[@revision], downloaded if the Hugging Face cache lacks it
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Adapter folder of PEFT or mlx-lm
@@ -50,7 +50,7 @@ impl Job for Work {
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
         let Self { verb, everywhere, signals } = self;
         check_is_new(&verb.output, "merge")?;
-        let checkpoint = open_checkpoint(&verb.model)?;
+        let checkpoint = open_checkpoint(&verb.model, &everywhere)?;
         let adapter = Adapter::<B::InnerBackend>::load(&verb.adapter, &device)?;
         let targets = targets(&checkpoint, &adapter, &verb.adapter)?;
         check_base_is_known(&adapter, &verb.adapter, &everywhere)?;

@@ -4,6 +4,7 @@ mod adapter;
 mod chat;
 mod data;
 mod doctor;
+mod download;
 mod generate;
 mod logits;
 mod merge;

@@ -10,6 +10,7 @@ use firebrick::backend::select::devices;
 use firebrick::gate;
 use firebrick::prelude::*;
 
+use super::download::model_folder;
 use super::output;
 
 /// Options that every verb takes.
@@ -129,7 +130,7 @@ impl Everywhere {
 /// Which model, and which adapter on it.
 #[derive(Args, Clone, Debug)]
 pub struct ModelOptions {
-    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in the Hugging Face cache
+    /// Model folder in Hugging Face layout, or a repo id org/name[@revision], downloaded if the Hugging Face cache lacks it
     #[arg(long, value_name = "MODEL")]
     pub model: PathBuf,
     /// Adapter folder of PEFT or mlx-lm
@@ -148,20 +149,20 @@ impl ModelOptions {
     }
 }
 
-/// Opens the checkpoint of `--model`: a folder, or a repo id in the Hugging Face cache.
-pub fn open_checkpoint(model: &Path) -> Result<Checkpoint> {
-    let folder = firebrick_hub::resolve(&model.to_string_lossy())?;
-    Ok(Checkpoint::open(&folder)?)
+/// Opens the checkpoint of `--model`.
+pub fn open_checkpoint(model: &Path, everywhere: &Everywhere) -> Result<Checkpoint> {
+    Ok(Checkpoint::open(&model_folder(model, everywhere)?)?)
 }
 
-/// Loads a model folder, saying what is odd about it.
+/// Loads the model of `--model`, saying what is odd about it.
 pub fn load_model<B: KernelBackend>(
-    folder: &Path,
+    model: &Path,
     everywhere: &Everywhere,
     device: &B::Device,
 ) -> Result<LanguageModel<B>> {
+    let folder = model_folder(model, everywhere)?;
     let begun = std::time::Instant::now();
-    let checkpoint = open_checkpoint(folder)?;
+    let checkpoint = Checkpoint::open(&folder)?;
     let folder = checkpoint.folder();
     let model = LanguageModel::from_checkpoint(&checkpoint, everywhere.dtype.policy(), device)?;
     if let [first, others @ ..] = &checkpoint.warnings()[..] {

@@ -14,6 +14,7 @@ use firebrick::prelude::*;
 use serde::Serialize;
 
 use super::data::report_rows;
+use super::download::model_folder;
 use super::options::{Everywhere, load_adapter, load_model};
 use super::output;
 use super::signal::Signals;
@@ -23,7 +24,7 @@ use progress::Progress;
 /// Fine-tune a LoRA adapter on train.jsonl.
 #[derive(Args, Clone, Debug)]
 pub struct Train {
-    /// Model folder in Hugging Face layout, or a repo id org/name[@revision] in the Hugging Face cache
+    /// Model folder in Hugging Face layout, or a repo id org/name[@revision], downloaded if the Hugging Face cache lacks it
     #[arg(long, value_name = "MODEL")]
     model: PathBuf,
     /// Folder with train.jsonl, and valid.jsonl if there is one
@@ -69,7 +70,8 @@ impl Job for Work {
 
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
         let Self { verb, settings, everywhere, signals } = self;
-        let model = load_model::<B>(&verb.model, &everywhere, &device)?;
+        let folder = model_folder(&verb.model, &everywhere)?;
+        let model = load_model::<B>(&folder, &everywhere, &device)?;
         let base = model.valid();
         let mut data = settings.data;
         data.max_tokens = data.max_tokens.min(model.model().facts().context);
@@ -81,7 +83,11 @@ impl Job for Work {
             Some(folder) => load_adapter(&base, folder, &everywhere)?,
             None => Adapter::create(base.model(), &settings.lora, settings.train.seed)?,
         };
-        adapter.set_base(model.fingerprint(), &verb.model.to_string_lossy());
+        match firebrick_hub::origin(&folder) {
+            // Named as PEFT does, with the commit that the revision stood for.
+            Some((repo, commit)) => adapter.set_base(model.fingerprint(), &repo, Some(&commit)),
+            None => adapter.set_base(model.fingerprint(), &verb.model.to_string_lossy(), None),
+        }
         let parameters = adapter.parameters();
         let modules = adapter.modules().len();
         let mut trainer = Trainer::new(model.model(), adapter, settings.train.clone())?;

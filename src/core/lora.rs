@@ -243,10 +243,11 @@ impl<B: KernelBackend> Adapter<B> {
         self.base.as_deref()
     }
 
-    /// Notes the base: its fingerprint, and the name PEFT shows.
-    pub fn set_base(&mut self, fingerprint: impl Into<String>, name: &str) {
+    /// Notes the base: its fingerprint, and the name and revision PEFT shows and loads it by.
+    pub fn set_base(&mut self, fingerprint: impl Into<String>, name: &str, revision: Option<&str>) {
         self.base = Some(fingerprint.into());
         self.config.insert("base_model_name_or_path".into(), name.into());
+        self.config.insert("revision".into(), revision.into());
     }
 
     /// Everything about the model that does not fit, at once.

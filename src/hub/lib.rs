@@ -1,188 +1,196 @@
-//! From a model's name to its folder: a local path, or a repo id `org/name[@revision]` in the cache that huggingface_hub keeps.
+//! From a model's name to its folder: a local path, or a repo id `org/name[@revision]`, from the cache that huggingface_hub keeps or
+//! downloaded into it.
 //!
-//! Nothing here opens a socket. What is not in the cache is an error that says where it was looked for and how to get it.
+//! The cache comes first: what is there is used without a socket being opened. What is not is downloaded by
+//! [`ureq`](https://docs.rs/ureq), which is blocking and thus callable from anywhere. The crate `hf-hub` is not used: 1.0.0 neither
+//! resumes a download nor checks its hash or the names it is given, and brings 166 crates that take more than twice as long to compile
+//! as the rest of Firebrick.
 //!
-//! Source: huggingface_hub's `constants.py` for the environment, its guide "Manage your cache" for the layout.
+//! ```no_run
+//! let folder = firebrick_hub::resolve("Qwen/Qwen2.5-Coder-0.5B-Instruct")?;
+//! # Ok::<(), firebrick_hub::Error>(())
+//! ```
 #![forbid(unsafe_code)]
 #![warn(missing_docs)]
 
+mod cache;
+mod download;
+mod environment;
+mod error;
+mod name;
+mod remote;
+mod select;
+mod verify;
+
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-/// Why a model's folder was not found.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Error {
-    /// Neither a folder nor a repo id.
-    #[error("{name}: no such folder, and not a repo id of the form org/name[@revision]")]
-    NotFound {
-        /// The name given.
-        name: String,
-    },
-    /// A repo id whose files are not in the cache.
-    #[error(
-        "{name}: no such folder, and revision {revision} is not in the Hugging Face cache {}; get it with `hf download {repo} --revision {revision}`",
-        cache.display()
-    )]
-    NotCached {
-        /// The name given.
-        name: String,
-        /// `org/name`.
-        repo: String,
-        /// Branch, tag or commit.
-        revision: String,
-        /// The cache folder.
-        cache: PathBuf,
-    },
-    /// No variable says where the cache is, nor where home is.
-    #[error("{name}: no Hugging Face cache, since none of HF_HUB_CACHE, HF_HOME, XDG_CACHE_HOME and HOME is set")]
-    NoCache {
-        /// The name given.
-        name: String,
-    },
-}
+pub use environment::cache_folder;
+pub use error::Error;
 
-/// The folder of a model: `name` itself where it exists, else the snapshot of the repo it names.
+use cache::RepoCache;
+use download::Download;
+use environment::{Environment, Token};
+use name::RepoId;
+use remote::Remote;
+use select::{Lack, lack};
+
+/// The folder of a model, as the environment says: [`Hub::resolve`] without showing progress.
 ///
 /// # Errors
-/// If it is neither, or the snapshot is not in the cache.
+/// If it is neither a folder nor a repo that can be had.
 pub fn resolve(name: &str) -> Result<PathBuf, Error> {
-    resolve_in(name, |variable| std::env::var_os(variable))
+    Hub::from_environment().resolve(name, &mut |_| ())
 }
 
-/// The cache folder by the first of `HF_HUB_CACHE`, `HUGGINGFACE_HUB_CACHE`, `HF_HOME`, `XDG_CACHE_HOME` and the home folder that is set.
-pub fn cache_folder(variable: impl Fn(&str) -> Option<OsString>) -> Option<PathBuf> {
-    let folder = |name: &str| variable(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    folder("HF_HUB_CACHE")
-        .or_else(|| folder("HUGGINGFACE_HUB_CACHE"))
-        .or_else(|| Some(folder("HF_HOME")?.join("hub")))
-        .or_else(|| Some(folder("XDG_CACHE_HOME")?.join("huggingface/hub")))
-        .or_else(|| Some(folder("HOME").or_else(|| folder("USERPROFILE"))?.join(".cache/huggingface/hub")))
+/// Repo and commit of a folder that [`resolve`] found in a cache.
+pub fn origin(folder: &Path) -> Option<(String, String)> {
+    let name = |folder: &Path| folder.file_name().and_then(|name| name.to_str()).map(str::to_owned);
+    let snapshots = folder.parent()?;
+    let repo = name(snapshots.parent()?)?.strip_prefix("models--")?.replacen("--", "/", 1);
+    (name(snapshots)? == "snapshots").then_some((repo, name(folder)?))
 }
 
-fn resolve_in(name: &str, variable: impl Fn(&str) -> Option<OsString>) -> Result<PathBuf, Error> {
-    let path = Path::new(name);
-    if path.exists() {
-        return Ok(path.to_owned());
+/// Where models come from, and where they are kept.
+#[derive(Clone, Debug)]
+pub struct Hub {
+    environment: Environment,
+    pause: Duration,
+}
+
+/// What happens during a download.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event<'a> {
+    /// Files of a repo are about to be downloaded.
+    Begun {
+        /// `org/name`.
+        repo: &'a str,
+        /// The commit that the revision stands for.
+        commit: &'a str,
+        /// The hub.
+        host: &'a str,
+        /// How many files the repo has for us, without the shards of weights.
+        files: usize,
+    },
+    /// Another process downloads this file; its result will be used.
+    Waiting {
+        /// The file.
+        file: &'a str,
+    },
+    /// So much of a file is here. The first event of a file tells what an earlier attempt left, the last that all is there; less than
+    /// before means that it had to be begun anew.
+    Received {
+        /// The file.
+        file: &'a str,
+        /// Bytes that are here.
+        bytes: u64,
+        /// Bytes that it has.
+        total: u64,
+    },
+}
+
+impl Hub {
+    /// As the environment says: `HF_HUB_CACHE`, `HF_HOME`, `HF_TOKEN`, `HF_ENDPOINT`, `HF_HUB_OFFLINE` and their kin.
+    pub fn from_environment() -> Self {
+        Self::from_variables(|name| std::env::var_os(name))
     }
-    let Some((organisation, model, revision)) = parse(name) else {
-        return Err(Error::NotFound { name: name.to_owned() });
-    };
-    let cache = cache_folder(variable).ok_or_else(|| Error::NoCache { name: name.to_owned() })?;
-    let repo = cache.join(format!("models--{organisation}--{model}"));
-    // A branch or tag is a file that holds the commit; a commit is its own name.
-    let commit = std::fs::read_to_string(repo.join("refs").join(revision)).ok();
-    let commit = commit.as_deref().map(str::trim).filter(|commit| is_component(commit)).unwrap_or(revision);
-    let snapshot = repo.join("snapshots").join(commit);
-    if is_component(commit) && snapshot.is_dir() {
-        return Ok(snapshot);
+
+    /// As the given variables say.
+    pub fn from_variables(variable: impl Fn(&str) -> Option<OsString>) -> Self {
+        Self { environment: Environment::read(variable), pause: Duration::from_millis(500) }
     }
-    let (name, repo) = (name.to_owned(), format!("{organisation}/{model}"));
-    Err(Error::NotCached { name, repo, revision: revision.to_owned(), cache })
-}
 
-/// Organisation, model and revision of a repo id. Names become parts of a path, so that nothing else may pass.
-fn parse(name: &str) -> Option<(&str, &str, &str)> {
-    let (repo, revision) = name.split_once('@').unwrap_or((name, "main"));
-    let (organisation, model) = repo.split_once('/')?;
-    // A branch may have a slash, as pull requests do (`refs/pr/1`).
-    let good = is_component(organisation) && is_component(model) && revision.split('/').all(is_component);
-    good.then_some((organisation, model, revision))
-}
+    /// With another cache folder.
+    pub fn cache(mut self, folder: impl Into<PathBuf>) -> Self {
+        self.environment.cache = Some(folder.into());
+        self
+    }
 
-fn is_component(part: &str) -> bool {
-    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
-    !part.is_empty() && part.chars().all(allowed) && !part.starts_with('.') && !part.contains("..")
+    /// With another hub than `https://huggingface.co`.
+    pub fn endpoint(mut self, address: &str) -> Self {
+        self.environment.endpoint = address.trim_end_matches('/').to_owned();
+        self
+    }
+
+    /// With a token for gated and private repos; it is sent to the hub only, and never shown.
+    pub fn token(mut self, token: &str) -> Self {
+        self.environment.token = Token::new(token);
+        self
+    }
+
+    /// Whether to stay offline: nothing opens a socket then.
+    pub fn offline(mut self, offline: bool) -> Self {
+        self.environment.offline = offline;
+        self
+    }
+
+    /// With another pause before what failed is tried again; each further one is twice as long.
+    pub fn retry_pause(mut self, pause: Duration) -> Self {
+        self.pause = pause;
+        self
+    }
+
+    /// Whether the environment wants progress bars: not if `HF_HUB_DISABLE_PROGRESS_BARS` is set.
+    pub fn shows_progress(&self) -> bool {
+        self.environment.shows_progress
+    }
+
+    /// The folder of a model: `name` itself where it exists, else the snapshot of the repo it names, downloaded where the cache lacks it.
+    ///
+    /// # Errors
+    /// If it is neither, or cannot be had. A download that failed goes on where it stopped when this is called again.
+    pub fn resolve(&self, name: &str, progress: &mut dyn FnMut(Event<'_>)) -> Result<PathBuf, Error> {
+        let path = Path::new(name);
+        if path.exists() {
+            return Ok(path.to_owned());
+        }
+        let id = RepoId::parse(name).ok_or_else(|| Error::NotFound { name: name.to_owned() })?;
+        let root = self.environment.cache.as_deref().ok_or_else(|| Error::NoCache { name: name.to_owned() })?;
+        let cache = RepoCache::new(root, &id, self.environment.symlinks);
+        let commit = cache.commit(&id.revision);
+        let snapshot = cache.snapshot(&commit);
+        let is_here = snapshot.is_dir();
+        let missing = if is_here {
+            cache.check_links(&snapshot)?;
+            lack(&snapshot, |file| cache.is_absent(&commit, file))?
+        } else {
+            Lack::Needed("config.json".to_owned())
+        };
+        match missing {
+            Lack::Nothing => return Ok(snapshot),
+            Lack::Perhaps(_) if self.environment.offline => return Ok(snapshot),
+            Lack::Needed(file) if self.environment.offline => {
+                let (cache, revision) = (root.to_owned(), id.revision.clone());
+                return Err(Error::Offline { repo: id.repo(), revision, file, cache });
+            }
+            _ => {}
+        }
+        let remote = Remote::new(&self.environment, &id)?;
+        let mut download = Download { remote, cache: &cache, id: &id, pause: self.pause, progress };
+        match (download.snapshot(&id.revision), missing) {
+            // It worked without that file so far.
+            (Err(Error::Network { .. }), Lack::Perhaps(_)) => Ok(snapshot),
+            (Ok(snapshot), _) => {
+                cache.check_links(&snapshot)?;
+                Ok(snapshot)
+            }
+            (Err(error), _) => Err(error),
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
-
-    /// A cache as huggingface_hub writes it.
-    fn cache() -> tempfile::TempDir {
-        let cache = tempfile::tempdir().unwrap();
-        let repo = cache.path().join("models--Qwen--Qwen2.5-0.5B");
-        std::fs::create_dir_all(repo.join("snapshots").join(COMMIT)).unwrap();
-        std::fs::create_dir_all(repo.join("refs/refs/pr")).unwrap();
-        std::fs::write(repo.join("refs/main"), COMMIT).unwrap();
-        std::fs::write(repo.join("refs/refs/pr/1"), format!("{COMMIT}\n")).unwrap();
-        std::fs::write(repo.join("refs/hostile"), "../../../etc").unwrap();
-        cache
-    }
-
-    fn resolve_from(cache: &Path, name: &str) -> Result<PathBuf, Error> {
-        resolve_in(name, |variable| (variable == "HF_HUB_CACHE").then(|| cache.as_os_str().to_owned()))
-    }
-
     #[test]
-    fn a_branch_a_pull_request_and_a_commit_lead_to_the_snapshot() {
-        let cache = cache();
-        let snapshot = cache.path().join("models--Qwen--Qwen2.5-0.5B/snapshots").join(COMMIT);
-        for revision in ["", "@main", "@refs/pr/1", &format!("@{COMMIT}")] {
-            assert_eq!(resolve_from(cache.path(), &format!("Qwen/Qwen2.5-0.5B{revision}")), Ok(snapshot.clone()));
+    fn a_snapshot_says_where_it_is_from() {
+        let of = |folder: &str| origin(Path::new(folder));
+        assert_eq!(of("/c/models--a--b-c/snapshots/0123"), Some(("a/b-c".into(), "0123".into())));
+        for folder in ["/models/qwen", "/c/models--a--b/other/0123", "/c/a--b/snapshots/0123", "x", "/", ""] {
+            assert_eq!(of(folder), None, "{folder}");
         }
-    }
-
-    #[test]
-    fn a_folder_is_itself() {
-        let folder = tempfile::tempdir().unwrap();
-        assert_eq!(resolve(folder.path().to_str().unwrap()), Ok(folder.path().to_owned()));
-    }
-
-    #[test]
-    fn what_is_not_cached_says_where_it_was_looked_for() {
-        let cache = cache();
-        for name in ["Qwen/Other", "Qwen/Qwen2.5-0.5B@v2", "Qwen/Qwen2.5-0.5B@hostile"] {
-            let error = resolve_from(cache.path(), name).unwrap_err().to_string();
-            assert!(error.contains("hf download Qwen/") && error.contains(cache.path().to_str().unwrap()), "{error}");
-        }
-        let error = resolve_in("Qwen/Qwen2.5-0.5B", |_| None).unwrap_err();
-        assert_eq!(error, Error::NoCache { name: "Qwen/Qwen2.5-0.5B".into() });
-    }
-
-    #[test]
-    fn hostile_names_are_no_repo_ids() {
-        let cache = cache();
-        let names = [
-            "",
-            "x",
-            "a/b/c",
-            "../x",
-            "a/..",
-            "a/.b",
-            "a/b@",
-            "a/b@../x",
-            "a/b@/etc",
-            "a\\b/c",
-            "a/b\0",
-            "a/b@x/../y",
-            "~/x",
-        ];
-        for name in names {
-            assert!(matches!(resolve_from(cache.path(), name), Err(Error::NotFound { .. })), "{name:?}");
-        }
-    }
-
-    #[test]
-    fn the_environment_has_its_precedence() {
-        let order = [
-            ("HF_HUB_CACHE", "/1"),
-            ("HUGGINGFACE_HUB_CACHE", "/2"),
-            ("HF_HOME", "/3"),
-            ("XDG_CACHE_HOME", "/4"),
-            ("HOME", "/5"),
-        ];
-        let expected = ["/1", "/2", "/3/hub", "/4/huggingface/hub", "/5/.cache/huggingface/hub"];
-        for (first, expected) in expected.iter().enumerate() {
-            let set = &order[first..];
-            let variable =
-                |name: &str| set.iter().find(|(key, _)| *key == name).map(|(_, value)| OsString::from(value));
-            assert_eq!(cache_folder(variable), Some(PathBuf::from(expected)));
-        }
-        let empty = |name: &str| Some(OsString::from(if name == "HOME" { "/5" } else { "" }));
-        assert_eq!(cache_folder(empty), Some(PathBuf::from("/5/.cache/huggingface/hub")));
     }
 }

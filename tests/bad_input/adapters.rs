@@ -78,7 +78,7 @@ contract! {
         let folder = copy("qwen2-tiny");
         let model = LanguageModel::<Inner<B>>::load(folder.path(), &device).unwrap();
         let mut adapter = Adapter::create(model.model(), &LoraConfig::default(), 0).unwrap();
-        adapter.set_base(model.fingerprint(), model.name());
+        adapter.set_base(model.fingerprint(), model.name(), None);
         let saved = tempfile::tempdir().unwrap();
         for format in [Format::Peft, Format::Mlx] {
             let at = saved.path().join(format!("{format:?}"));

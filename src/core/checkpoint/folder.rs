@@ -30,7 +30,8 @@ const MAX_SHARDS: usize = 1_000;
 ///
 /// # Errors
 /// [`Error::Malformed`] when `name` is not a plain file name, when a link leads out of the folder (for a snapshot in a Hugging
-/// Face cache: out of its `models--…` folder, because there files are links to `../../blobs`), or when it is not a file.
+/// Face cache: out of its `models--…` folder and the `blobs` that repos share, because there files are links to blobs), or when
+/// it is not a file.
 pub(super) fn resolve(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
     if let Err(problem) = plain_file_name(name) {
         return Err(Error::malformed(folder, format!("`{}` {problem}", name.escape_debug())));
@@ -43,7 +44,10 @@ pub(super) fn resolve(folder: &Path, name: &str) -> Result<Option<PathBuf>> {
         Err(error) => return Err(Error::Io { path, source: error }),
     };
     let home = folder.canonicalize().map_err(Error::io(folder))?;
-    if !real.starts_with(repository(&home)) {
+    let repository = repository(&home);
+    // Since huggingface_hub 2 a blob may be a link itself, to where all repos of the cache keep what is equal.
+    let shared = repository.parent().filter(|_| repository != home).map(|cache| cache.join("blobs"));
+    if !real.starts_with(repository) && !shared.is_some_and(|shared| real.starts_with(shared)) {
         return Err(Error::malformed(&path, format!("this link leads out of the folder, to {}", real.display())));
     }
     if !real.metadata().map_err(Error::io(&path))?.is_file() {
@@ -270,10 +274,14 @@ mod tests {
         std::fs::write(at("secret"), "x").unwrap();
         std::fs::write(at("cache/models--org--name/blobs/123"), "x").unwrap();
         std::fs::write(at("plain/inside"), "x").unwrap();
+        std::fs::create_dir_all(at("cache/blobs/45")).unwrap();
+        std::fs::write(at("cache/blobs/45/456"), "x").unwrap();
         std::fs::write(at("models--x/beside"), "x").unwrap();
 
         let snapshot = at("cache/models--org--name/snapshots/abc");
         symlink("../../blobs/123", snapshot.join("blob")).unwrap();
+        symlink("../../blobs/45/456", at("cache/models--org--name/blobs/456")).unwrap();
+        symlink("../../blobs/456", snapshot.join("shared")).unwrap();
         symlink("../../../../secret", snapshot.join("out")).unwrap();
         symlink("../secret", at("plain/out")).unwrap();
         symlink("inside", at("plain/link")).unwrap();
@@ -283,6 +291,7 @@ mod tests {
         symlink("abc", at("cache/models--org--name/snapshots/main")).unwrap();
 
         assert!(resolve(&snapshot, "blob").unwrap().is_some());
+        assert!(resolve(&snapshot, "shared").unwrap().is_some());
         assert!(resolve(&at("cache/models--org--name/snapshots/main"), "blob").unwrap().is_some());
         assert!(resolve(&at("plain"), "link").unwrap().is_some());
         for (folder, name) in [(snapshot, "out"), (at("plain"), "out"), (at("models--x/plain"), "out")] {
