@@ -59,7 +59,7 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// # Errors
     /// If a file is missing, malformed, or asks for something unsupported.
     pub fn load(folder: impl AsRef<Path>, device: &B::Device) -> Result<Self> {
-        Self::load_as(folder, DTypePolicy::AsStored, device)
+        Self::load_as(folder, DTypePolicy::Auto, device)
     }
 
     /// Loads a folder in Hugging Face layout, weights in the dtype `policy` says.

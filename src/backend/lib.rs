@@ -27,6 +27,7 @@ pub mod process;
 pub mod select;
 mod targets;
 
+use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
 use burn::tensor::ops::FloatTensor;
 use ops::attention::AttentionLayout;
@@ -42,6 +43,13 @@ pub trait KernelBackend: Backend {
     /// sums, the fusion of burn-fusion.
     fn has_f64() -> bool {
         false
+    }
+
+    /// Whether [`linear`](Self::linear) multiplies by weights stored in this dtype as they are. Weights in any other are better converted
+    /// when they are loaded.
+    fn reads_weights(device: &Self::Device, dtype: DType) -> bool {
+        let _ = device;
+        dtype == DType::F32 || dtype == DType::F64 && Self::has_f64()
     }
 
     /// Root mean square norm over the last axis: `x / sqrt(mean(x²) + ε) · weight` (Zhang & Sennrich 2019).

@@ -4,6 +4,8 @@
 pub(crate) mod autodiff;
 #[cfg(feature = "candle")]
 pub(crate) mod candle;
+#[cfg(feature = "cube")]
+mod cube;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 #[cfg(feature = "flex")]

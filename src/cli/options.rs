@@ -53,7 +53,7 @@ impl Dtype {
     /// What to ask of the checkpoint.
     pub fn policy(self) -> DTypePolicy {
         match self.burn() {
-            None => DTypePolicy::AsStored,
+            None => DTypePolicy::Auto,
             Some(dtype) => DTypePolicy::Convert(dtype),
         }
     }
@@ -172,6 +172,9 @@ pub fn load_model<B: KernelBackend>(
             count => format!("{first} and {count} more tensors hold"),
         };
         everywhere.warn(format_args!("{}: {which} values that are not finite", folder.display()))?;
+    }
+    for (from, to, count) in checkpoint.conversions() {
+        everywhere.note(format_args!("{count} matrices were converted from {from} to {to} for {}", B::name(device)));
     }
     everywhere.detail(format_args!(
         "loaded {} ({} MB) in {:.2} s on {}",

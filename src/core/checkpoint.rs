@@ -21,7 +21,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::TensorData;
-use burn::tensor::backend::Backend;
+use firebrick_backend::KernelBackend;
 use serde_json::Value;
 
 pub use self::header::Limits;
@@ -40,6 +40,8 @@ pub struct Checkpoint {
     places: BTreeMap<String, usize>,
     /// Names of tensors that were loaded and hold values that are not finite.
     non_finite: Mutex<Vec<String>>,
+    /// How many matrices were loaded in another dtype than they are stored in, by both.
+    conversions: Mutex<BTreeMap<(String, String), usize>>,
     /// The seed of weights that are computed; there are no files then.
     synthetic: Option<u64>,
 }
@@ -85,8 +87,8 @@ impl Checkpoint {
                 index
             }
         };
-        let (non_finite, synthetic) = (Mutex::default(), None);
-        Ok(Self { folder: folder.into(), config, files, places, non_finite, synthetic })
+        let (non_finite, conversions, synthetic) = (Mutex::default(), Mutex::default(), None);
+        Ok(Self { folder: folder.into(), config, files, places, non_finite, conversions, synthetic })
     }
 
     /// A checkpoint with no files: whatever tensor is asked for is computed from its name, its shape and `seed`, the same on every
@@ -99,6 +101,7 @@ impl Checkpoint {
             files: Vec::new(),
             places: BTreeMap::new(),
             non_finite: Mutex::default(),
+            conversions: Mutex::default(),
             synthetic: Some(seed),
         }
     }
@@ -127,6 +130,12 @@ impl Checkpoint {
         self.non_finite.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Matrices that a loader finished with and that are in memory in another dtype than in the file: from, to, and how many.
+    pub fn conversions(&self) -> Vec<(String, String, usize)> {
+        let conversions = self.conversions.lock().unwrap_or_else(PoisonError::into_inner);
+        conversions.iter().map(|((from, to), count)| (from.clone(), to.clone(), *count)).collect()
+    }
+
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
@@ -143,7 +152,7 @@ impl Checkpoint {
     /// [`Error::TensorMismatch`] for a name that is not there or a dtype that is not F64, F32, F16 or BF16; [`Error::Io`] when
     /// the file changed or cannot be read.
     pub fn data(&self, name: &str) -> Result<TensorData> {
-        Ok(self.copy(name, None)?.data)
+        Ok(self.file_of(name)?.copy(name, None)?.data)
     }
 
     /// Bytes of all tensors as stored.
@@ -165,13 +174,14 @@ impl Checkpoint {
     ///
     /// # Panics
     /// If `policy` converts to something other than F64, F32, F16 or BF16.
-    pub fn loader<B: Backend>(&self, device: &B::Device, policy: DTypePolicy) -> TensorLoader<'_, B> {
+    pub fn loader<B: KernelBackend>(&self, device: &B::Device, policy: DTypePolicy) -> TensorLoader<'_, B> {
         TensorLoader::new(self, device, policy)
     }
 
-    fn copy(&self, name: &str, wanted: Option<burn::tensor::DType>) -> Result<elements::Elements> {
+    /// The file that has this tensor.
+    fn file_of(&self, name: &str) -> Result<&TensorFile> {
         match self.places.get(name) {
-            Some(&at) => self.files[at].copy(name, wanted),
+            Some(&at) => Ok(&self.files[at]),
             None => Err(Error::TensorMismatch {
                 path: self.folder.clone(),
                 missing: vec![name.to_owned()],

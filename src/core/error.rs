@@ -151,6 +151,14 @@ pub enum Error {
         /// The layer or step, where known.
         place: Option<String>,
     },
+    /// A dtype was asked for that the device does not compute with.
+    #[error("{device} has no {dtype}; leave the dtype to the device (auto), or take f32")]
+    DTypeOfDevice {
+        /// The dtype's name.
+        dtype: &'static str,
+        /// The backend and its device.
+        device: String,
+    },
     /// The device failed.
     #[error("the device failed: {0}")]
     Device(String),

@@ -31,7 +31,7 @@ pub fn copy(name: &str) -> tempfile::TempDir {
 
 /// Loads a decoder as it is stored.
 pub fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<Box<dyn CausalLm<B>>, Error> {
-    load_causal_lm::<B>(&Checkpoint::open(folder)?, DTypePolicy::AsStored, device)
+    load_causal_lm::<B>(&Checkpoint::open(folder)?, DTypePolicy::Auto, device)
 }
 
 /// The error of something that must not succeed.

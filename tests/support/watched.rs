@@ -1,7 +1,11 @@
-//! A backend that is Flex and counts: which gradients are asked for, and of what shape. Models cannot tell it from any other.
+//! A backend that is Flex and counts: which gradients are asked for, and of what shape; and that lies when it is told to. Models cannot
+//! tell it from any other.
 //!
 //! The lists are the required methods of Burn 0.21's operation traits; what a language model never calls panics.
 
+#![allow(dead_code)] // Each test binary uses a part.
+
+use std::cell::Cell;
 use std::sync::Mutex;
 
 use burn::tensor::backend::{Backend, BackendTypes, DTypeUsageSet, ExecutionError};
@@ -12,6 +16,8 @@ use burn::tensor::{
 };
 use burn_flex::{Flex, FlexDevice, FlexQTensor, FlexTensor};
 use firebrick::KernelBackend;
+use firebrick::backend::ops::attention::AttentionLayout;
+use firebrick::backend::ops::cross_entropy::Targets;
 
 /// Flex, watched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -24,21 +30,110 @@ fn note(op: &'static str, shape: Vec<usize>) {
     WEIGHT_GRADIENTS.lock().unwrap().push((op, shape));
 }
 
+/// A fault to plant, for the thread that sets it.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub enum Lie {
+    /// The output of this op is a hundredth too large.
+    Forward(&'static str),
+    /// The gradient of this op is a hundredth too large.
+    Backward(&'static str),
+    /// Positions from here on are rotated wrongly.
+    LatePositions(usize),
+    /// A query behind cached keys gets a hundredth too much.
+    Cached,
+    /// The gradient through a linear is NaN where there are so many rows.
+    NanFromRows(usize),
+    /// A linear with weights of this dtype is a tenth too large.
+    Weights(DType),
+    /// Each call differs in the last bits.
+    Unsteady,
+    /// The device gives up.
+    Panics,
+}
+
+thread_local! {
+    static LIE: Cell<Option<Lie>> = const { Cell::new(None) };
+    static CALLS: Cell<u32> = const { Cell::new(0) };
+}
+
+/// Plants a fault, or none, in what this thread computes.
+pub fn lie(fault: Option<Lie>) {
+    LIE.set(fault);
+}
+
+fn times(tensor: FlexTensor, factor: f64) -> FlexTensor {
+    Flex::float_mul_scalar(tensor, factor.into())
+}
+
+fn told(op: &'static str, output: FlexTensor) -> FlexTensor {
+    if LIE.get() == Some(Lie::Forward(op)) { times(output, 1.01) } else { output }
+}
+
+fn told_back(op: &'static str, gradient: FlexTensor) -> FlexTensor {
+    if LIE.get() == Some(Lie::Backward(op)) { times(gradient, 1.01) } else { gradient }
+}
+
 impl KernelBackend for Watched {
-    fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
-        <Flex as KernelBackend>::linear(x, weight, bias)
+    fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
+        let output = told("rms_norm", Flex::rms_norm(x, weight, epsilon));
+        if LIE.get() != Some(Lie::Unsteady) {
+            return output;
+        }
+        CALLS.set(CALLS.get() + 1);
+        times(output, 1.0 + 2e-7 * f64::from(CALLS.get() % 7))
     }
-    fn linear_backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        note("linear", vec![grad.shape()[1], x.shape()[1]]);
-        Flex::linear_backward_weight(x, grad)
+    fn rms_norm_backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
+        told_back("rms_norm", Flex::rms_norm_backward_input(x, weight, grad, epsilon))
     }
     fn rms_norm_backward_weight(x: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
         note("rms_norm", vec![x.shape()[x.rank() - 1]]);
         Flex::rms_norm_backward_weight(x, grad, epsilon)
     }
+    fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, epsilon: f64) -> FlexTensor {
+        told("layer_norm", <Flex as KernelBackend>::layer_norm(x, weight, bias, epsilon))
+    }
     fn layer_norm_backward_weight(x: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
         note("layer_norm", vec![x.shape()[x.rank() - 1]]);
         Flex::layer_norm_backward_weight(x, grad, epsilon)
+    }
+    fn softmax(x: FlexTensor) -> FlexTensor {
+        assert!(LIE.get() != Some(Lie::Panics), "device lost");
+        told("softmax", <Flex as KernelBackend>::softmax(x))
+    }
+    fn rope(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        let late = matches!(LIE.get(), Some(Lie::LatePositions(from)) if x.shape()[0] > from);
+        told("rope", Flex::rope(x, if late { times(cos, 1.01) } else { cos }, sin))
+    }
+    fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+        told("swiglu", Flex::swiglu(gate, up))
+    }
+    fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+        let narrow = LIE.get() == Some(Lie::Weights(weight.dtype()));
+        let output = told("linear", <Flex as KernelBackend>::linear(x, weight, bias));
+        if narrow { times(output, 1.1) } else { output }
+    }
+    fn linear_backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
+        let rows = grad.shape()[0];
+        let gradient = told_back("linear", Flex::linear_backward_input(grad, weight));
+        match LIE.get() {
+            Some(Lie::NanFromRows(from)) if rows >= from => times(gradient, f64::NAN),
+            _ => gradient,
+        }
+    }
+    fn linear_backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        note("linear", vec![grad.shape()[1], x.shape()[1]]);
+        Flex::linear_backward_weight(x, grad)
+    }
+    fn attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &AttentionLayout) -> FlexTensor {
+        let cached = layout.spans.iter().any(|span| span.query_len < span.key_len);
+        let output = told("attention", <Flex as KernelBackend>::attention(q, k, v, layout));
+        if cached && LIE.get() == Some(Lie::Cached) { times(output, 1.01) } else { output }
+    }
+    fn write_rows(target: FlexTensor, rows: FlexTensor, start: usize) -> FlexTensor {
+        told("write_rows", Flex::write_rows(target, rows, start))
+    }
+    fn cross_entropy_of_linear(hidden: FlexTensor, weight: FlexTensor, targets: &Targets) -> FlexTensor {
+        told("cross_entropy_of_linear", Flex::cross_entropy_of_linear(hidden, weight, targets))
     }
 }
 

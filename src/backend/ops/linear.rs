@@ -9,6 +9,8 @@ use burn::tensor::{Shape, Tensor, TensorMetadata};
 use super::{as_row, in_dtype_of, primitive, sum_rows, tensor};
 use crate::KernelBackend;
 
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 
@@ -37,7 +39,11 @@ pub(crate) fn reference<B: Backend>(
         return B::float_zeros(Shape::from(vec![rows, outputs]), &B::float_device(&x), x.dtype().into());
     }
     let weight = in_dtype_of::<B>(weight, &x);
-    let product = B::float_matmul(x, B::float_transpose(weight));
+    with_bias::<B>(B::float_matmul(x, B::float_transpose(weight)), bias)
+}
+
+/// The product with the bias added to each row.
+pub(crate) fn with_bias<B: Backend>(product: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> FloatTensor<B> {
     match bias {
         Some(bias) => {
             let bias = as_row::<B>(bias, &product);

@@ -2,6 +2,7 @@
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+use burn::tensor::DType;
 use burn::tensor::ops::FloatTensor;
 
 use crate::KernelBackend;
@@ -21,6 +22,9 @@ pub(crate) fn is_tracked<B: KernelBackend>(tensor: &Tracked<B>) -> bool {
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn has_f64() -> bool {
         B::has_f64()
+    }
+    fn reads_weights(device: &B::Device, dtype: DType) -> bool {
+        B::reads_weights(device, dtype)
     }
 
     fn rms_norm(x: Tracked<B>, weight: Tracked<B>, epsilon: f64) -> Tracked<B> {

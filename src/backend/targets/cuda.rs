@@ -5,13 +5,13 @@ use burn_cuda::CudaDevice;
 use cubecl::cuda::CudaRuntime;
 use cudarc::driver::{CudaContext, sys};
 
-use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
+use crate::targets::cube::cube_kernels;
 
 /// CUDA with fused element-wise ops.
 pub type Backend = burn_cuda::Cuda<f32, i32>;
 
-impl KernelBackend for CubeBackend<CudaRuntime, f32, i32, u8> {}
+cube_kernels!(CubeBackend<CudaRuntime, f32, i32, u8>);
 
 /// The devices CUDA numbers; none without a driver.
 pub(crate) fn devices() -> Vec<Found<CudaDevice>> {

@@ -34,6 +34,9 @@ impl KernelBackend for Flex {
     fn has_f64() -> bool {
         true
     }
+    fn reads_weights(_: &FlexDevice, dtype: DType) -> bool {
+        linear::flex::reads(dtype) || dtype == DType::F64
+    }
 
     fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight]) {

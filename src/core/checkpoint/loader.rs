@@ -1,23 +1,23 @@
 //! Tensors of a checkpoint asked for one by one, with everything that does not fit collected into one error. Which names a
 //! model asks for is written in `models/`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
-use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+use firebrick_backend::KernelBackend;
 
 use super::elements::is_float;
 use super::header::describe;
-use super::{Checkpoint, elements, synthetic};
+use super::{Checkpoint, TensorFile, elements, synthetic};
 use crate::error::{Error, Result};
 
 /// The dtype in which matrices are loaded. Norms and biases are always asked for as f32.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum DTypePolicy {
-    /// As the file has them.
+    /// As the file has them where the device multiplies by that dtype; else in f16 where it does so and every value fits, else in f32.
     #[default]
-    AsStored,
+    Auto,
     /// Converted to F64, F32, F16 or BF16; a finite value that does not fit is an error.
     Convert(DType),
 }
@@ -27,7 +27,7 @@ pub enum DTypePolicy {
 /// stood in for by a single zero, so that a model's constructor runs to its end. A model built on a loader that did not
 /// finish with `Ok` must be dropped.
 #[derive(Debug)]
-pub struct TensorLoader<'a, B: Backend> {
+pub struct TensorLoader<'a, B: KernelBackend> {
     checkpoint: &'a Checkpoint,
     device: B::Device,
     policy: DTypePolicy,
@@ -38,13 +38,21 @@ pub struct TensorLoader<'a, B: Backend> {
     /// The first error that is not a mismatch. After it nothing is read any more.
     failure: Option<Error>,
     warnings: Vec<String>,
+    conversions: BTreeMap<(String, String), usize>,
 }
 
-impl<'a, B: Backend> TensorLoader<'a, B> {
+impl<'a, B: KernelBackend> TensorLoader<'a, B> {
     pub(super) fn new(checkpoint: &'a Checkpoint, device: &B::Device, policy: DTypePolicy) -> Self {
         if let DTypePolicy::Convert(dtype) = policy {
             assert!(is_float(dtype), "weights are loaded as F64, F32, F16 or BF16, not {dtype:?}");
         }
+        // A dtype that a device lacks would be computed with all the same, and wrongly.
+        let lacks = match policy {
+            DTypePolicy::Convert(DType::F64) if !B::has_f64() => Some(DType::F64),
+            DTypePolicy::Convert(dtype) if !B::supports_dtype(device, dtype) => Some(dtype),
+            _ => None,
+        };
+        let failure = lacks.map(|dtype| Error::DTypeOfDevice { dtype: dtype.name(), device: B::name(device) });
         Self {
             checkpoint,
             device: device.clone(),
@@ -53,8 +61,9 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
             ignored: Vec::new(),
             missing: BTreeSet::new(),
             misshapen: BTreeSet::new(),
-            failure: None,
+            failure,
             warnings: Vec::new(),
+            conversions: BTreeMap::new(),
         }
     }
 
@@ -71,10 +80,25 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
     /// The tensor `name` in the dtype of the policy.
     pub fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Tensor<B, D> {
         let wanted = match self.policy {
-            DTypePolicy::AsStored => None,
+            DTypePolicy::Auto => self.wanted_by_the_device(name),
             DTypePolicy::Convert(dtype) => Some(dtype),
         };
-        self.load(name, shape, wanted)
+        let stored = self.checkpoint.info(name).map(|info| info.dtype);
+        let tensor = self.load(name, shape, wanted);
+        if let Some(stored) = stored.filter(|&stored| stored != tensor.dtype() && self.failure.is_none()) {
+            *self.conversions.entry((stored.name().into(), tensor.dtype().name().into())).or_default() += 1;
+        }
+        tensor
+    }
+
+    /// The dtype to convert a matrix to, if the device does not multiply by the one it is stored in.
+    fn wanted_by_the_device(&self, name: &str) -> Option<DType> {
+        let stored = self.checkpoint.info(name)?.dtype;
+        if !is_float(stored) || B::reads_weights(&self.device, stored) {
+            return None;
+        }
+        let narrow = stored.size() == 2 && B::reads_weights(&self.device, DType::F16);
+        Some(if narrow { DType::F16 } else { DType::F32 })
     }
 
     /// The tensor `name` as f32, or as f64 where everything is: for norms and biases, which are small and need the precision.
@@ -125,6 +149,8 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
             noted.extend(self.warnings.iter().cloned());
             noted.sort();
             noted.dedup();
+            let mut conversions = self.checkpoint.conversions.lock().unwrap_or_else(PoisonError::into_inner);
+            conversions.clone_from(&self.conversions);
             return Ok(());
         }
         Err(Error::TensorMismatch {
@@ -170,7 +196,15 @@ impl<'a, B: Backend> TensorLoader<'a, B> {
         if self.failure.is_some() {
             return None;
         }
-        match self.checkpoint.copy(name, wanted) {
+        let copy = |file: &TensorFile| {
+            // The device's wish and not the user's: what does not fit stays wide.
+            if self.policy == DTypePolicy::Auto && wanted == Some(DType::F16) && info.dtype != DType::F16 {
+                let elements = file.convert(name, wanted)?;
+                return if elements.overflowed == 0 { Ok(elements) } else { file.copy(name, Some(DType::F32)) };
+            }
+            file.copy(name, wanted)
+        };
+        match self.checkpoint.file_of(name).and_then(copy) {
             Ok(elements::Elements { data, non_finite, .. }) => {
                 if non_finite > 0 && !self.warnings.iter().any(|warned| warned == name) {
                     self.warnings.push(name.to_owned());

@@ -95,6 +95,22 @@ impl TensorFile {
 
     /// The tensor `name`, converted when `wanted` says so.
     pub(super) fn copy(&self, name: &str, wanted: Option<DType>) -> Result<Elements> {
+        let elements = self.convert(name, wanted)?;
+        if elements.overflowed == 0 {
+            return Ok(elements);
+        }
+        let name_of = |dtype| header::dtype_name(dtype).unwrap_or("this dtype");
+        let stored = self.header.tensors.get(name).map_or("stored", |entry| name_of(entry.dtype));
+        let problem = format!(
+            "tensor `{name}` has {} values too large for {}; load it as {stored} or as f32",
+            elements.overflowed,
+            name_of(elements.data.dtype),
+        );
+        Err(Error::malformed(self.path(), problem))
+    }
+
+    /// As [`copy`](Self::copy), with values that do not fit counted and infinite.
+    pub(super) fn convert(&self, name: &str, wanted: Option<DType>) -> Result<Elements> {
         let mismatch = |missing: Vec<String>, misshapen: Vec<_>| Error::TensorMismatch {
             path: self.path().to_path_buf(),
             missing,
@@ -111,17 +127,7 @@ impl TensorFile {
         let start = entry.range.start;
         let wanted = wanted.unwrap_or(entry.dtype);
         let fetch = |offset: usize, target: &mut [u8]| self.map.copy_into(start + offset, target);
-        let elements = elements::copy(entry.dtype, wanted, &entry.shape, fetch).map_err(Error::io(self.path()))?;
-        if elements.overflowed > 0 {
-            let problem = format!(
-                "tensor `{name}` has {} values too large for {}; load it as {} or as f32",
-                elements.overflowed,
-                header::dtype_name(wanted).unwrap_or("this dtype"),
-                header::dtype_name(entry.dtype).unwrap_or("stored"),
-            );
-            return Err(Error::malformed(self.path(), problem));
-        }
-        Ok(elements)
+        elements::copy(entry.dtype, wanted, &entry.shape, fetch).map_err(Error::io(self.path()))
     }
 }
 

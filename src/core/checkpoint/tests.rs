@@ -105,7 +105,7 @@ fn policies_decide_the_dtype_of_matrices_and_norms_are_f32() {
     let folder = single(&tensors);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     for (policy, expected) in [
-        (DTypePolicy::AsStored, DType::BF16),
+        (DTypePolicy::Auto, DType::BF16),
         (DTypePolicy::Convert(DType::F16), DType::F16),
         (DTypePolicy::Convert(DType::F32), DType::F32),
         (DTypePolicy::Convert(DType::F64), DType::F64),
@@ -132,7 +132,7 @@ fn policies_decide_the_dtype_of_matrices_and_norms_are_f32() {
 fn everything_that_does_not_fit_is_in_one_error() {
     let folder = single(&tensors());
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let mut loader = loader(&checkpoint, DTypePolicy::AsStored);
+    let mut loader = loader(&checkpoint, DTypePolicy::Auto);
     assert_eq!(loader.tensor("norm.weight", [4]).dims(), [1]);
     assert_eq!(loader.tensor("z.absent", [7, 7]).dims(), [1, 1]);
     loader.tensor("layers.0.proj.bias", [3, 1]);
@@ -156,7 +156,7 @@ fn ignored_names_are_not_surplus_and_others_stay_so() {
         ["lm_head.weight", "layers.0.rotary_emb.inv_freq", "layers.1.rotary_emb.inv_freq", "my_rotary_emb.inv_freq"];
     let folder = single(&names.map(|name| (name, one())));
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    let mut loader = loader(&checkpoint, DTypePolicy::AsStored);
+    let mut loader = loader(&checkpoint, DTypePolicy::Auto);
     loader.ignore("lm_head.weight");
     loader.ignore("rotary_emb.inv_freq");
     let Err(Error::TensorMismatch { surplus, .. }) = loader.finish() else { panic!() };
@@ -170,7 +170,7 @@ fn planted_nan_and_infinity_are_reported_by_name() {
     tensors[3].1 = TensorData::new(vec![bf16::ONE, bf16::NEG_INFINITY, bf16::ONE], [3]);
     let folder = single(&tensors);
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
-    for policy in [DTypePolicy::AsStored, DTypePolicy::Convert(DType::F16)] {
+    for policy in [DTypePolicy::Auto, DTypePolicy::Convert(DType::F16)] {
         let mut loader = loader(&checkpoint, policy);
         loader.tensor("layers.0.proj.weight", [3, 3]);
         loader.tensor("layers.0.proj.weight", [3, 3]);
@@ -189,7 +189,7 @@ fn a_value_too_large_for_the_wanted_dtype_is_an_error_naming_the_tensor() {
     refused.tensor("v", [1]);
     let error = refused.finish().unwrap_err().to_string();
     assert!(error.contains("tensor `w` has 1 values too large for F16; load it as F32"), "{error}");
-    for policy in [DTypePolicy::AsStored, DTypePolicy::Convert(DType::BF16)] {
+    for policy in [DTypePolicy::Auto, DTypePolicy::Convert(DType::BF16)] {
         let mut accepted = loader(&checkpoint, policy);
         accepted.tensor("w", [2]);
         accepted.tensor("v", [1]);
@@ -203,7 +203,7 @@ fn a_file_truncated_while_loading_ends_in_its_own_error() {
     let checkpoint = Checkpoint::open(folder.path()).unwrap();
     let path = folder.path().join("model.safetensors");
     std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(9).unwrap();
-    let mut loader = loader(&checkpoint, DTypePolicy::AsStored);
+    let mut loader = loader(&checkpoint, DTypePolicy::Auto);
     loader.tensor("embed.weight", [4, 3]);
     loader.tensor("absent", [4, 3]);
     assert!(matches!(loader.finish(), Err(Error::Io { path: named, .. }) if named == path));
