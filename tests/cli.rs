@@ -8,6 +8,8 @@ mod adapters;
 mod command;
 #[path = "cli/conversation.rs"]
 mod conversation;
+#[path = "cli/doctor.rs"]
+mod doctor;
 #[path = "cli/downloading.rs"]
 mod downloading;
 #[path = "../src/hub/tests/fake_hub/mod.rs"]

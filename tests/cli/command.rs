@@ -21,7 +21,7 @@ pub struct Ran {
 pub fn binary() -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_firebrick"));
     // No test depends on what the machine has cached, or asks a hub that is not its own.
-    command.env("HF_HUB_OFFLINE", "1");
+    command.env("HF_HUB_OFFLINE", "1").env("FIREBRICK_CACHE", "/nonexistent");
     command
 }
 
