@@ -23,13 +23,14 @@ use std::fmt;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use burn::tensor::DType;
+use burn::tensor::backend::Backend;
+use burn::tensor::{DType, Tensor};
 use firebrick_backend::TrainBackend;
 use firebrick_backend::device::{DeviceInfo, DeviceKind};
 use firebrick_backend::select::{BackendName, Job, SelectError, dispatch, dispatch_on, has_autotune};
 use serde::{Deserialize, Serialize};
 
-pub use self::memory::{forget, remember, remembered};
+pub use self::memory::{remember, remembered};
 pub use self::ops::Op;
 
 /// Tokens of the sequences on which the adapter's gradients are checked.
@@ -106,16 +107,8 @@ impl Check {
         let compared = match self {
             Self::CachedDecode => measure(Self::Logits).and_then(|whole| Ok((measure(self)?, whole))),
             Self::Determinism => {
-                let first = measure(self);
-                for _ in 0..2 {
-                    let (Ok(first), Ok(again)) = (&first, &measure(self)) else { break };
-                    let differs =
-                        |((_, a), (_, b)): (&Part, &Part)| a.iter().zip(b).any(|(a, b)| a.to_bits() != b.to_bits());
-                    if let Some((name, _)) = first.iter().zip(again).find(|pair| differs(*pair)).map(|(part, _)| part) {
-                        return Ok(Outcome::Failed { problem: format!("{name} differs from run to run") });
-                    }
-                }
-                first.map(|first| (first.clone(), first))
+                let runs: Result<Vec<Parts>, String> = (0..3).map(|_| measure(self)).collect();
+                runs.and_then(|runs| steady(&runs)).map(|first| (first.clone(), first))
             }
             _ => {
                 let expected = dispatch(BackendName::Flex, Truth(self)).map_err(Error::NoCpu)?;
@@ -146,6 +139,16 @@ impl fmt::Display for Check {
 /// Named numbers that a check compares.
 type Part = (String, Vec<f64>);
 type Parts = Vec<Part>;
+
+fn part<B: Backend, const D: usize>(name: &str, tensor: Tensor<B, D>) -> Part {
+    (name.to_owned(), tensor.into_data().iter::<f64>().collect())
+}
+
+/// FNV-1a: the same number for the same bytes, on every machine.
+fn hash(bytes: impl IntoIterator<Item = u8>) -> u64 {
+    let fold = |hash: u64, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
+    bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, fold)
+}
 
 /// A check computed on the CPU in f64, where every op is its reference.
 struct Truth(Check);
@@ -318,6 +321,16 @@ fn caught(work: impl FnOnce() -> Result<Parts, String>) -> Result<Parts, String>
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no reason given");
         Err(format!("it panics: {}", text.lines().next().unwrap_or_default()))
     })
+}
+
+/// The first of several runs, if all are the same bit for bit.
+fn steady(runs: &[Parts]) -> Result<Parts, String> {
+    let (first, others) = runs.split_first().ok_or("nothing was run")?;
+    let differs = |((_, a), (_, b)): &(&Part, &Part)| a.iter().zip(b).any(|(a, b)| a.to_bits() != b.to_bits());
+    match others.iter().flat_map(|again| first.iter().zip(again)).find(differs) {
+        Some(((name, _), _)) => Err(format!("{name} differs from run to run")),
+        None => Ok(first.clone()),
+    }
 }
 
 fn judge(actual: &Parts, expected: &Parts, tolerance: f64) -> Outcome {

@@ -64,6 +64,7 @@ impl std::fmt::Display for DeviceInfo {
 }
 
 /// What a target tells of one of its devices, with the value Burn knows it by.
+#[derive(Clone)]
 pub(crate) struct Found<D> {
     pub(crate) device: D,
     pub(crate) name: String,

@@ -12,7 +12,7 @@ use firebrick_core::train::run::{TrainConfig, Trainer};
 use firebrick_models::load_causal_lm;
 use serde_json::json;
 
-use super::Parts;
+use super::{Parts, part};
 
 const VOCABULARY: u32 = 509;
 /// Tokens whose logits are compared.
@@ -34,10 +34,6 @@ fn load<B: KernelBackend>(device: &B::Device, dtype: DType) -> Result<Box<dyn Ca
 
 fn token(index: usize) -> u32 {
     (index as u32).wrapping_mul(2_654_435_761) % VOCABULARY
-}
-
-fn part<B: KernelBackend, const D: usize>(name: &str, tensor: Tensor<B, D>) -> (String, Vec<f64>) {
-    (name.to_owned(), tensor.into_data().iter::<f64>().collect())
 }
 
 /// The logits of every position, in one pass.

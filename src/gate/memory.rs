@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use firebrick_backend::device::DeviceInfo;
 use firebrick_core::checkpoint::write_atomic;
 
-use super::{Report, blank};
+use super::{Report, blank, hash};
 
 /// Keeps a report for runs to come.
 ///
@@ -32,17 +32,6 @@ pub fn remembered(device: &DeviceInfo) -> Option<Report> {
     same.then_some(report)
 }
 
-/// Removes what is known of a device.
-///
-/// # Errors
-/// If the file is there and cannot be removed.
-pub fn forget(device: &DeviceInfo) -> std::io::Result<()> {
-    match file(device).map(std::fs::remove_file) {
-        Some(Err(error)) if error.kind() != std::io::ErrorKind::NotFound => Err(error),
-        _ => Ok(()),
-    }
-}
-
 fn file(device: &DeviceInfo) -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let folder = variable("FIREBRICK_CACHE")
@@ -51,11 +40,8 @@ fn file(device: &DeviceInfo) -> Option<PathBuf> {
     let report = blank(device);
     let facts = [&report.backend, &report.device, &report.driver, &report.version];
     let readable: String = facts[..2].iter().flat_map(|text| text.chars()).map(keep).collect();
-    // FNV-1a over every fact: another driver or version is another file.
-    let mut hash = 0xcbf2_9ce4_8422_2325_u64 ^ u64::from(report.autotune);
-    for byte in facts.iter().flat_map(|text| text.bytes().chain([0])) {
-        hash = (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3);
-    }
+    // Over every fact: another driver or version is another file.
+    let hash = hash(facts.iter().flat_map(|text| text.bytes().chain([0])).chain([u8::from(report.autotune)]));
     Some(folder.join("doctor").join(format!("{readable}-{hash:016x}.json")))
 }
 

@@ -15,7 +15,7 @@ use firebrick_backend::ops::softmax::softmax;
 use firebrick_backend::ops::swiglu::swiglu;
 use firebrick_backend::ops::write_rows::write_rows;
 
-use super::{Part, Parts};
+use super::{Parts, hash, part};
 
 /// The parts of one op: tracked inputs, then frozen ones, each a name, a rank and a shape; then the op, written once and run twice.
 macro_rules! op {
@@ -128,11 +128,8 @@ fn span(query_start: usize, query_len: usize, key_start: usize, key_len: usize) 
 
 /// Uniform in [-1, 1) by the input's name, each value an f32.
 fn input<B: TrainBackend, const D: usize>(name: &str, shape: [usize; D], at: (&B::Device, DType)) -> Tensor<B, D> {
-    // FNV-1a of the name, then SplitMix64 (Steele et al. 2014).
-    let seed = name
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3));
-    let mut state = seed;
+    // SplitMix64 (Steele et al. 2014).
+    let mut state = hash(name.bytes());
     let mut next = || {
         state = state.wrapping_add(0x9e37_79b9_7f4a_7c15);
         let mixed = (state ^ (state >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -141,10 +138,6 @@ fn input<B: TrainBackend, const D: usize>(name: &str, shape: [usize; D], at: (&B
     };
     let values: Vec<f32> = (0..shape.iter().product()).map(|_| next()).collect();
     Tensor::from_data(TensorData::new(values, shape).convert_dtype(at.1), at)
-}
-
-fn part<B: burn::tensor::backend::Backend, const D: usize>(name: &str, tensor: Tensor<B, D>) -> Part {
-    (name.to_owned(), tensor.into_data().iter::<f64>().collect())
 }
 
 impl fmt::Display for Op {

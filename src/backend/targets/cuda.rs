@@ -1,5 +1,7 @@
 //! burn-cuda: NVIDIA. The driver is loaded when the first device is asked for, so that a binary with CUDA runs without it.
 
+use std::sync::OnceLock;
+
 use burn_cubecl::CubeBackend;
 use burn_cuda::CudaDevice;
 use cubecl::cuda::CudaRuntime;
@@ -13,8 +15,13 @@ pub type Backend = burn_cuda::Cuda<f32, i32>;
 
 cube_kernels!(CubeBackend<CudaRuntime, f32, i32, u8>);
 
-/// The devices CUDA numbers; none without a driver.
+/// The devices CUDA numbers; none without a driver, which is asked once.
 pub(crate) fn devices() -> Vec<Found<CudaDevice>> {
+    static FOUND: OnceLock<Vec<Found<CudaDevice>>> = OnceLock::new();
+    FOUND.get_or_init(find).clone()
+}
+
+fn find() -> Vec<Found<CudaDevice>> {
     // SAFETY: it looks for the driver's library and opens it, which runs that library's own initialisers and nothing else.
     if !unsafe { sys::is_culib_present() } {
         return Vec::new();

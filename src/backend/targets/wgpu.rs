@@ -1,5 +1,7 @@
 //! burn-wgpu: Vulkan, Metal and WebGPU as one type; which shader language it speaks was decided when it was built.
 
+use std::sync::OnceLock;
+
 use burn_cubecl::CubeBackend;
 use burn_wgpu::{WgpuDevice, WgpuRuntime};
 use cubecl::future::block_on;
@@ -26,8 +28,13 @@ const LANGUAGE: &str = if cfg!(all(target_os = "macos", feature = "metal")) {
 const INTERFACE: wgpu::Backends =
     if cfg!(target_os = "macos") { wgpu::Backends::METAL } else { wgpu::Backends::VULKAN };
 
-/// The adapters, graphics cards with memory of their own first, software last.
+/// The adapters, graphics cards with memory of their own first, software last. The drivers are asked once.
 pub(crate) fn devices() -> Vec<Found<WgpuDevice>> {
+    static FOUND: OnceLock<Vec<Found<WgpuDevice>>> = OnceLock::new();
+    FOUND.get_or_init(find).clone()
+}
+
+fn find() -> Vec<Found<WgpuDevice>> {
     let instance =
         Instance::new(InstanceDescriptor { backends: INTERFACE, ..InstanceDescriptor::new_without_display_handle() });
     // Burn numbers the adapters of each type by themselves, in the order that wgpu lists them.

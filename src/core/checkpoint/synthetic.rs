@@ -5,14 +5,12 @@ use burn::tensor::{DType, TensorData};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::elements;
-
 /// A tensor of `shape` for the name `name`: around one for the weight of a norm, small for a bias, of a spread that keeps activations
 /// near one for a matrix. Each value is a multiple of a power of two below 2⁷ in size, which f64, f32, bf16 and f16 all hold exactly, so
 /// that a model is the same in each.
 pub(super) fn tensor(seed: u64, name: &str, shape: &[usize], wanted: Option<DType>) -> TensorData {
     let mut random = ChaCha8Rng::seed_from_u64(crate::random::key(&[&seed.to_le_bytes(), name.as_bytes()]));
-    let is_norm = name.ends_with("norm.weight") || name.ends_with("layernorm.weight");
+    let is_norm = name.ends_with("norm.weight");
     let inputs = shape.last().copied().unwrap_or(1).max(1) as f32;
     // A uniform value within ±bound has the spread bound / √3.
     let bound = if shape.len() > 1 { (3.0 / inputs).sqrt() } else { 0.25 };
@@ -25,9 +23,5 @@ pub(super) fn tensor(seed: u64, name: &str, shape: &[usize], wanted: Option<DTyp
             if is_norm { 1.0 + (value * 64.0).round() / 64.0 } else { value }
         })
         .collect();
-    let data = TensorData::new(values, shape);
-    match wanted.filter(|&dtype| elements::is_float(dtype)) {
-        Some(dtype) if dtype != DType::F32 => data.convert_dtype(dtype),
-        _ => data,
-    }
+    TensorData::new(values, shape).convert_dtype(wanted.unwrap_or(DType::F32))
 }
