@@ -5,6 +5,8 @@ mod support;
 
 #[path = "external/adapters.rs"]
 mod adapters;
+#[path = "external/encoder.rs"]
+mod encoder;
 #[path = "../src/hub/tests/fake_hub/mod.rs"]
 mod fake_hub;
 #[path = "external/hub.rs"]

@@ -1,0 +1,87 @@
+//! all-MiniLM-L6-v2, real weights, beside sentence-transformers; and adapters of ours for an encoder, read by PEFT.
+
+use firebrick::core::lora::Adapter;
+use firebrick::prelude::*;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use sha2::{Digest, Sha256};
+
+use super::python::{needed, script};
+use crate::contract;
+use crate::support::{Inner, assert_near, repository};
+
+fn numbers(value: &Value) -> Vec<f32> {
+    value.as_array().unwrap().iter().map(|number| number.as_f64().unwrap() as f32).collect()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |x: &[f32], y: &[f32]| x.iter().zip(y).map(|(x, y)| f64::from(*x) * f64::from(*y)).sum::<f64>();
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+contract! {
+    #[ignore = "needs the all-MiniLM-L6-v2 folder"]
+    fn minilm_embeddings_equal_sentence_transformers<B>(device) {
+        let golden = std::fs::read(repository("tests/goldens/minilm_l6_v2.json")).unwrap();
+        let golden: Value = serde_json::from_slice(&golden).unwrap();
+        let folder = needed("FIREBRICK_MINILM");
+        let hash = Sha256::digest(std::fs::read(folder.join("model.safetensors")).unwrap());
+        let hash: String = hash.iter().map(|byte| format!("{byte:02x}")).collect();
+        assert_eq!(hash, golden["sha256_model_safetensors"].as_str().unwrap(), "other weights");
+
+        let model = EmbeddingModel::<Inner<B>>::load(&folder, &device).unwrap();
+        assert_eq!(model.embedder().max_tokens(), 256);
+        let texts: Vec<&str> =
+            golden["sentences"].as_array().unwrap().iter().map(|text| text.as_str().unwrap()).collect();
+        let embeddings = model.encode(&texts, Kind::None).unwrap();
+        let (mut worst, mut largest) = (1.0f64, 0.0f32);
+        for (row, embedding) in embeddings.iter().enumerate() {
+            let ids = model.embedder().tokenize(texts[row], Kind::None).unwrap().ids;
+            assert_eq!(ids.iter().map(|&id| id as f32).collect::<Vec<_>>(), numbers(&golden["token_ids"][row]));
+            let expected = numbers(&golden["embeddings"][row]);
+            worst = worst.min(cosine(&embedding.vector, &expected));
+            let difference = embedding.vector.iter().zip(&expected).map(|(a, e)| (a - e).abs());
+            largest = difference.fold(largest, f32::max);
+        }
+        println!("smallest cosine {worst:.8}, largest difference {largest:.2e}");
+        assert!(worst >= 0.99999 && largest <= 1e-4);
+    }
+}
+
+contract! {
+    #[ignore = "needs Python with PEFT"]
+    fn our_encoder_adapter_gives_the_same_embeddings_in_peft<B>(device) {
+        let base = repository("tests/goldens/bert-tiny");
+        let model = EmbeddingModel::<Inner<B>>::load(&base, &device).unwrap();
+        for targets in ["query,value", "all-linear", r"encoder\.layer\.[12]\..*\.dense"] {
+            let config = LoraConfig { targets: Targets::parse(targets), rslora: true, ..LoraConfig::default() };
+            let adapter = Adapter::create(model.model(), &config, 3).unwrap();
+            let matrices = adapter.modules().iter().map(|(path, module)| {
+                // Other than zero, which would hide every mistake.
+                let b = module.a.clone().transpose().slice([0..1, 0..8]).repeat_dim(0, module.b.dims()[0]);
+                (path.clone(), module.a.clone(), b)
+            });
+            let mut adapter = adapter.with_matrices(matrices.collect::<Vec<_>>());
+            adapter.set_base(model.fingerprint(), &base.to_string_lossy(), None);
+            let out = tempfile::tempdir().unwrap();
+            let (folder, texts) = (out.path().join("adapter"), out.path().join("texts.json"));
+            adapter.save(&folder, Format::Peft).unwrap();
+            let sentences = ["how do I sort a list", "Paris is the capital and the largest city of France.", "short"];
+            std::fs::write(&texts, serde_json::to_vec(&sentences).unwrap()).unwrap();
+            let answers = out.path().join("answers.safetensors");
+            script("peft_encoder.py", [&base, &folder, &texts, &answers]);
+
+            let bytes = std::fs::read(&answers).unwrap();
+            let answers = SafeTensors::deserialize(&bytes).unwrap();
+            let view = answers.tensor("embeddings").unwrap();
+            let expected: Vec<f32> =
+                view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
+            let encode = |model: &EmbeddingModel<Inner<B>>| -> Vec<f32> {
+                model.encode(&sentences, Kind::None).unwrap().into_iter().flat_map(|e| e.vector).collect()
+            };
+            let ours = encode(&model.with_adapter(&adapter).unwrap());
+            assert_near(&ours, &expected, 1e-4, 0.0, targets);
+            assert!(encode(&model).iter().zip(&expected).any(|(a, b)| (a - b).abs() > 0.01), "{targets} changes nothing");
+        }
+    }
+}
