@@ -10,6 +10,8 @@ mod command;
 mod conversation;
 #[path = "cli/downloading.rs"]
 mod downloading;
+#[path = "cli/embedding.rs"]
+mod embedding;
 #[path = "../src/hub/tests/fake_hub/mod.rs"]
 mod fake_hub;
 #[path = "cli/generating.rs"]

@@ -17,6 +17,7 @@ mod report;
 mod tests;
 mod tokens;
 
+pub use lines::{LINE_CAP, Line, Lines};
 pub use options::{BadRows, DataOptions, OverLong};
 pub use order::epoch_order;
 pub use report::{LoadReport, SkippedRow};
@@ -24,7 +25,6 @@ pub use report::{LoadReport, SkippedRow};
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 use form::{Form, Row};
-use lines::Lines;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tokens::Tokens;

@@ -1,0 +1,190 @@
+//! `embed`: lines and jsonl in, three forms out, and rows that cost only themselves.
+
+use std::fs;
+use std::path::Path;
+
+use parquet::file::reader::{FileReader, SerializedFileReader};
+use parquet::record::Field;
+use serde_json::{Value, json};
+
+use crate::command::{golden, run, run_on, text};
+
+const TEXTS: [&str; 5] = ["query: how do I sort a list in python", "short", "", "naïve café résumé", "short"];
+
+fn embed(more: &[&str]) -> crate::command::Ran {
+    run(&format!("embed --model {}", golden("bert-tiny")), more)
+}
+
+fn vector(line: &Value) -> Vec<f32> {
+    line["embedding"].as_array().unwrap().iter().map(|x| x.as_f64().unwrap() as f32).collect()
+}
+
+/// The rows of a matrix that numpy would read.
+fn npy(path: &Path) -> (usize, usize, Vec<f32>) {
+    let bytes = fs::read(path).unwrap();
+    assert_eq!(&bytes[..8], b"\x93NUMPY\x01\x00");
+    let length = usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));
+    assert_eq!((length + 10) % 64, 0);
+    let header = std::str::from_utf8(&bytes[10..10 + length]).unwrap();
+    assert!(header.starts_with("{'descr': '<f4', 'fortran_order': False, 'shape': (") && header.ends_with('\n'));
+    let shape = header.split(['(', ')']).nth(1).unwrap();
+    let (rows, width) = shape.split_once(", ").unwrap();
+    let floats = bytes[10 + length..].chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap()));
+    (rows.parse().unwrap(), width.parse().unwrap(), floats.collect())
+}
+
+#[test]
+fn each_line_has_a_vector_in_its_place() {
+    let lines = run_on(TEXTS.join("\n"), &format!("embed --model {}", golden("bert-tiny")), &[]).lines();
+    assert_eq!(lines.len(), TEXTS.len());
+    for (index, line) in lines.iter().enumerate() {
+        assert_eq!((&line["index"], &line["truncated"]), (&json!(index), &json!(false)));
+        assert!(line["tokens"].as_u64().unwrap() >= 2);
+        let length: f32 = vector(line).iter().map(|x| x * x).sum();
+        assert!((length - 1.0).abs() < 1e-5 && vector(line).len() == 48);
+    }
+    assert_eq!(lines[1]["embedding"], lines[4]["embedding"]);
+    assert_ne!(lines[1]["embedding"], lines[3]["embedding"]);
+}
+
+#[test]
+fn all_forms_hold_the_same_vectors() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    let rows: String = TEXTS.iter().map(|text| json!({"id": 7, "text": text}).to_string() + "\n\n").collect();
+    fs::write(at("in.jsonl"), rows).unwrap();
+    let lines = embed(&["--input", &text(&at("in.jsonl"))]).lines();
+    let expected: Vec<f32> = lines.iter().flat_map(vector).collect();
+    for name in ["out.npy", "out.parquet", "out.jsonl"] {
+        let ran = embed(&["--input", &text(&at("in.jsonl")), "--output", &text(&at(name)), "--json"]).json();
+        assert_eq!((&ran["rows"], &ran["failed"], &ran["dimensions"]), (&json!(5), &json!(0), &json!(48)));
+    }
+    assert_eq!(npy(&at("out.npy")), (5, 48, expected.clone()));
+    let written = fs::read_to_string(at("out.jsonl")).unwrap();
+    let written: Vec<Value> = written.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+    assert_eq!(written, lines);
+    let reader = SerializedFileReader::new(fs::File::open(at("out.parquet")).unwrap()).unwrap();
+    let mut floats = Vec::new();
+    for (index, row) in reader.get_row_iter(None).unwrap().enumerate() {
+        let columns: Vec<(String, Field)> = row.unwrap().into_columns();
+        let names: Vec<&str> = columns.iter().map(|(name, _)| name.as_str()).collect();
+        assert_eq!(names, ["index", "tokens", "truncated", "embedding"]);
+        assert_eq!(columns[0].1, Field::Long(index as i64));
+        assert_eq!(Some(columns[1].1.clone()), lines[index]["tokens"].as_i64().map(Field::Long));
+        assert_eq!(columns[2].1, Field::Bool(false));
+        let Field::ListInternal(list) = &columns[3].1 else { panic!("{:?}", columns[3].1) };
+        floats.extend(list.elements().iter().map(|field| match field {
+            Field::Float(value) => *value,
+            other => panic!("{other:?}"),
+        }));
+    }
+    assert_eq!(floats, expected);
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+    assert_eq!(names.len(), 4, "{names:?}");
+}
+
+#[test]
+fn a_bad_row_is_named_and_costs_only_itself() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in.jsonl");
+    let rows: [&[u8]; 7] = [
+        br#"{"text": "short"}"#,
+        b"not json",
+        br#"{"txt": "short"}"#,
+        b"{\"text\": \"\xff\"}",
+        br#"{"text": 3}"#,
+        br#"{"text": "a\u0000b"}"#,
+        br#"{"text": "short"}"#,
+    ];
+    fs::write(&input, rows.join(&b"\n"[..])).unwrap();
+    let ran = embed(&["--input", &text(&input)]).ok();
+    for (line, row) in [(2, 1), (3, 2), (4, 3), (5, 4)] {
+        assert!(ran.err.contains(&format!("in.jsonl:{line}: row {row} left out: ")), "{}", ran.err);
+    }
+    let lines = ran.lines();
+    let indices: Vec<_> = lines.iter().map(|line| line["index"].as_u64().unwrap()).collect();
+    assert_eq!(indices, [0, 5, 6]);
+    assert_eq!(lines[0]["embedding"], lines[2]["embedding"]);
+    let matrix = folder.path().join("out.npy");
+    embed(&["--input", &text(&input), "--output", &text(&matrix)]).ok();
+    let (rows, _, floats) = npy(&matrix);
+    let is_zero: Vec<bool> = floats.chunks(48).map(|row| row.iter().all(|x| *x == 0.0)).collect();
+    assert_eq!((rows, is_zero), (7, vec![false, true, true, true, true, false, false]));
+
+    let error = embed(&["--input", &text(&input), "--strict"]);
+    assert_eq!(error.status, 1);
+    assert!(error.err.contains("in.jsonl:2"), "{}", error.err);
+}
+
+#[test]
+fn ten_megabytes_in_a_line_cost_only_that_line() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = folder.path().join("in.txt");
+    fs::write(&input, ["short", &"a".repeat(10 << 20), &"a ".repeat(5 << 20), "short"].join("\n")).unwrap();
+    let ran = embed(&["--input", &text(&input)]).ok();
+    assert!(ran.err.contains("in.txt:2: row 1 left out"), "{}", ran.err);
+    assert!(ran.err.contains("1 of 4 rows are longer than 64 tokens"), "{}", ran.err);
+    let lines = ran.lines();
+    let facts: Vec<_> = lines.iter().map(|line| (line["index"].as_u64().unwrap(), line["truncated"] == true)).collect();
+    assert_eq!(facts, [(0, false), (2, true), (3, false)]);
+}
+
+#[test]
+fn memory_does_not_grow_with_the_input() {
+    let folder = tempfile::tempdir().unwrap();
+    let peak = |rows: usize| {
+        let (input, output) = (folder.path().join("in.txt"), folder.path().join("out.npy"));
+        let line = |i: usize| format!("sort the list {} of python number {i}\n", i % 7);
+        fs::write(&input, (0..rows).map(line).collect::<String>()).unwrap();
+        let more = ["--input", &text(&input), "--output", &text(&output), "--json", "--batch-tokens", "2048"];
+        let summary = embed(&more).json();
+        assert_eq!(npy(&output).0, rows);
+        summary["peak_rss_bytes"].as_u64().unwrap()
+    };
+    let (few, many) = (peak(4_000), peak(40_000));
+    println!("{few} bytes at 4,000 rows, {many} at 40,000");
+    // Their vectors alone would be 7 MB more, and their texts as much again.
+    assert!(many < few + (4 << 20), "{few} {many}");
+}
+
+#[test]
+fn options_change_what_they_say() {
+    let folder = tempfile::tempdir().unwrap();
+    let input = text(&folder.path().join("in.txt"));
+    fs::write(&input, "capital of France\n").unwrap();
+    let one = |more: &[&str]| vector(&embed(&[&["--input", &input], more].concat()).json());
+    let plain = one(&[]);
+    let cut = one(&["--dimensions", "7"]);
+    let length = plain[..7].iter().map(|x| x * x).sum::<f32>().sqrt();
+    assert!(cut.len() == 7 && cut.iter().zip(&plain).all(|(cut, whole)| (cut - whole / length).abs() < 1e-5));
+    let adapted = one(&["--adapter", &text(&Path::new(&golden("bert-tiny")).join("lora_all"))]);
+    assert!(adapted.iter().zip(&plain).any(|(a, b)| (a - b).abs() > 0.01));
+
+    let e5 = folder.path().join("e5-tiny");
+    fs::create_dir_all(e5.join("1_Pooling")).unwrap();
+    for name in ["config.json", "model.safetensors", "tokenizer.json", "modules.json", "1_Pooling/config.json"] {
+        fs::copy(Path::new(&golden("bert-tiny")).join(name), e5.join(name)).unwrap();
+    }
+    let of =
+        |kind: &str| vector(&run(&format!("embed --model {} --kind {kind}", text(&e5)), &["--input", &input]).json());
+    assert_eq!(of("none"), plain);
+    assert_ne!(of("query"), of("passage"));
+    assert_ne!(of("query"), plain);
+}
+
+#[test]
+fn what_cannot_be_done_is_told_before_anything_is_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let missing = text(&folder.path().join("missing.txt"));
+    assert!(embed(&["--input", &missing]).error().contains("missing.txt"));
+    assert!(embed(&["--input", &text(folder.path())]).error().contains("is a folder"));
+    assert!(embed(&["--output", &text(folder.path())]).error().contains("is a folder"));
+    assert!(embed(&["--format", "npy"]).error().contains("--output"));
+    assert!(embed(&["--dimensions", "49"]).misuse().contains("dimensions"));
+    assert!(embed(&["--kind", "question"]).misuse().contains("passage"));
+    let decoder = run(&format!("embed --model {}", golden("qwen2-tiny")), &[]).error();
+    assert!(decoder.contains("decoder"), "{decoder}");
+    let encoder = run(&format!("generate --model {} --prompt a", golden("bert-tiny")), &[]).error();
+    assert!(encoder.contains("encoder"), "{encoder}");
+    assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
+}
