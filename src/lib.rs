@@ -68,7 +68,9 @@ pub mod prelude {
     pub use firebrick_core::sample::Sampling;
     pub use firebrick_core::sequence::Sequences;
     pub use firebrick_core::text::{Message, Tokenizer};
+    pub use firebrick_core::train::contrastive::Contrastive;
     pub use firebrick_core::train::data::{DataOptions, Dataset, Splits};
     pub use firebrick_core::train::run::{Duration, Event, TrainConfig, Trainer};
+    pub use firebrick_core::train::task::Retrieval;
     pub use firebrick_models::{EmbeddingModel, GenerateOptions, LanguageModel};
 }

@@ -329,7 +329,7 @@ impl Embedder {
 }
 
 /// Each row over its length. As torch's `normalize`, a row of zeros stays one.
-fn unit_length<B: KernelBackend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
+pub(crate) fn unit_length<B: KernelBackend>(rows: Tensor<B, 2>) -> Tensor<B, 2> {
     let length = (rows.clone() * rows.clone()).sum_dim(1).sqrt().clamp_min(1e-12);
     rows / length
 }

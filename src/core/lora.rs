@@ -51,6 +51,11 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
+    /// The defaults for an encoder, whose linears have other names.
+    pub fn encoder() -> Self {
+        Self { targets: Targets::Names(vec!["query".into(), "value".into()]), ..Self::default() }
+    }
+
     /// The factor on the update.
     pub fn scale(&self) -> f64 {
         scale(self.alpha, self.rank, self.rslora)
