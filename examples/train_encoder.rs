@@ -16,6 +16,8 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use burn::tensor::TensorData;
 use firebrick::core::checkpoint::{PYTORCH_FORMAT, TensorFile, TensorSpecification, write_atomic, write_safetensors};
+use firebrick::core::train::adamw::AdamWConfig;
+use firebrick::core::train::data::Pair;
 use firebrick::core::train::schedule::{LearningRate, Schedule};
 use firebrick::prelude::*;
 use serde_json::json;
@@ -48,10 +50,8 @@ impl Job for TrainEncoder {
             report(&format!("after {round} rounds"), &pairs::ranks(&base, &measured.0, &measured.1)?, &measured);
 
             let embedder = model.embedder().with_max_tokens(TRAINED_TOKENS)?;
-            let (questions, passages) =
-                pairs::questions(&documents, false, |document| pairs::sentences(document, round));
-            let data = Dataset::from_pairs(pairs::pairs(&questions, &passages, &embedder)?);
-            let lora = LoraConfig { rank: 64, alpha: 64.0, targets: Targets::AllLinear, ..LoraConfig::default() };
+            let data = Dataset::from_pairs(rows(&documents, round, &embedder)?);
+            let lora = LoraConfig { rank: 64, alpha: 64.0, dropout: 0.1, targets: Targets::AllLinear, rslora: false };
             let adapter = Adapter::create(base.model(), &lora, round as u64)?;
             let peak = 2e-3 * (1.0 - 0.7 * round as f64 / self.rounds as f64);
             let config = TrainConfig {
@@ -62,6 +62,7 @@ impl Job for TrainEncoder {
                     final_fraction: Some(0.05),
                 },
                 batch_size: 48,
+                adamw: AdamWConfig { weight_decay: 0.1, ..AdamWConfig::default() },
                 duration: Duration::Steps(self.steps),
                 seed: round as u64,
                 ..TrainConfig::default()
@@ -87,6 +88,39 @@ impl Job for TrainEncoder {
         report("as saved, f16", &pairs::ranks(&model, &measured.0, &measured.1)?, &measured);
         Ok(())
     }
+}
+
+/// The rows of a round: sentences, some with words left out, and blocks of code as queries; passages that begin at different places, since
+/// only their first tokens are read in training.
+fn rows(documents: &[pairs::Document], round: usize, embedder: &Embedder) -> Result<Vec<Pair>> {
+    const VARIANTS: usize = 3;
+    let mut rows = Vec::new();
+    for (number, document) in documents.iter().enumerate().filter(|(number, _)| !pairs::is_held_out(*number)) {
+        for variant in 0..VARIANTS {
+            let turn = round * VARIANTS + variant;
+            let (queries, passage) =
+                if variant == 2 && round % 2 == 1 { pairs::code(document) } else { pairs::sentences(document, turn) };
+            let words: Vec<&str> = passage.split_inclusive(char::is_whitespace).collect();
+            let begin = turn * 40 % words.len().max(1);
+            // Not so late that hardly anything is left.
+            let passage = words[begin.min(words.len() * 2 / 3)..].concat();
+            if words.len() < 5 {
+                continue;
+            }
+            for (at, query) in queries.iter().enumerate() {
+                let is_left_out = |place: usize| turn % 2 == 1 && (place + at + turn) % 3 == 0;
+                let words = query.split_inclusive(char::is_whitespace).enumerate();
+                let query: String = words.filter(|(place, _)| !is_left_out(*place)).map(|(_, word)| word).collect();
+                rows.push(Pair {
+                    query: embedder.tokenize(&query, Kind::Query)?.ids,
+                    positive: embedder.tokenize(&passage, Kind::Passage)?.ids,
+                    negatives: Vec::new(),
+                    line: number + 1,
+                });
+            }
+        }
+    }
+    Ok(rows)
 }
 
 fn report(what: &str, ranks: &[usize], (questions, passages): &(Vec<pairs::Question>, Vec<String>)) {

@@ -56,7 +56,7 @@ impl<B: KernelBackend> EmbeddingModel<B> {
     }
 
     /// The encoder.
-    pub fn model(&self) -> &dyn Encoder<B> {
+    pub fn model(&self) -> &(dyn Encoder<B> + 'static) {
         &*self.model
     }
 

@@ -195,3 +195,49 @@ fn what_cannot_be_done_is_told_before_anything_is_written() {
     assert!(encoder.contains("encoder"), "{encoder}");
     assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0);
 }
+
+#[test]
+fn an_encoder_learns_by_the_same_verb_and_keeps_what_it_learnt() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| text(&folder.path().join(name));
+    fs::create_dir(folder.path().join("data")).unwrap();
+    let words = ["sort", "list", "python", "capital", "France", "Paris", "numbers", "short", "sentence", "while"];
+    let row = |i: usize| {
+        let (a, b) = (words[i % 10], words[(i * 3 + 1) % 10]);
+        json!({"query": format!("{a} {b}"), "positive": format!("use {b} for the {a}"), "negatives": [format!("{i}")]})
+    };
+    let rows: String = (0..40).map(|i| row(i).to_string() + "\n").collect();
+    fs::write(folder.path().join("data/train.jsonl"), &rows).unwrap();
+    fs::write(folder.path().join("data/valid.jsonl"), rows.lines().take(10).collect::<Vec<_>>().join("\n")).unwrap();
+    let train = |output: &str, more: &[&str]| {
+        let words =
+            format!("train --model {} --json --steps 12 --batch-size 8 --learning-rate 0.005", golden("bert-tiny"));
+        run(&words, &[&["--data", &at("data"), "--output", &at(output)], more].concat())
+    };
+    let lines = train("adapter", &["--target", "all-linear", "--eval-every", "6"]).lines();
+    let evaluated: Vec<&Value> = lines.iter().filter(|line| line.get("recall_at_1").is_some()).collect();
+    assert_eq!(evaluated.len(), 3);
+    assert!(evaluated.iter().all(|line| line["mrr"].as_f64().unwrap() > 0.0 && line["recall_at_10"].is_number()));
+    assert!(evaluated[2]["valid_loss"].as_f64().unwrap() < evaluated[0]["valid_loss"].as_f64().unwrap());
+    assert_eq!(lines.last().unwrap()["steps"], 12);
+
+    let input = at("in.txt");
+    fs::write(&input, "sort list\n").unwrap();
+    let plain = vector(&embed(&["--input", &input]).json());
+    let adapted = vector(&embed(&["--input", &input, "--adapter", &at("adapter")]).json());
+    run(&format!("merge --model {} --adapter {} --output {}", golden("bert-tiny"), at("adapter"), at("merged")), &[])
+        .ok();
+    let merged = vector(&run(&format!("embed --model {}", at("merged")), &["--input", &input]).json());
+    assert!(plain.iter().zip(&adapted).any(|(a, b)| (a - b).abs() > 1e-3));
+    assert!(merged.iter().zip(&adapted).all(|(a, b)| (a - b).abs() < 1e-4));
+
+    // Each option shows in the first loss.
+    let loss = |more: &[&str], name: &str| train(name, more).lines()[1]["loss"].as_f64().unwrap();
+    let losses = [loss(&[], "a"), loss(&["--temperature", "0.5"], "b"), loss(&["--symmetric"], "c")];
+    assert!(losses[0] != losses[1] && losses[0] != losses[2], "{losses:?}");
+    assert!(train("d", &["--mask-prompt"]).error().contains("mask_prompt"));
+    assert!(train("e", &["--over-long", "drop"]).error().contains("over_long"));
+    assert!(train("f", &["--temperature", "0"]).misuse().contains("temperature"));
+    let decoder = format!("train --model {} --symmetric", golden("qwen2-tiny"));
+    assert!(run(&decoder, &["--data", &at("data"), "--output", &at("g")]).error().contains("symmetric"));
+}
