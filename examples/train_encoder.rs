@@ -4,12 +4,13 @@
 //! `cargo run --release --example train_encoder -- OUTPUT [ROUNDS] [STEPS]`
 //!
 //! An adapter of low rank cannot make a network from random weights. Several in a row can: each round trains one of rank 64 on every
-//! linear and folds it into the weights, so that the sum of the rounds is of any rank. The token table is that of `rust-tiny`, a language
-//! model trained on these same texts among others; positions are the sines and cosines of the first Transformer. Neither is trained.
+//! linear and folds it into the weights, so that the sum of the rounds is of any rank. The token table is made from that of `rust-tiny`, a
+//! language model trained on these same texts among others; positions are the sines and cosines of the first Transformer. Neither is
+//! trained.
 
 mod pairs;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 
@@ -40,7 +41,7 @@ impl Job for TrainEncoder {
 
     fn run<B: TrainBackend>(self, device: B::Device) -> Result<()> {
         let documents = pairs::documents()?;
-        let mut weights = first_weights()?;
+        let mut weights = first_weights(&documents)?;
         write(&self.output, &weights, DType::F32)?;
         let measured = pairs::questions(&documents, true, |document| pairs::sentences(document, 0));
         report("BM25", &pairs::bm25_ranks(&measured.0, &measured.1), &measured);
@@ -108,7 +109,7 @@ fn rows(documents: &[pairs::Document], round: usize, embedder: &Embedder) -> Res
                 continue;
             }
             for (at, query) in queries.iter().enumerate() {
-                let is_left_out = |place: usize| turn % 2 == 1 && (place + at + turn) % 3 == 0;
+                let is_left_out = |place: usize| turn % 2 == 1 && (place + at + turn).is_multiple_of(3);
                 let words = query.split_inclusive(char::is_whitespace).enumerate();
                 let query: String = words.filter(|(place, _)| !is_left_out(*place)).map(|(_, word)| word).collect();
                 rows.push(Pair {
@@ -132,13 +133,38 @@ fn report(what: &str, ranks: &[usize], (questions, passages): &(Vec<pairs::Quest
     );
 }
 
-/// Small random linears, norms that do nothing yet, and the tables that are given.
-fn first_weights() -> Result<BTreeMap<String, TensorData>> {
+/// How much each token says: 0 for one that every document has, 1 for one that only one has, counted over those that are trained on.
+fn rarities(documents: &[pairs::Document], vocabulary: usize) -> Result<Vec<f32>> {
+    let tiny = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/tiny/rust-tiny"));
+    let tokenizer = Tokenizer::from_folder(tiny)?;
+    let (mut holding, mut count) = (vec![1.0f32; vocabulary], 1.0f32);
+    for (_, document) in documents.iter().enumerate().filter(|(number, _)| !pairs::is_held_out(*number)) {
+        let tokens: BTreeSet<u32> = tokenizer.encode(&document.text, false)?.into_iter().collect();
+        tokens.into_iter().for_each(|id| holding[id as usize] += 1.0);
+        count += 1.0;
+    }
+    Ok(holding.into_iter().map(|holding| (count / holding).ln() / count.ln()).collect())
+}
+
+/// Small random linears, norms that do nothing yet, and the tables that are given. A token's row is its direction in `rust-tiny`, less what
+/// all tokens share, and the more of one common direction instead the less the token says (after Arora et al. 2017), since the norm behind
+/// the table takes lengths away.
+fn first_weights(documents: &[pairs::Document]) -> Result<BTreeMap<String, TensorData>> {
     let tiny = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/tiny/rust-tiny/model.safetensors"));
     let table =
         TensorFile::open(tiny, &firebrick::core::checkpoint::Limits::MODEL)?.data("model.embed_tokens.weight")?;
     let vocabulary = table.shape[0];
-    let table: Vec<f32> = table.convert_dtype(DType::F32).iter::<f32>().collect();
+    let mut table: Vec<f32> = table.convert_dtype(DType::F32).iter::<f32>().collect();
+    let mean: Vec<f32> =
+        (0..HIDDEN).map(|at| table.iter().skip(at).step_by(HIDDEN).sum::<f32>() / vocabulary as f32).collect();
+    for (row, rarity) in table.chunks_mut(HIDDEN).zip(rarities(documents, vocabulary)?) {
+        row.iter_mut().zip(&mean).for_each(|(value, mean)| *value -= mean);
+        let length = row.iter().map(|x| x * x).sum::<f32>().sqrt().max(1e-6);
+        for (at, value) in row.iter_mut().enumerate() {
+            let common = if at % 2 == 0 { 1.0 } else { -1.0 } / (HIDDEN as f32).sqrt();
+            *value = rarity * *value / length + (1.0 - rarity) * common;
+        }
+    }
     let spread = (table.iter().map(|x| x * x).sum::<f32>() / table.len() as f32).sqrt();
     let mut weights = BTreeMap::new();
     let mut state = 20_261_121u64;
@@ -153,8 +179,8 @@ fn first_weights() -> Result<BTreeMap<String, TensorData>> {
     let angle = |position: usize, feature: usize| {
         let wavelength = 10_000f32.powf((feature / 2 * 2) as f32 / HIDDEN as f32);
         let angle = position as f32 / wavelength;
-        // A third as large as the tokens.
-        spread / 3.0 * 2f32.sqrt() * if feature.is_multiple_of(2) { angle.sin() } else { angle.cos() }
+        // A tenth as large as the tokens.
+        spread / 10.0 * 2f32.sqrt() * if feature.is_multiple_of(2) { angle.sin() } else { angle.cos() }
     };
     let positions = (0..POSITIONS).flat_map(|position| (0..HIDDEN).map(move |feature| angle(position, feature)));
     insert("embeddings.position_embeddings.weight".into(), positions.collect(), &[POSITIONS, HIDDEN]);
