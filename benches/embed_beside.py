@@ -19,6 +19,8 @@ import time
 from importlib.util import find_spec
 from pathlib import Path
 
+# On a machine that others use too, torch's threads lose most of their time spinning at barriers unless told to sleep there.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 THREADS = int(os.environ.get("BENCH_THREADS", "2"))
 WORDS = "list sort python borrow value trait type city river model vector search large small read write open close".split()
 
@@ -143,7 +145,8 @@ def main():
                 ratio = lambda peer: statistics.median(a / b for a, b in zip(times[peer], times["firebrick"]))
                 record = {
                     "workload": f"embed, E5-small-v2 shape, random weights, f32, {count} distinct texts, {mix}",
-                    "backend": "flex", "threads": THREADS, "tokens": tokens, "rounds": rounds,
+                    "backend": "flex", "threads": THREADS,
+                    "omp_wait_policy": os.environ["OMP_WAIT_POLICY"], "load_average": round(os.getloadavg()[0], 1), "tokens": tokens, "rounds": rounds,
                     "peer_seconds_over_ours": {peer: round(ratio(peer), 3) for peer in others},
                     "texts_per_second": {name: round(count / s, 1) for name, s in middle.items()},
                     "tokens_per_second": {name: round(tokens / s) for name, s in middle.items()},

@@ -13,6 +13,8 @@ mod fake_hub;
 mod hub;
 #[path = "external/memory.rs"]
 mod memory;
+#[path = "../examples/pairs/mod.rs"]
+mod pairs;
 #[path = "external/python.rs"]
 mod python;
 #[path = "external/qwen_tokenizer.rs"]

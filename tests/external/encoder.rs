@@ -1,5 +1,8 @@
 //! all-MiniLM-L6-v2, real weights, beside sentence-transformers; and adapters of ours for an encoder, read by PEFT.
 
+use std::ops::ControlFlow;
+use std::path::Path;
+
 use firebrick::core::lora::Adapter;
 use firebrick::prelude::*;
 use safetensors::SafeTensors;
@@ -8,6 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::python::{needed, script};
 use crate::contract;
+use crate::pairs;
 use crate::support::{Inner, assert_near, repository};
 
 fn numbers(value: &Value) -> Vec<f32> {
@@ -48,6 +52,18 @@ contract! {
     }
 }
 
+/// Embeddings of texts, as they are, by PEFT.
+fn by_peft(base: &Path, adapter: &Path, texts: &[&str]) -> Vec<f32> {
+    let out = tempfile::tempdir().unwrap();
+    let (file, answers) = (out.path().join("texts.json"), out.path().join("answers.safetensors"));
+    std::fs::write(&file, serde_json::to_vec(&texts).unwrap()).unwrap();
+    script("peft_encoder.py", [base, adapter, &file, &answers]);
+    let bytes = std::fs::read(&answers).unwrap();
+    let answers = SafeTensors::deserialize(&bytes).unwrap();
+    let view = answers.tensor("embeddings").unwrap();
+    view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect()
+}
+
 contract! {
     #[ignore = "needs Python with PEFT"]
     fn our_encoder_adapter_gives_the_same_embeddings_in_peft<B>(device) {
@@ -64,18 +80,10 @@ contract! {
             let mut adapter = adapter.with_matrices(matrices.collect::<Vec<_>>());
             adapter.set_base(model.fingerprint(), &base.to_string_lossy(), None);
             let out = tempfile::tempdir().unwrap();
-            let (folder, texts) = (out.path().join("adapter"), out.path().join("texts.json"));
+            let folder = out.path().join("adapter");
             adapter.save(&folder, Format::Peft).unwrap();
             let sentences = ["how do I sort a list", "Paris is the capital and the largest city of France.", "short"];
-            std::fs::write(&texts, serde_json::to_vec(&sentences).unwrap()).unwrap();
-            let answers = out.path().join("answers.safetensors");
-            script("peft_encoder.py", [&base, &folder, &texts, &answers]);
-
-            let bytes = std::fs::read(&answers).unwrap();
-            let answers = SafeTensors::deserialize(&bytes).unwrap();
-            let view = answers.tensor("embeddings").unwrap();
-            let expected: Vec<f32> =
-                view.data().chunks_exact(4).map(|bytes| f32::from_le_bytes(bytes.try_into().unwrap())).collect();
+            let expected = by_peft(&base, &folder, &sentences);
             let encode = |model: &EmbeddingModel<Inner<B>>| -> Vec<f32> {
                 model.encode(&sentences, Kind::None).unwrap().into_iter().flat_map(|e| e.vector).collect()
             };
@@ -83,5 +91,48 @@ contract! {
             assert_near(&ours, &expected, 1e-4, 0.0, targets);
             assert!(encode(&model).iter().zip(&expected).any(|(a, b)| (a - b).abs() > 0.01), "{targets} changes nothing");
         }
+    }
+}
+
+contract! {
+    #[ignore = "needs Python with PEFT"]
+    fn a_fine_tuned_adapter_finds_more_on_held_out_pairs_and_is_the_same_in_peft<B>(device) {
+        let folder = repository("examples/tiny/rust-e5-tiny");
+        let model = EmbeddingModel::<B>::load(&folder, &device).unwrap();
+        let base = model.valid();
+        let documents = pairs::documents().unwrap();
+        let embedder = model.embedder().with_max_tokens(128).unwrap();
+        let (questions, passages) = pairs::questions(&documents, false, pairs::code);
+        let data = Dataset::from_pairs(pairs::pairs(&questions, &passages, &embedder).unwrap());
+        let (measured, passages) = pairs::questions(&documents, true, pairs::code);
+        assert!(measured.len() >= 200, "{} pairs", measured.len());
+        let trained: Vec<&String> = questions.iter().map(|question| &question.text).collect();
+        let shared = measured.iter().filter(|question| trained.contains(&&question.text)).count();
+        assert_eq!(shared, 0, "held-out questions that are trained on");
+
+        let lora = LoraConfig { rank: 16, ..LoraConfig::encoder() };
+        let adapter = Adapter::create(base.model(), &lora, 0).unwrap();
+        let config = TrainConfig { duration: Duration::Steps(80), batch_size: 32, ..TrainConfig::default() };
+        let config = config.learning_rate(1e-3);
+        let mut trainer = Trainer::contrastive(model.model(), Contrastive::new(embedder), adapter, config).unwrap();
+        trainer.run(&data, None, &mut |_| ControlFlow::Continue(())).unwrap();
+
+        let out = tempfile::tempdir().unwrap();
+        trainer.adapter().save(out.path(), Format::Peft).unwrap();
+        let tuned = base.with_adapter(&base.load_adapter(out.path()).unwrap()).unwrap();
+        let before = pairs::ranks(&base, &measured, &passages).unwrap();
+        let after = pairs::ranks(&tuned, &measured, &passages).unwrap();
+        let [low, high] = pairs::bootstrap(&before, &after);
+        let recall = |ranks: &[usize]| Retrieval::from_ranks(ranks).recall_at_1;
+        println!(
+            "{} pairs: recall@1 {:.3} -> {:.3}, gained between {low:.3} and {high:.3}",
+            measured.len(), recall(&before), recall(&after)
+        );
+        assert!(low > 0.0, "the interval reaches {low}");
+
+        let texts = ["query: use of a moved value", "passage: let x = 5;", "E0382"];
+        let ours: Vec<f32> = tuned.encode(&texts, Kind::None).unwrap().into_iter().flat_map(|e| e.vector).collect();
+        // Of weights in f16 PEFT makes f32; here they stay as they are and are widened when they are read.
+        assert_near(&ours, &by_peft(&folder, out.path(), &texts), 1e-4, 0.0, "PEFT");
     }
 }
