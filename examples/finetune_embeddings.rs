@@ -24,7 +24,7 @@ impl Job for Finetune {
         let base = model.valid();
         let documents = pairs::documents()?;
         // Texts are cut off where a step takes a second or so.
-        let embedder = model.embedder().with_max_tokens(model.embedder().max_tokens().min(128))?;
+        let embedder = model.embedder().with_max_tokens(model.embedder().max_tokens().min(96))?;
         let (questions, passages) = pairs::questions(&documents, false, pairs::code);
         let data = Dataset::from_pairs(pairs::pairs(&questions, &passages, &embedder)?);
         let (measured, passages) = pairs::questions(&documents, true, pairs::code);
