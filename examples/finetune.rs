@@ -30,7 +30,7 @@ impl Job for Finetune {
             match event {
                 Event::Step(step) if step.step % 10 == 0 => println!("step {}: loss {:.3}", step.step, step.loss),
                 Event::Step(_) => {}
-                Event::Evaluated { step, valid_loss } => {
+                Event::Evaluated { step, valid_loss, .. } => {
                     println!("after {step} steps: validation loss {valid_loss:.3}")
                 }
             }

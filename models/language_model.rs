@@ -5,7 +5,7 @@ use std::path::Path;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::decode::DecodeOptions;
-use firebrick_core::error::{Error, Result};
+use firebrick_core::error::Result;
 use firebrick_core::generate::{Generation, Session};
 use firebrick_core::generation::GenerationConfig;
 use firebrick_core::lora::Adapter;
@@ -113,7 +113,7 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// # Errors
     /// If the adapter was made for another base or does not fit.
     pub fn with_adapter(&self, adapter: &Adapter<B>) -> Result<Self> {
-        self.check_base(adapter.base())?;
+        adapter.check_base(&self.fingerprint, &self.name)?;
         Ok(self.with_model(adapter.attach(&*self.model)?))
     }
 
@@ -122,20 +122,8 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// # Errors
     /// As [`with_adapter`](Self::with_adapter).
     pub fn merged(&self, adapter: &Adapter<B>) -> Result<Self> {
-        self.check_base(adapter.base())?;
+        adapter.check_base(&self.fingerprint, &self.name)?;
         Ok(self.with_model(adapter.merge(&*self.model)?))
-    }
-
-    fn check_base(&self, base: Option<&str>) -> Result<()> {
-        match base {
-            Some(base) if base != self.fingerprint => {
-                let shorten = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
-                let (made_for, this) = (shorten(base), shorten(&self.fingerprint));
-                let problem = format!("it was made for the base {made_for}…, this one is {this}… ({})", self.name);
-                Err(Error::AdapterMismatch { adapter: "(by its fingerprint)".into(), problems: vec![problem] })
-            }
-            _ => Ok(()),
-        }
     }
 
     fn with_model<C: KernelBackend>(&self, model: Box<dyn CausalLm<C>>) -> LanguageModel<C> {
@@ -224,7 +212,7 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// If it cannot be read, or was made for another base.
     pub fn load_adapter(&self, folder: impl AsRef<Path>) -> Result<Adapter<B>> {
         let adapter = Adapter::load(folder.as_ref(), &self.model.device())?;
-        self.check_base(adapter.base())?;
+        adapter.check_base(&self.fingerprint, &self.name)?;
         Ok(adapter)
     }
 }

@@ -53,7 +53,7 @@ pub use firebrick_models as models;
 pub use firebrick_backend::select::{BackendName, Job, SelectError, built, dispatch};
 pub use firebrick_backend::{KernelBackend, TrainBackend};
 pub use firebrick_core::error::{Error, Result};
-pub use firebrick_models::{GenerateOptions, LanguageModel};
+pub use firebrick_models::{EmbeddingModel, GenerateOptions, LanguageModel};
 
 /// What a program that generates or fine-tunes needs, in one import.
 pub mod prelude {
@@ -61,13 +61,16 @@ pub mod prelude {
     pub use firebrick_backend::select::{BackendName, Job, built, dispatch};
     pub use firebrick_backend::{KernelBackend, TrainBackend};
     pub use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
+    pub use firebrick_core::embed::{EmbedOptions, Embedder, Embedding, Kind};
     pub use firebrick_core::generate::{Generation, Piece, Session};
     pub use firebrick_core::lora::{Adapter, Adapters, Format, LoraConfig, Targets};
-    pub use firebrick_core::model::CausalLm;
+    pub use firebrick_core::model::{CausalLm, Encoder};
     pub use firebrick_core::sample::Sampling;
     pub use firebrick_core::sequence::Sequences;
     pub use firebrick_core::text::{Message, Tokenizer};
+    pub use firebrick_core::train::contrastive::Contrastive;
     pub use firebrick_core::train::data::{DataOptions, Dataset, Splits};
     pub use firebrick_core::train::run::{Duration, Event, TrainConfig, Trainer};
-    pub use firebrick_models::{GenerateOptions, LanguageModel};
+    pub use firebrick_core::train::task::Retrieval;
+    pub use firebrick_models::{EmbeddingModel, GenerateOptions, LanguageModel};
 }

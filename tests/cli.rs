@@ -12,6 +12,8 @@ mod conversation;
 mod doctor;
 #[path = "cli/downloading.rs"]
 mod downloading;
+#[path = "cli/embedding.rs"]
+mod embedding;
 #[path = "../src/hub/tests/fake_hub/mod.rs"]
 mod fake_hub;
 #[path = "cli/generating.rs"]

@@ -5,12 +5,16 @@ mod support;
 
 #[path = "external/adapters.rs"]
 mod adapters;
+#[path = "external/encoder.rs"]
+mod encoder;
 #[path = "../src/hub/tests/fake_hub/mod.rs"]
 mod fake_hub;
 #[path = "external/hub.rs"]
 mod hub;
 #[path = "external/memory.rs"]
 mod memory;
+#[path = "../examples/pairs/mod.rs"]
+mod pairs;
 #[path = "external/python.rs"]
 mod python;
 #[path = "external/qwen_tokenizer.rs"]

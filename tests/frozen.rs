@@ -4,14 +4,20 @@ mod support;
 #[path = "support/watched.rs"]
 mod watched;
 
+use std::sync::{Mutex, PoisonError};
+
 use burn::backend::Autodiff;
 use firebrick::core::train::data::Example;
 use firebrick::prelude::*;
 use support::{DECODERS, Golden};
 use watched::{WEIGHT_GRADIENTS, Watched};
 
+/// The watch is one for the process: its tests take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
 #[test]
 fn only_the_adapters_matrices_receive_gradients() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     for name in DECODERS {
         let golden = Golden::open(name);
         let device = Default::default();
@@ -45,6 +51,7 @@ fn only_the_adapters_matrices_receive_gradients() {
 
 #[test]
 fn the_watch_sees_a_weight_that_is_trained() {
+    let _turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
     use burn::tensor::Tensor;
     use firebrick::backend::ops::linear::linear;
     type B = Autodiff<Watched>;

@@ -43,6 +43,7 @@ fn a_wrong_op_is_named() {
         "softmax",
         "rope",
         "swiglu",
+        "gelu",
         "linear",
         "attention",
         "write_rows",

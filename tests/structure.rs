@@ -32,7 +32,7 @@ const FLOORS: [&[&str]; 10] = [
     &["nn"],
     &["model"],
     &["checkpoint", "text", "sample"],
-    &["lora", "generation", "decode"],
+    &["lora", "generation", "decode", "embed"],
     &["generate", "train"],
 ];
 

@@ -121,6 +121,15 @@ pub trait KernelBackend: Backend {
         ops::swiglu::reference_backward::<Self>(gate, up, grad)
     }
 
+    /// `x · Φ(x)`, exactly (Hendrycks & Gimpel 2016).
+    fn gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::gelu::reference::<Self>(x)
+    }
+    /// Gradient of [`gelu`](Self::gelu).
+    fn gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
+        ops::gelu::reference_backward::<Self>(x, grad)
+    }
+
     /// `x · Wᵀ + b`: `x` `[rows, in]`, `weight` `[out, in]` in its stored format, `bias` `[out]`. The result has `x`'s dtype.
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         ops::linear::reference::<Self>(x, weight, bias)

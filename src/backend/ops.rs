@@ -3,6 +3,7 @@
 
 pub mod attention;
 pub mod cross_entropy;
+pub mod gelu;
 pub mod layer_norm;
 pub mod linear;
 pub mod rms_norm;

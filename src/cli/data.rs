@@ -25,9 +25,9 @@ pub fn over_long() -> impl TypedValueParser<Value = OverLong> {
 }
 
 /// Says what became of the rows that could not be used as they are.
-pub fn report_rows(dataset: &Dataset, options: &DataOptions, everywhere: &Everywhere) {
+pub fn report_rows<E>(dataset: &Dataset<E>, max_tokens: usize, everywhere: &Everywhere) {
     const SHOWN: usize = 10;
-    let (path, report, limit) = (dataset.path().display(), dataset.report(), options.max_tokens);
+    let (path, report, limit) = (dataset.path().display(), dataset.report(), max_tokens);
     for SkippedRow { line, problem } in report.skipped.iter().take(SHOWN) {
         everywhere.note(format_args!("skipped {path}:{line}: {problem}"));
     }

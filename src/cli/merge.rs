@@ -166,6 +166,7 @@ fn copy_rest(checkpoint: &Checkpoint, folder: &Path, dtype: Option<DType>) -> Re
             std::fs::copy(&path, folder.join(&name)).with_context(|| path.display().to_string())?;
         }
     }
+    copy_modules(source, folder)?;
     let Some(dtype) = dtype else { return Ok(()) };
     let mut config = checkpoint.config().clone();
     let name = match dtype {
@@ -179,6 +180,23 @@ fn copy_rest(checkpoint: &Checkpoint, folder: &Path, dtype: Option<DType>) -> Re
         }
     }
     Ok(write_atomic(&folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
+}
+
+/// The configs of an encoder's modules, such as `1_Pooling/config.json`, without which it would pool otherwise.
+fn copy_modules(source: &Path, folder: &Path) -> Result<()> {
+    if !source.join("modules.json").is_file() {
+        return Ok(());
+    }
+    for entry in source.read_dir().with_context(|| source.display().to_string())? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        let config = path.join("config.json");
+        if path.is_dir() && config.is_file() {
+            let to = folder.join(name);
+            std::fs::create_dir_all(&to).with_context(|| to.display().to_string())?;
+            std::fs::copy(&config, to.join("config.json")).with_context(|| config.display().to_string())?;
+        }
+    }
+    Ok(())
 }
 
 fn sibling(folder: &Path) -> Result<PathBuf> {

@@ -5,6 +5,7 @@ mod chat;
 mod data;
 mod doctor;
 mod download;
+mod embed;
 mod generate;
 mod logits;
 mod merge;
@@ -23,7 +24,7 @@ use firebrick::{Error, SelectError};
 
 use options::Everywhere;
 
-/// Fine-tune a Qwen with LoRA, then talk to it.
+/// Fine-tune a Qwen or an E5 with LoRA, then talk to it or search with it.
 #[derive(Parser)]
 #[command(name = "firebrick", version, arg_required_else_help = true)]
 pub struct Cli {
@@ -43,6 +44,8 @@ enum Verb {
     Logits(logits::Logits),
     /// The loss of each row of a jsonl file.
     Score(score::Score),
+    /// The vector of each line of a file.
+    Embed(embed::Embed),
     /// Fine-tune a LoRA adapter on train.jsonl.
     Train(Box<train::Train>),
     /// Fold an adapter into its base and write a plain checkpoint.
@@ -63,6 +66,7 @@ impl Cli {
             Verb::Chat(verb) => verb.run(everywhere),
             Verb::Logits(verb) => verb.run(everywhere),
             Verb::Score(verb) => verb.run(everywhere),
+            Verb::Embed(verb) => verb.run(everywhere),
             Verb::Train(verb) => verb.run(everywhere),
             Verb::Merge(verb) => verb.run(everywhere),
             Verb::Adapter(verb) => verb.run(everywhere),

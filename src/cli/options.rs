@@ -139,7 +139,20 @@ pub struct ModelOptions {
 }
 
 impl ModelOptions {
-    /// Loads the model, with its adapter attached.
+    /// Loads the encoder, with its adapter attached.
+    pub fn load_encoder<B: KernelBackend>(
+        &self,
+        everywhere: &Everywhere,
+        device: &B::Device,
+    ) -> Result<EmbeddingModel<B>> {
+        let model = load_encoder::<B>(&self.model, everywhere, device)?;
+        match &self.adapter {
+            None => Ok(model),
+            Some(folder) => Ok(model.with_adapter(&load_encoder_adapter(&model, folder, everywhere)?)?),
+        }
+    }
+
+    /// Loads the decoder, with its adapter attached.
     pub fn load<B: KernelBackend>(&self, everywhere: &Everywhere, device: &B::Device) -> Result<LanguageModel<B>> {
         let model = load_model::<B>(&self.model, everywhere, device)?;
         match &self.adapter {
@@ -160,11 +173,29 @@ pub fn load_model<B: KernelBackend>(
     everywhere: &Everywhere,
     device: &B::Device,
 ) -> Result<LanguageModel<B>> {
+    load_by::<B, _>(model, everywhere, device, LanguageModel::from_checkpoint)
+}
+
+/// Loads the encoder of `--model`, saying what is odd about it.
+pub fn load_encoder<B: KernelBackend>(
+    model: &Path,
+    everywhere: &Everywhere,
+    device: &B::Device,
+) -> Result<EmbeddingModel<B>> {
+    load_by::<B, _>(model, everywhere, device, EmbeddingModel::from_checkpoint)
+}
+
+fn load_by<B: KernelBackend, M>(
+    model: &Path,
+    everywhere: &Everywhere,
+    device: &B::Device,
+    load: impl FnOnce(&Checkpoint, DTypePolicy, &B::Device) -> firebrick::Result<M>,
+) -> Result<M> {
     let folder = model_folder(model, everywhere)?;
     let begun = std::time::Instant::now();
     let checkpoint = Checkpoint::open(&folder)?;
     let folder = checkpoint.folder();
-    let model = LanguageModel::from_checkpoint(&checkpoint, everywhere.dtype.policy(), device)?;
+    let model = load(&checkpoint, everywhere.dtype.policy(), device)?;
     if let [first, others @ ..] = &checkpoint.warnings()[..] {
         let which = match others.len() {
             0 => format!("{first} holds"),
@@ -194,6 +225,24 @@ pub fn load_adapter<B: KernelBackend>(
 ) -> Result<Adapter<B>> {
     // Attached once here, so that an adapter that does not fit is named by its folder.
     let fitting = model.load_adapter(folder).and_then(|adapter| model.with_adapter(&adapter).map(|_| adapter));
+    named(fitting, folder, everywhere)
+}
+
+/// Loads an adapter that fits the encoder, saying when its base is unknown.
+pub fn load_encoder_adapter<B: KernelBackend>(
+    model: &EmbeddingModel<B>,
+    folder: &Path,
+    everywhere: &Everywhere,
+) -> Result<Adapter<B>> {
+    let fitting = model.load_adapter(folder).and_then(|adapter| model.with_adapter(&adapter).map(|_| adapter));
+    named(fitting, folder, everywhere)
+}
+
+fn named<B: KernelBackend>(
+    fitting: firebrick::Result<Adapter<B>>,
+    folder: &Path,
+    everywhere: &Everywhere,
+) -> Result<Adapter<B>> {
     let adapter = fitting.map_err(|error| match error {
         Error::AdapterMismatch { problems, .. } => {
             Error::AdapterMismatch { adapter: folder.display().to_string(), problems }

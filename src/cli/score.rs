@@ -74,7 +74,7 @@ impl Job for Work {
             over_long: verb.over_long,
         };
         let dataset = Dataset::load(&verb.data, model.tokenizer(), &options)?;
-        report_rows(&dataset, &options, &everywhere);
+        report_rows(&dataset, options.max_tokens, &everywhere);
         let (mut sum, mut tokens, mut rows) = (0.0, 0.0, 0);
         let mut show = |row: RowLoss| {
             (sum, tokens, rows) = (sum + row.loss * row.tokens, tokens + row.tokens, rows + 1);

@@ -10,18 +10,21 @@ use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
+use firebrick::core::train::contrastive::Contrastive;
+use firebrick::core::train::task::Task;
+use firebrick::models::{Role, family};
 use firebrick::prelude::*;
 use serde::Serialize;
 
 use super::data::report_rows;
 use super::download::model_folder;
-use super::options::{Everywhere, load_adapter, load_model};
+use super::options::{Everywhere, load_adapter, load_encoder, load_encoder_adapter, load_model};
 use super::output;
 use super::signal::Signals;
 use config::{Settings, TrainOptions};
 use progress::Progress;
 
-/// Fine-tune a LoRA adapter on train.jsonl.
+/// Fine-tune a LoRA adapter on train.jsonl: a decoder to answer, an encoder to find.
 #[derive(Args, Clone, Debug)]
 pub struct Train {
     /// Model folder in Hugging Face layout, or a repo id org/name[@revision], downloaded if the Hugging Face cache lacks it
@@ -52,15 +55,15 @@ impl Train {
         if self.init_adapter.is_some() {
             options.check_init_adapter()?;
         }
-        let settings = options.settle()?;
+        options.check()?;
         let signals = Signals::listen()?;
-        everywhere.clone().dispatch(Work { verb: self, settings, everywhere, signals })
+        everywhere.clone().dispatch(Work { verb: self, options, everywhere, signals })
     }
 }
 
 struct Work {
     verb: Train,
-    settings: Settings,
+    options: TrainOptions,
     everywhere: Everywhere,
     signals: Signals,
 }
@@ -69,38 +72,82 @@ impl Job for Work {
     type Output = Result<ExitCode>;
 
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
-        let Self { verb, settings, everywhere, signals } = self;
-        let folder = model_folder(&verb.model, &everywhere)?;
-        let model = load_model::<B>(&folder, &everywhere, &device)?;
+        let folder = model_folder(&self.verb.model, &self.everywhere)?;
+        let role = family(&Checkpoint::open(&folder)?).map_or(Role::CausalLm, |family| family.role);
+        self.options.check_role(role)?;
+        let settings = self.options.clone().settle(role)?;
+        match role {
+            Role::CausalLm => self.decoder::<B>(&folder, settings, &device),
+            Role::Encoder => self.encoder::<B>(&folder, settings, &device),
+        }
+    }
+}
+
+impl Work {
+    fn decoder<B: TrainBackend>(self, folder: &Path, settings: Settings, device: &B::Device) -> Result<ExitCode> {
+        let model = load_model::<B>(folder, &self.everywhere, device)?;
         let base = model.valid();
         let mut data = settings.data;
         data.max_tokens = data.max_tokens.min(model.model().facts().context);
-        let splits = Splits::load(&verb.data, model.tokenizer(), &data)?;
-        for dataset in [Some(&splits.train), splits.valid.as_ref()].into_iter().flatten() {
-            report_rows(dataset, &data, &everywhere);
-        }
-        let mut adapter = match &verb.init_adapter {
-            Some(folder) => load_adapter(&base, folder, &everywhere)?,
+        let splits = Splits::load(&self.verb.data, model.tokenizer(), &data)?;
+        let mut adapter = match &self.verb.init_adapter {
+            Some(folder) => load_adapter(&base, folder, &self.everywhere)?,
             None => Adapter::create(base.model(), &settings.lora, settings.train.seed)?,
         };
-        match firebrick_hub::origin(&folder) {
+        self.name_base(&mut adapter, folder, model.fingerprint());
+        let weighted_tokens = Some(splits.train.weighted_tokens());
+        let trainer = Trainer::new(model.model(), adapter, settings.train.clone())?;
+        self.train(trainer, splits, &settings.train, data.max_tokens, weighted_tokens)
+    }
+
+    fn encoder<B: TrainBackend>(self, folder: &Path, settings: Settings, device: &B::Device) -> Result<ExitCode> {
+        let model = load_encoder::<B>(folder, &self.everywhere, device)?;
+        let base = model.valid();
+        let max_tokens = settings.data.max_tokens.min(model.embedder().max_tokens());
+        let embedder = model.embedder().with_max_tokens(max_tokens)?;
+        let splits = Splits::load_pairs(&self.verb.data, &embedder, settings.data.bad_rows)?;
+        let mut adapter = match &self.verb.init_adapter {
+            Some(folder) => load_encoder_adapter(&base, folder, &self.everywhere)?,
+            None => Adapter::create(base.model(), &settings.lora, settings.train.seed)?,
+        };
+        self.name_base(&mut adapter, folder, model.fingerprint());
+        let Settings { temperature, symmetric, .. } = settings;
+        let task = Contrastive { embedder, temperature, symmetric };
+        let trainer = Trainer::contrastive(model.model(), task, adapter, settings.train.clone())?;
+        self.train(trainer, splits, &settings.train, max_tokens, None)
+    }
+
+    fn name_base<B: KernelBackend>(&self, adapter: &mut Adapter<B>, folder: &Path, fingerprint: &str) {
+        match firebrick_hub::origin(folder) {
             // Named as PEFT does, with the commit that the revision stood for.
-            Some((repo, commit)) => adapter.set_base(model.fingerprint(), &repo, Some(&commit)),
-            None => adapter.set_base(model.fingerprint(), &verb.model.to_string_lossy(), None),
+            Some((repo, commit)) => adapter.set_base(fingerprint, &repo, Some(&commit)),
+            None => adapter.set_base(fingerprint, &self.verb.model.to_string_lossy(), None),
         }
-        let parameters = adapter.parameters();
-        let modules = adapter.modules().len();
-        let mut trainer = Trainer::new(model.model(), adapter, settings.train.clone())?;
+    }
+
+    /// What is the same whatever is learned.
+    fn train<B: TrainBackend, T: Task<B>>(
+        self,
+        mut trainer: Trainer<B, T>,
+        splits: Splits<T::Example>,
+        config: &TrainConfig,
+        max_tokens: usize,
+        weighted_tokens: Option<usize>,
+    ) -> Result<ExitCode> {
+        let Self { verb, everywhere, signals, .. } = self;
+        for dataset in [Some(&splits.train), splits.valid.as_ref()].into_iter().flatten() {
+            report_rows(dataset, max_tokens, &everywhere);
+        }
         let plan = Plan {
             steps: trainer.total_steps(splits.train.examples().len()),
             train_examples: splits.train.examples().len(),
             valid_examples: splits.valid.as_ref().map(|valid| valid.examples().len()),
-            weighted_tokens: splits.train.weighted_tokens(),
-            trainable_parameters: parameters,
-            modules,
+            weighted_tokens,
+            trainable_parameters: trainer.adapter().parameters(),
+            modules: trainer.adapter().modules().len(),
             backend: BackendName::named(&everywhere.backend)?.to_string(),
         };
-        plan.check(&verb.data, &settings.train, &everywhere)?;
+        plan.check(&verb.data, config, &everywhere)?;
         everywhere.note(&plan);
         if verb.dry_run {
             if everywhere.json {
@@ -137,7 +184,8 @@ struct Plan {
     steps: usize,
     train_examples: usize,
     valid_examples: Option<usize>,
-    weighted_tokens: usize,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    weighted_tokens: Option<usize>,
     trainable_parameters: usize,
     modules: usize,
     backend: String,
@@ -169,9 +217,9 @@ impl std::fmt::Display for Plan {
         let Self { train_examples, weighted_tokens, trainable_parameters, modules, .. } = self;
         write!(
             f,
-            "{} on {train_examples} examples ({weighted_tokens} tokens that count); \
-             {trainable_parameters} parameters in {modules} modules",
-            steps(self.steps)
+            "{} on {train_examples} examples{}; {trainable_parameters} parameters in {modules} modules",
+            steps(self.steps),
+            weighted_tokens.map_or(String::new(), |tokens| format!(" ({tokens} tokens that count)"))
         )
     }
 }

@@ -66,6 +66,18 @@ pub enum Error {
         /// Every type a family reads.
         supported: Vec<String>,
     },
+    /// A model that is not of the kind the work needs.
+    #[error("{}: model_type `{model_type}` is {is}; this needs {wanted}", path.display())]
+    WrongRole {
+        /// The config file.
+        path: PathBuf,
+        /// The type found there.
+        model_type: String,
+        /// What such a model is.
+        is: &'static str,
+        /// What was needed.
+        wanted: &'static str,
+    },
     /// An adapter that cannot be read, or asks for something not implemented.
     #[error("adapter {}: {problem}", path.display())]
     Adapter {
@@ -103,6 +115,18 @@ pub enum Error {
     /// Nothing to work on.
     #[error("the prompt is empty: at least one token is needed")]
     EmptyPrompt,
+    /// A text without a token.
+    #[error("the text has no token to embed")]
+    EmptyText,
+    /// A text among several that cannot be used.
+    #[error("text {row}: {source}")]
+    Text {
+        /// Its number among them, from 0.
+        row: usize,
+        /// What is wrong with it.
+        #[source]
+        source: Box<Error>,
+    },
     /// More tokens than the model has positions for.
     #[error("the prompt has {tokens} tokens but the model's context ends at {limit}")]
     PromptTooLong {

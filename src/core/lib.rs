@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod checkpoint;
 pub mod decode;
+pub mod embed;
 pub mod error;
 mod file;
 pub mod generate;

@@ -21,7 +21,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{TensorFile, TensorSpecification, write_atomic, write_safetensors};
 use crate::error::{Error, Result};
 use crate::file::read_limited;
-use crate::model::CausalLm;
+use crate::model::Handle;
 use crate::nn::{Linear, Lora};
 use crate::random::key;
 
@@ -51,6 +51,11 @@ impl Default for LoraConfig {
 }
 
 impl LoraConfig {
+    /// The defaults for an encoder, whose linears have other names.
+    pub fn encoder() -> Self {
+        Self { targets: Targets::Names(vec!["query".into(), "value".into()]), ..Self::default() }
+    }
+
     /// The factor on the update.
     pub fn scale(&self) -> f64 {
         scale(self.alpha, self.rank, self.rslora)
@@ -114,9 +119,9 @@ impl<B: KernelBackend> Adapter<B> {
     ///
     /// # Errors
     /// If a value is out of bounds or the targets match no linear.
-    pub fn create(model: &dyn CausalLm<B>, config: &LoraConfig, seed: u64) -> Result<Self> {
+    pub fn create<M: Handle<B> + ?Sized>(model: &M, config: &LoraConfig, seed: u64) -> Result<Self> {
         config.validate()?;
-        let device = model.device();
+        let device = model.place();
         let paths = config.targets.select(&linear_shapes(model))?;
         let mut modules = BTreeMap::new();
         for (path, [out, inputs]) in paths {
@@ -127,7 +132,10 @@ impl<B: KernelBackend> Adapter<B> {
             let b = Tensor::zeros([out, config.rank], (&device, DType::F32));
             modules.insert(path, Module { a, b, scale: config.scale() });
         }
-        Ok(Self { modules, config: peft::config_of(config), dropout: config.dropout, base: None })
+        let targets =
+            if M::READS_ALL_LINEARS { config.targets.clone() } else { config.targets.spelled_out(modules.keys()) };
+        let said = LoraConfig { targets, ..config.clone() };
+        Ok(Self { modules, config: peft::config_of(&said, M::TASK), dropout: config.dropout, base: None })
     }
 
     /// Reads an adapter folder, of PEFT or of mlx-lm.
@@ -169,9 +177,9 @@ impl<B: KernelBackend> Adapter<B> {
     ///
     /// # Errors
     /// If a module is not in the model or has another shape, or the adapter's config names one that its file lacks.
-    pub fn attach(&self, model: &dyn CausalLm<B>) -> Result<Box<dyn CausalLm<B>>> {
+    pub fn attach<M: Handle<B> + ?Sized>(&self, model: &M) -> Result<Box<M>> {
         self.check(model)?;
-        let mut handle = model.boxed();
+        let mut handle = model.handle();
         handle.each_linear(&mut |path, linear| {
             linear.lora = self.modules.get(path).map(|module| Lora {
                 a: module.a.clone(),
@@ -187,9 +195,9 @@ impl<B: KernelBackend> Adapter<B> {
     ///
     /// # Errors
     /// As [`attach`](Self::attach).
-    pub fn merge(&self, model: &dyn CausalLm<B>) -> Result<Box<dyn CausalLm<B>>> {
+    pub fn merge<M: Handle<B> + ?Sized>(&self, model: &M) -> Result<Box<M>> {
         self.check(model)?;
-        let mut handle = model.boxed();
+        let mut handle = model.handle();
         handle.each_linear(&mut |path, linear| {
             if let Some(module) = self.modules.get(path) {
                 linear.weight = module.merged(linear.weight.clone());
@@ -243,6 +251,22 @@ impl<B: KernelBackend> Adapter<B> {
         self.base.as_deref()
     }
 
+    /// Refuses the base with this fingerprint if the adapter knows that it was made for another.
+    ///
+    /// # Errors
+    /// [`Error::AdapterMismatch`], with both.
+    pub fn check_base(&self, fingerprint: &str, name: &str) -> Result<()> {
+        match self.base() {
+            Some(base) if base != fingerprint => {
+                let shorten = |hash: &str| hash.get(..12).unwrap_or(hash).to_owned();
+                let (made_for, this) = (shorten(base), shorten(fingerprint));
+                let problem = format!("it was made for the base {made_for}…, this one is {this}… ({name})");
+                Err(Error::AdapterMismatch { adapter: "(by its fingerprint)".into(), problems: vec![problem] })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Notes the base: its fingerprint, and the name and revision PEFT shows and loads it by.
     pub fn set_base(&mut self, fingerprint: impl Into<String>, name: &str, revision: Option<&str>) {
         self.base = Some(fingerprint.into());
@@ -251,7 +275,7 @@ impl<B: KernelBackend> Adapter<B> {
     }
 
     /// Everything about the model that does not fit, at once.
-    fn check(&self, model: &dyn CausalLm<B>) -> Result<()> {
+    fn check<M: Handle<B> + ?Sized>(&self, model: &M) -> Result<()> {
         let shapes: BTreeMap<String, [usize; 2]> = linear_shapes(model).into_iter().collect();
         let mut problems = Vec::new();
         for (path, module) in &self.modules {
@@ -294,10 +318,12 @@ impl<B: KernelBackend> Module<B> {
 }
 
 /// Path and shape of every linear that can be adapted, in the checkpoint's order.
-pub fn linear_shapes<B: KernelBackend>(model: &dyn CausalLm<B>) -> Vec<(String, [usize; 2])> {
+pub fn linear_shapes<B: KernelBackend, M: Handle<B> + ?Sized>(model: &M) -> Vec<(String, [usize; 2])> {
     let mut shapes = Vec::new();
     // A handle of its own: visiting needs `&mut`, and cloning one copies no weight.
-    model.boxed().each_linear(&mut |path: &str, linear: &mut Linear<B>| shapes.push((path.to_owned(), linear.shape())));
+    model
+        .handle()
+        .each_linear(&mut |path: &str, linear: &mut Linear<B>| shapes.push((path.to_owned(), linear.shape())));
     shapes
 }
 

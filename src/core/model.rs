@@ -96,14 +96,78 @@ pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
     }
 }
 
+/// The sizes the framework needs to know of an encoder.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct EncoderFacts {
+    /// Encoder layers.
+    pub layers: usize,
+    /// Width of a hidden state.
+    pub hidden: usize,
+    /// Rows of the embedding table.
+    pub vocabulary: usize,
+    /// Tokens of a sequence at most.
+    pub context: usize,
+}
+
 /// An encoder: tokens in, hidden states out.
 pub trait Encoder<B: KernelBackend>: Adapt<B> + Send + Sync {
-    /// Hidden states of the tokens, `[tokens, hidden]`.
+    /// The model's sizes.
+    fn facts(&self) -> EncoderFacts;
+    /// The device its weights are on.
+    fn device(&self) -> B::Device;
+    /// Hidden states of the tokens, `[tokens, hidden]`. Each segment is a whole sequence, and sees only itself.
+    ///
+    /// # Panics
+    /// If a segment is empty, longer than the context, or does not start at position 0.
     fn encode(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
+    /// Another handle to the same weights.
+    fn boxed(&self) -> Box<dyn Encoder<B>>;
+    /// The same weights on the backend underneath autodiff, where embedding and validation belong.
+    fn valid(&self) -> Box<dyn Encoder<B::InnerBackend>>
+    where
+        B: TrainBackend;
 }
 
 /// Something whose linears can carry adapters.
 pub trait Adapt<B: KernelBackend> {
     /// Visits each linear with its checkpoint path, `model.layers.0.self_attn.q_proj`, in the checkpoint's order.
     fn each_linear(&mut self, visit: &mut dyn FnMut(&str, &mut Linear<B>));
+}
+
+/// A kind of model behind `dyn`, of which another handle can be had for an adapter to be attached to. There are two.
+pub trait Handle<B: KernelBackend>: Adapt<B> {
+    /// PEFT's name for what the model is for.
+    const TASK: &'static str;
+    /// Whether every linear of the architecture but a head is visited, so that `all-linear` is the same here and in PEFT.
+    const READS_ALL_LINEARS: bool;
+    /// Another handle to the same weights.
+    fn handle(&self) -> Box<Self>;
+    /// The device its weights are on.
+    fn place(&self) -> B::Device;
+}
+
+impl<'m, B: KernelBackend> Handle<B> for dyn CausalLm<B> + 'm {
+    const TASK: &'static str = "CAUSAL_LM";
+    const READS_ALL_LINEARS: bool = true;
+
+    fn handle(&self) -> Box<Self> {
+        self.boxed()
+    }
+
+    fn place(&self) -> B::Device {
+        self.device()
+    }
+}
+
+impl<'m, B: KernelBackend> Handle<B> for dyn Encoder<B> + 'm {
+    const TASK: &'static str = "FEATURE_EXTRACTION";
+    const READS_ALL_LINEARS: bool = false;
+
+    fn handle(&self) -> Box<Self> {
+        self.boxed()
+    }
+
+    fn place(&self) -> B::Device {
+        self.device()
+    }
 }

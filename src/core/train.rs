@@ -1,9 +1,11 @@
-//! Training: from rows of text to an adapter. Each step of the way has a file of its own under `train/`.
+//! Training: from rows of text to an adapter, of a decoder or of an encoder. Each step of the way has a file of its own under `train/`.
 
 pub mod adamw;
 mod batch;
 pub mod chart;
+pub mod contrastive;
 pub mod data;
 pub mod evaluate;
 pub mod run;
 pub mod schedule;
+pub mod task;

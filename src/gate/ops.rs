@@ -7,6 +7,7 @@ use burn::tensor::{DType, Tensor, TensorData};
 use firebrick_backend::TrainBackend;
 use firebrick_backend::ops::attention::{AttentionLayout, Span, attention};
 use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
+use firebrick_backend::ops::gelu::gelu;
 use firebrick_backend::ops::layer_norm::layer_norm;
 use firebrick_backend::ops::linear::linear;
 use firebrick_backend::ops::rms_norm::rms_norm;
@@ -55,6 +56,7 @@ pub enum Op {
     Softmax,
     Rope,
     Swiglu,
+    Gelu,
     Linear,
     Attention,
     CachedAttention,
@@ -64,12 +66,13 @@ pub enum Op {
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 10] = [
+    pub const ALL: [Self; 11] = [
         Self::RmsNorm,
         Self::LayerNorm,
         Self::Softmax,
         Self::Rope,
         Self::Swiglu,
+        Self::Gelu,
         Self::Linear,
         Self::Attention,
         Self::CachedAttention,
@@ -96,6 +99,7 @@ impl Op {
             Self::Softmax => op!(B, at; x 2 [7, 301]; ; softmax(x)),
             Self::Rope => op!(B, at; x 3 [9, 3, 32]; cos 2 [9, 16], sin 2 [9, 16]; rope(x, cos, sin)),
             Self::Swiglu => op!(B, at; gate 2 [7, 131], up 2 [7, 131]; ; swiglu(gate, up)),
+            Self::Gelu => op!(B, at; x 2 [7, 131]; ; gelu(x)),
             Self::Linear => {
                 op!(B, at; x 2 [19, 131], weight 2 [67, 131], bias 1 [67]; ; linear(x, weight, Some(bias)))
             }
@@ -148,6 +152,7 @@ impl fmt::Display for Op {
             Self::Softmax => "softmax",
             Self::Rope => "rope",
             Self::Swiglu => "swiglu",
+            Self::Gelu => "gelu",
             Self::Linear => "linear",
             Self::Attention => "attention",
             Self::CachedAttention => "attention over a cache",

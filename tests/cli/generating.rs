@@ -239,7 +239,11 @@ fn a_folder_that_is_no_model_is_named() {
     let error = run("generate --prompt a --model", &[&text(empty.path())]).error();
     assert!(error.contains("config.json"), "{error}");
     let error = run("generate --prompt a --model", &[&golden("bert-tiny")]).error();
-    assert!(error.contains("`bert`") && error.contains("qwen3"), "{error}");
+    assert!(error.contains("`bert`") && error.contains("embeds texts"), "{error}");
+    let strange = copy(&golden("bert-tiny"));
+    set_config(strange.path(), "model_type", json!("mamba"));
+    let error = run("generate --prompt a --model", &[&text(strange.path())]).error();
+    assert!(error.contains("`mamba`") && error.contains("qwen3"), "{error}");
 }
 
 #[test]

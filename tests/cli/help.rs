@@ -9,12 +9,13 @@ const SAMPLING: &str =
 fn verbs() -> Vec<(&'static str, String)> {
     let train = "model data output config init-adapter dry-run rank alpha dropout target rslora learning-rate schedule warmup-steps \
                  weight-decay batch-size gradient-accumulation max-seq-len steps epochs mask-prompt max-grad-norm seed eval-every \
-                 bad-rows over-long";
+                 bad-rows over-long temperature symmetric";
     vec![
         ("generate", format!("model adapter prompt prompt-file tokens chat system logprobs {SAMPLING}")),
         ("chat", format!("model adapter system {SAMPLING}")),
         ("logits", "model adapter tokens output".into()),
         ("score", "model adapter data mask-prompt max-seq-len bad-rows over-long".into()),
+        ("embed", "model adapter kind input output format dimensions batch-tokens".into()),
         ("train", train.into()),
         ("merge", "model adapter output".into()),
         ("adapter show", String::new()),

@@ -107,6 +107,9 @@ impl KernelBackend for Watched {
     fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
         told("swiglu", Flex::swiglu(gate, up))
     }
+    fn gelu(x: FlexTensor) -> FlexTensor {
+        told("gelu", <Flex as KernelBackend>::gelu(x))
+    }
     fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
         let narrow = LIE.get() == Some(Lie::Weights(weight.dtype()));
         let output = told("linear", <Flex as KernelBackend>::linear(x, weight, bias));

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Tensor};
 
 use super::attention::{AttentionLayout, Span, attention};
 use super::cross_entropy::{Targets, cross_entropy_of_linear};
+use super::gelu::gelu;
 use super::layer_norm::layer_norm;
 use super::linear::linear;
 use super::oracle::{Array, View, on_every_backend, read};
@@ -43,7 +44,7 @@ fn block<B: TrainBackend>(device: &B::Device, stored: DType) -> Vec<u64> {
     let layout = AttentionLayout { spans, causal: true, window: None, scale: 0.2 };
     let mixed = attention(q, kv.clone(), kv, &layout).reshape([tokens, heads * dim]);
     let h = layer_norm(x.clone() + mixed, scale.clone(), shift.clone(), 1e-5);
-    let gate = linear(h.clone(), frozen(7, [wide, hidden]), None);
+    let gate = gelu(linear(h.clone(), frozen(7, [wide, hidden]), None));
     let up = linear(h.clone(), frozen(8, [wide, hidden]), None);
     let down = linear(swiglu(gate, up), frozen(9, [hidden, wide]), Some(shift.clone()));
     let h = h + softmax(down);

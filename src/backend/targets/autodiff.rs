@@ -8,7 +8,7 @@ use burn::tensor::ops::FloatTensor;
 use crate::KernelBackend;
 use crate::ops::attention::AttentionLayout;
 use crate::ops::cross_entropy::Targets;
-use crate::ops::{attention, cross_entropy, layer_norm, linear, rms_norm, rope, softmax, swiglu};
+use crate::ops::{attention, cross_entropy, gelu, layer_norm, linear, rms_norm, rope, softmax, swiglu};
 
 /// The autodiff primitive over an inner backend.
 pub(crate) type Tracked<B> = FloatTensor<Autodiff<B>>;
@@ -41,6 +41,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
     fn swiglu(gate: Tracked<B>, up: Tracked<B>) -> Tracked<B> {
         swiglu::autodiff::swiglu::<B, C>(gate, up)
+    }
+    fn gelu(x: Tracked<B>) -> Tracked<B> {
+        gelu::autodiff::gelu::<B, C>(x)
     }
     fn linear(x: Tracked<B>, weight: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
         linear::autodiff::linear::<B, C>(x, weight, bias)

@@ -13,7 +13,7 @@ pub(crate) use rows::{Rows, contiguous, tensor};
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::attention::{self, AttentionLayout};
-use crate::ops::{layer_norm, linear, rms_norm, rope, softmax, swiglu, write_rows};
+use crate::ops::{gelu, layer_norm, linear, rms_norm, rope, softmax, swiglu, write_rows};
 use crate::process::{cpu_instructions, cpu_name};
 
 /// The CPU by burn-flex.
@@ -89,6 +89,13 @@ impl KernelBackend for Flex {
             return swiglu::flex::backward(gate, up, grad);
         }
         swiglu::reference_backward::<Self>(gate, up, grad)
+    }
+
+    fn gelu(x: FlexTensor) -> FlexTensor {
+        if all_f32([&x]) { gelu::flex::forward(x) } else { gelu::reference::<Self>(x) }
+    }
+    fn gelu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+        if all_f32([&x, &grad]) { gelu::flex::backward(x, grad) } else { gelu::reference_backward::<Self>(x, grad) }
     }
 
     fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {

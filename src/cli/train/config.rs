@@ -6,8 +6,10 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use firebrick::Error;
 use firebrick::core::train::adamw::AdamWConfig;
+use firebrick::core::train::contrastive::DEFAULT_TEMPERATURE;
 use firebrick::core::train::data::{BadRows, OverLong};
 use firebrick::core::train::schedule::{LearningRate, Schedule};
+use firebrick::models::Role;
 use firebrick::prelude::*;
 use serde::Deserialize;
 
@@ -27,7 +29,7 @@ pub struct TrainOptions {
     /// Probability of dropping an input of the update [default: 0]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     dropout: Option<f64>,
-    /// Linears to adapt: names separated by commas, a regular expression, or all-linear [default: q_proj,v_proj]
+    /// Linears to adapt: names separated by commas, a regular expression, or all-linear [default: q_proj,v_proj; of an encoder query,value]
     #[arg(long, value_name = "LINEARS")]
     target: Option<String>,
     /// Scale by alpha / √rank
@@ -46,13 +48,13 @@ pub struct TrainOptions {
     /// AdamW's weight decay [default: 0.01]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
-    /// Rows in a forward pass [default: 4]
+    /// Rows in a forward pass [default: 4; of an encoder 32, since each row learns from the others]
     #[arg(long, value_name = "N")]
     batch_size: Option<usize>,
     /// Forward passes for each step [default: 1]
     #[arg(long, value_name = "N")]
     gradient_accumulation: Option<usize>,
-    /// Tokens of a row at most [default: 2048, or the model's context]
+    /// Tokens of a row at most, of an encoder of each text [default: 2048, or the model's context]
     #[arg(long, value_name = "N")]
     max_seq_len: Option<usize>,
     /// Optimizer steps
@@ -80,6 +82,13 @@ pub struct TrainOptions {
     /// What to do with over-long rows [default: truncate]
     #[arg(long, value_name = "POLICY", value_parser = over_long())]
     over_long: Option<OverLong>,
+    /// Encoders: cosines are divided by it [default: 0.05]
+    #[arg(long, value_name = "X", allow_negative_numbers = true)]
+    temperature: Option<f64>,
+    /// Encoders: passages look for their queries too
+    #[arg(long)]
+    #[serde(default)]
+    symmetric: bool,
 }
 
 /// Every choice made.
@@ -87,6 +96,10 @@ pub struct Settings {
     pub lora: LoraConfig,
     pub train: TrainConfig,
     pub data: DataOptions,
+    /// Cosines of an encoder are divided by it.
+    pub temperature: f64,
+    /// Whether passages look for their queries too.
+    pub symmetric: bool,
 }
 
 impl TrainOptions {
@@ -127,11 +140,13 @@ impl TrainOptions {
             eval_every: self.eval_every.or(file.eval_every),
             bad_rows: self.bad_rows.or(file.bad_rows),
             over_long: self.over_long.or(file.over_long),
+            temperature: self.temperature.or(file.temperature),
+            symmetric: self.symmetric || file.symmetric,
         })
     }
 
     /// Bounds that can be checked before anything is loaded.
-    fn check(&self) -> Result<()> {
+    pub fn check(&self) -> Result<()> {
         let counts = [
             ("rank", self.rank, 1..=65_536),
             ("batch_size", self.batch_size, 1..=1 << 20),
@@ -151,11 +166,12 @@ impl TrainOptions {
             }
         }
         type Number = (&'static str, Option<f64>, fn(f64) -> bool, &'static str);
-        let numbers: [Number; 5] = [
+        let numbers: [Number; 6] = [
             ("alpha", self.alpha, |alpha| alpha > 0.0 && alpha.is_finite(), "above 0"),
             ("dropout", self.dropout, |dropout| (0.0..1.0).contains(&dropout), "from 0 to below 1"),
             ("learning_rate", self.learning_rate, |rate| (0.0..=1000.0).contains(&rate), "from 0 to 1000"),
             ("weight_decay", self.weight_decay, |decay| (0.0..=1000.0).contains(&decay), "from 0 to 1000"),
+            ("temperature", self.temperature, |value| (1e-4..=100.0).contains(&value), "from 0.0001 to 100"),
             ("max_grad_norm", self.max_grad_norm, |norm| norm >= 0.0, "at least 0, which switches clipping off"),
         ];
         for (name, value, allowed, bounds) in numbers {
@@ -181,10 +197,31 @@ impl TrainOptions {
         }
     }
 
+    /// Refuses what a model of this kind has no use for.
+    pub fn check_role(&self, role: Role) -> Result<()> {
+        let (kind, useless) = match role {
+            Role::CausalLm => {
+                ("a decoder", [("temperature", self.temperature.is_some()), ("symmetric", self.symmetric)])
+            }
+            Role::Encoder => {
+                let cut_otherwise = self.over_long.is_some_and(|policy| policy != OverLong::Truncate);
+                ("an encoder", [("mask_prompt", self.mask_prompt), ("over_long other than truncate", cut_otherwise)])
+            }
+        };
+        match useless.into_iter().find(|(_, said)| *said) {
+            Some((name, _)) => bail!("the model is {kind}, whose training has no {name}; leave it out"),
+            None => Ok(()),
+        }
+    }
+
     /// The defaults for what nobody said.
-    pub fn settle(self) -> Result<Settings> {
+    pub fn settle(self, role: Role) -> Result<Settings> {
         self.check()?;
-        let (lora, train, data) = (LoraConfig::default(), TrainConfig::default(), DataOptions::default());
+        let (mut lora, mut train, data) = (LoraConfig::default(), TrainConfig::default(), DataOptions::default());
+        if role == Role::Encoder {
+            lora = LoraConfig::encoder();
+            train.batch_size = 32;
+        }
         Ok(Settings {
             lora: LoraConfig {
                 rank: self.rank.unwrap_or(lora.rank),
@@ -220,6 +257,8 @@ impl TrainOptions {
                 eval_every: self.eval_every,
                 seed: self.seed.unwrap_or(0),
             },
+            temperature: self.temperature.unwrap_or(DEFAULT_TEMPERATURE),
+            symmetric: self.symmetric,
         })
     }
 }
@@ -235,7 +274,7 @@ mod tests {
         let mut file = tempfile::NamedTempFile::new().unwrap();
         write!(file, "rank = 4\nalpha = 8\nepochs = 3\ntarget = \"all-linear\"\nschedule = \"linear\"").unwrap();
         let options = TrainOptions { rank: Some(2), steps: Some(7), ..TrainOptions::default() };
-        let settings = options.over_file(Some(file.path())).unwrap().settle().unwrap();
+        let settings = options.over_file(Some(file.path())).unwrap().settle(Role::CausalLm).unwrap();
         assert_eq!((settings.lora.rank, settings.lora.alpha), (2, 8.0));
         assert_eq!(settings.lora.targets, Targets::AllLinear);
         assert_eq!(settings.train.duration, Duration::Steps(7));

@@ -9,6 +9,7 @@ use anyhow::{Context, Result};
 use firebrick::backend::process::peak_rss_bytes;
 use firebrick::core::checkpoint::write_atomic;
 use firebrick::core::train::chart::loss_curve_svg;
+use firebrick::core::train::task::Retrieval;
 use firebrick::prelude::*;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
@@ -73,12 +74,20 @@ impl Progress {
                     "peak_rss_bytes": peak_rss_bytes(),
                 }))
             }
-            Event::Evaluated { step, valid_loss } => {
+            Event::Evaluated { step, valid_loss, retrieval } => {
                 self.valid_losses.push((step, valid_loss));
-                let text = format!("step {step}: validation loss {valid_loss:.4}");
+                let mut text = format!("step {step}: validation loss {valid_loss:.4}");
+                let mut line = json!({"step": step, "valid_loss": valid_loss});
+                if let Some(Retrieval { recall_at_1, recall_at_10, reciprocal_rank }) = retrieval {
+                    text +=
+                        &format!(", recall@1 {recall_at_1:.3}, recall@10 {recall_at_10:.3}, MRR {reciprocal_rank:.3}");
+                    line["recall_at_1"] = recall_at_1.into();
+                    line["recall_at_10"] = recall_at_10.into();
+                    line["mrr"] = reciprocal_rank.into();
+                }
                 self.bar.println(&text);
                 self.aside(text);
-                self.line(json!({"step": step, "valid_loss": valid_loss}))
+                self.line(line)
             }
         }
     }

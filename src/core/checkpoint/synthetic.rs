@@ -10,7 +10,7 @@ use rand_chacha::ChaCha8Rng;
 /// that a model is the same in each.
 pub(super) fn tensor(seed: u64, name: &str, shape: &[usize], wanted: Option<DType>) -> TensorData {
     let mut random = ChaCha8Rng::seed_from_u64(crate::random::key(&[&seed.to_le_bytes(), name.as_bytes()]));
-    let is_norm = name.ends_with("norm.weight");
+    let is_norm = name.to_ascii_lowercase().ends_with("norm.weight");
     let inputs = shape.last().copied().unwrap_or(1).max(1) as f32;
     // A uniform value within ±bound has the spread bound / √3.
     let bound = if shape.len() > 1 { (3.0 / inputs).sqrt() } else { 0.25 };

@@ -80,7 +80,7 @@ fn described<B: KernelBackend>(
     let layers: BTreeSet<usize> = modules.keys().filter_map(|path| in_layer(path).0).collect();
     let targets = Targets::Names(names.into_iter().collect());
     let config = LoraConfig { rank, alpha: scale * rank as f64, dropout, targets, rslora: false };
-    let mut config = peft::config_of(&config);
+    let mut config = peft::config_of(&config, "CAUSAL_LM");
     config.insert("layers_to_transform".into(), json!(layers));
     config
 }

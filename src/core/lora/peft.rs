@@ -48,8 +48,8 @@ const HARMLESS: &[&str] = &[
     "task_type",
 ];
 
-/// The config of a new adapter, with every key PEFT writes.
-pub(super) fn config_of(config: &LoraConfig) -> Map<String, Value> {
+/// The config of a new adapter for a model of this `task`, with every key PEFT writes.
+pub(super) fn config_of(config: &LoraConfig, task: &str) -> Map<String, Value> {
     let targets = match &config.targets {
         Targets::Names(names) => json!(names),
         Targets::Regex(pattern) => json!(pattern),
@@ -63,7 +63,7 @@ pub(super) fn config_of(config: &LoraConfig) -> Map<String, Value> {
         "layer_replication": null, "layers_pattern": null, "layers_to_transform": null, "loftq_config": {},
         "lora_alpha": alpha, "lora_bias": false, "lora_dropout": config.dropout, "megatron_config": null,
         "megatron_core": "megatron.core", "modules_to_save": null, "peft_type": "LORA", "r": config.rank,
-        "rank_pattern": {}, "revision": null, "target_modules": targets, "task_type": "CAUSAL_LM",
+        "rank_pattern": {}, "revision": null, "target_modules": targets, "task_type": task,
         "use_dora": false, "use_rslora": config.rslora,
     });
     value.as_object().cloned().unwrap_or_default()

@@ -6,7 +6,7 @@ use firebrick_backend::KernelBackend;
 
 use super::Adapter;
 use crate::error::{Error, Result};
-use crate::model::CausalLm;
+use crate::model::Handle;
 
 /// Adapters by name.
 #[derive(Clone, Debug, Default)]
@@ -44,7 +44,7 @@ impl<B: KernelBackend> Adapters<B> {
     ///
     /// # Errors
     /// If there is no such adapter, or it does not fit the model.
-    pub fn attach(&self, name: &str, model: &dyn CausalLm<B>) -> Result<Box<dyn CausalLm<B>>> {
+    pub fn attach<M: Handle<B> + ?Sized>(&self, name: &str, model: &M) -> Result<Box<M>> {
         let adapter = self.get(name).ok_or_else(|| Error::AdapterMismatch {
             adapter: format!("`{name}`"),
             problems: vec![format!("it is not registered; there are {}", self.names().collect::<Vec<_>>().join(", "))],

@@ -56,6 +56,22 @@ impl Targets {
         if selected.is_empty() { Err(nothing(format!("`{self}`"))) } else { Ok(selected) }
     }
 
+    /// The same choice in words that mean it in PEFT as well. There `all-linear` is every linear of the architecture, also those that the
+    /// model leaves unread, such as an encoder's pooler: it is spelled out as the names within a layer.
+    pub(super) fn spelled_out<'p>(&self, paths: impl Iterator<Item = &'p String>) -> Self {
+        if *self != Self::AllLinear {
+            return self.clone();
+        }
+        let within = |path: &String| {
+            let layer = path.split('.').position(|part| part.parse::<usize>().is_ok());
+            path.split('.').skip(layer.map_or(0, |layer| layer + 1)).collect::<Vec<_>>().join(".")
+        };
+        let mut names: Vec<String> = paths.map(within).collect();
+        names.sort();
+        names.dedup();
+        Self::Names(names)
+    }
+
     /// Whether a path is selected.
     pub(super) fn matcher(&self) -> std::result::Result<Matcher<'_>, regex::Error> {
         Ok(match self {

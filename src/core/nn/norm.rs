@@ -45,4 +45,12 @@ impl<B: KernelBackend> LayerNorm<B> {
     pub fn forward<const D: usize>(&self, x: Tensor<B, D>) -> Tensor<B, D> {
         layer_norm(x, self.weight.clone(), self.bias.clone(), self.epsilon)
     }
+
+    /// The norm on the backend underneath autodiff, sharing storage.
+    pub fn valid(&self) -> LayerNorm<B::InnerBackend>
+    where
+        B: TrainBackend,
+    {
+        LayerNorm { weight: self.weight.clone().inner(), bias: self.bias.clone().inner(), epsilon: self.epsilon }
+    }
 }

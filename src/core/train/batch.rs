@@ -9,7 +9,7 @@ use crate::model::CausalLm;
 use crate::sequence::{Segments, Sequences};
 
 /// Some examples as one forward pass.
-pub(crate) struct Batch<B: KernelBackend> {
+pub struct Batch<B: KernelBackend> {
     tokens: Sequences<B>,
     /// Rows that predict a weighted token, and which.
     rows: Vec<usize>,

@@ -12,19 +12,21 @@ mod form;
 mod lines;
 mod options;
 mod order;
+mod pairs;
 mod report;
 #[cfg(test)]
 mod tests;
 mod tokens;
 
+pub use lines::{LINE_CAP, Line, Lines};
 pub use options::{BadRows, DataOptions, OverLong};
 pub use order::epoch_order;
+pub use pairs::Pair;
 pub use report::{LoadReport, SkippedRow};
 
 use crate::error::{Error, Result};
 use crate::text::Tokenizer;
 use form::{Form, Row};
-use lines::Lines;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use tokens::Tokens;
@@ -42,9 +44,9 @@ pub struct Example {
 
 /// The examples of one file, in its order.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Dataset {
+pub struct Dataset<E = Example> {
     path: PathBuf,
-    examples: Vec<Example>,
+    examples: Vec<E>,
     report: LoadReport,
 }
 
@@ -91,8 +93,15 @@ impl Dataset {
         Self { path: PathBuf::from("(memory)"), examples, report }
     }
 
+    /// How many tokens of all examples have a weight above 0.
+    pub fn weighted_tokens(&self) -> usize {
+        self.examples.iter().flat_map(|example| &example.weights).filter(|&&weight| weight > 0.0).count()
+    }
+}
+
+impl<E> Dataset<E> {
     /// The examples.
-    pub fn examples(&self) -> &[Example] {
+    pub fn examples(&self) -> &[E] {
         &self.examples
     }
 
@@ -105,22 +114,17 @@ impl Dataset {
     pub fn path(&self) -> &Path {
         &self.path
     }
-
-    /// How many tokens of all examples have a weight above 0.
-    pub fn weighted_tokens(&self) -> usize {
-        self.examples.iter().flat_map(|example| &example.weights).filter(|&&weight| weight > 0.0).count()
-    }
 }
 
 /// The files of a data folder.
 #[derive(Clone, Debug, PartialEq)]
-pub struct Splits {
+pub struct Splits<E = Example> {
     /// `train.jsonl`.
-    pub train: Dataset,
+    pub train: Dataset<E>,
     /// `valid.jsonl`, where there is one.
-    pub valid: Option<Dataset>,
+    pub valid: Option<Dataset<E>>,
     /// `test.jsonl`, where there is one.
-    pub test: Option<Dataset>,
+    pub test: Option<Dataset<E>>,
 }
 
 impl Splits {
@@ -129,11 +133,17 @@ impl Splits {
     /// # Errors
     /// Those of [`Dataset::load`] for each file; [`Error::Data`] if there is no `train.jsonl`.
     pub fn load(directory: &Path, tokenizer: &Tokenizer, options: &DataOptions) -> Result<Self> {
-        let load = |name: &str| match Dataset::load(&directory.join(name), tokenizer, options) {
-            Ok(dataset) => Ok(Some(dataset)),
+        Self::of(directory, |path| match Dataset::load(path, tokenizer, options) {
             Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error),
-        };
+            read => read.map(Some),
+        })
+    }
+}
+
+impl<E> Splits<E> {
+    /// The files of a folder, each read by `load`, which gives nothing for one that is not there.
+    fn of(directory: &Path, load: impl Fn(&Path) -> Result<Option<Dataset<E>>>) -> Result<Self> {
+        let load = |name: &str| load(&directory.join(name));
         let train = load("train.jsonl")?.ok_or_else(|| Error::Data {
             path: directory.to_owned(),
             problem: "there is no train.jsonl in this folder".to_owned(),

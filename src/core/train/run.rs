@@ -9,13 +9,14 @@ use burn::tensor::backend::AutodiffBackend;
 use firebrick_backend::TrainBackend;
 
 use super::adamw::{AdamW, AdamWConfig};
-use super::batch::{Batch, Order};
-use super::data::{Dataset, Example};
-use super::evaluate::mean_loss;
+use super::batch::Order;
+use super::contrastive::Contrastive;
+use super::data::Dataset;
 use super::schedule::{LearningRate, Schedule};
+use super::task::{NextToken, Retrieval, Task};
 use crate::error::{Error, Result};
 use crate::lora::Adapter;
-use crate::model::CausalLm;
+use crate::model::{Adapt, CausalLm, Encoder, Handle};
 use crate::nn::{Dropout, Lora};
 use crate::random::key;
 
@@ -82,7 +83,7 @@ impl TrainConfig {
 pub struct Step {
     /// Number of the step, from 1.
     pub step: usize,
-    /// Mean loss of its weighted tokens before the update, in nats.
+    /// Mean loss of its weighted tokens, or of its pairs, before the update, in nats.
     pub loss: f64,
     /// Its learning rate.
     pub learning_rate: f64,
@@ -103,15 +104,18 @@ pub enum Event {
     Evaluated {
         /// Steps taken so far.
         step: usize,
-        /// Mean loss of its weighted tokens, in nats.
+        /// Mean loss of its weighted tokens, or of its pairs, in nats.
         valid_loss: f64,
+        /// How well passages were found, of a model that learns to.
+        retrieval: Option<Retrieval>,
     },
 }
 
-/// Trains an adapter on a frozen base.
-pub struct Trainer<'a, B: TrainBackend> {
-    model: &'a dyn CausalLm<B>,
-    valid_model: Box<dyn CausalLm<B::InnerBackend>>,
+/// Trains an adapter on a frozen base: a decoder's to predict tokens, or an encoder's to find passages.
+pub struct Trainer<B: TrainBackend, T: Task<B> = NextToken> {
+    task: T,
+    model: Box<T::Model>,
+    valid_model: Box<T::Valid>,
     adapter: Adapter<B::InnerBackend>,
     optimizer: AdamW<B::InnerBackend>,
     config: TrainConfig,
@@ -121,25 +125,48 @@ pub struct Trainer<'a, B: TrainBackend> {
 /// Sums of gradients by module: of `A` and of `B`.
 pub type Gradients<B> = BTreeMap<String, [Tensor<<B as AutodiffBackend>::InnerBackend, 2>; 2]>;
 
-impl<'a, B: TrainBackend> Trainer<'a, B> {
-    /// A trainer that continues from `adapter`, new or loaded.
+impl<B: TrainBackend> Trainer<B> {
+    /// A trainer of a decoder that continues from `adapter`, new or loaded.
     ///
     /// # Errors
     /// If the adapter does not fit the model or a value is out of bounds.
-    pub fn new(model: &'a dyn CausalLm<B>, adapter: Adapter<B::InnerBackend>, config: TrainConfig) -> Result<Self> {
+    pub fn new(model: &dyn CausalLm<B>, adapter: Adapter<B::InnerBackend>, config: TrainConfig) -> Result<Self> {
+        Self::of(NextToken, model.boxed(), adapter, config)
+    }
+}
+
+impl<B: TrainBackend> Trainer<B, Contrastive> {
+    /// A trainer of an encoder that continues from `adapter`, new or loaded.
+    ///
+    /// # Errors
+    /// If the adapter does not fit the model or a value is out of bounds.
+    pub fn contrastive(
+        model: &dyn Encoder<B>,
+        task: Contrastive,
+        adapter: Adapter<B::InnerBackend>,
+        config: TrainConfig,
+    ) -> Result<Self> {
+        task.validate()?;
+        Self::of(task, model.boxed(), adapter, config)
+    }
+}
+
+impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
+    fn of(task: T, model: Box<T::Model>, adapter: Adapter<B::InnerBackend>, config: TrainConfig) -> Result<Self> {
         config.learning_rate.validate()?;
-        let positive = [("batch_size", config.batch_size), ("gradient_accumulation", config.gradient_accumulation)];
-        if let Some((name, _)) = positive.into_iter().find(|(_, value)| *value == 0) {
-            return Err(Error::OutOfBounds { name, value: "0".into(), bounds: "at least 1".into() });
+        let counts =
+            [("batch_size", config.batch_size, T::LEAST), ("gradient_accumulation", config.gradient_accumulation, 1)];
+        if let Some((name, value, least)) = counts.into_iter().find(|(_, value, least)| value < least) {
+            return Err(Error::OutOfBounds { name, value: value.to_string(), bounds: format!("at least {least}") });
         }
         if let Some(norm) = config.max_grad_norm.filter(|norm| norm.is_nan() || *norm <= 0.0) {
             let bounds = "above 0".into();
             return Err(Error::OutOfBounds { name: "max_grad_norm", value: norm.to_string(), bounds });
         }
-        let valid_model = model.valid();
+        let valid_model = T::valid(&*model);
         adapter.attach(&*valid_model)?;
         let optimizer = AdamW::new(config.adamw);
-        Ok(Self { model, valid_model, adapter, optimizer, config, step: 0 })
+        Ok(Self { task, model, valid_model, adapter, optimizer, config, step: 0 })
     }
 
     /// The adapter as it stands.
@@ -165,8 +192,8 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     /// If there are fewer examples than a batch, or a loss or a gradient is missing or not finite.
     pub fn run(
         &mut self,
-        train: &Dataset,
-        valid: Option<&Dataset>,
+        train: &Dataset<T::Example>,
+        valid: Option<&Dataset<T::Example>>,
         report: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<()> {
         let examples = train.examples();
@@ -186,9 +213,9 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
             return Ok(());
         }
         for step in 1..=total {
-            let chosen = order.take(self.examples_per_step().min(left));
+            let chosen = order.take(self.examples_per_step().min(left).max(T::LEAST));
             left = left.saturating_sub(chosen.len());
-            let batch: Vec<&Example> = chosen.iter().map(|&index| &examples[index]).collect();
+            let batch: Vec<&T::Example> = chosen.iter().map(|&index| &examples[index]).collect();
             let taken = self.step(&batch, self.config.learning_rate.at(step - 1, total))?;
             let mut flow = report(Event::Step(taken));
             let due = self.config.eval_every.is_some_and(|every| step % every.max(1) == 0);
@@ -207,16 +234,21 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         Ok(())
     }
 
-    fn evaluate(&self, valid: &Dataset, report: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<ControlFlow<()>> {
+    fn evaluate(
+        &self,
+        valid: &Dataset<T::Example>,
+        report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>> {
         let model = self.adapter.attach(&*self.valid_model)?;
-        Ok(report(Event::Evaluated { step: self.step, valid_loss: mean_loss(&*model, valid)? }))
+        let found = self.task.evaluate(&*model, valid, self.config.batch_size)?;
+        Ok(report(Event::Evaluated { step: self.step, valid_loss: found.loss, retrieval: found.retrieval }))
     }
 
     /// One optimizer step on these examples, in passes of the configured batch size.
     ///
     /// # Errors
     /// If the loss or a gradient is not finite, or a module receives none; the adapter and the optimizer are then as before.
-    pub fn step(&mut self, examples: &[&Example], rate: f64) -> Result<Step> {
+    pub fn step(&mut self, examples: &[&T::Example], rate: f64) -> Result<Step> {
         let begun = Instant::now();
         let step = self.step + 1;
         let (loss, gradients) = self.gradients(examples)?;
@@ -237,11 +269,10 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
         self.adapter = self.adapter.with_matrices(updated);
         self.step = step;
         // The clock stops when the device has: what was read above was the gradient, not yet the update.
-        if let Err(problem) = B::sync(&self.model.device()) {
+        if let Err(problem) = B::sync(&self.model.place()) {
             return Err(Error::Device(problem.to_string()));
         }
-        // The last token of an example is predicted and passes through nothing.
-        let tokens = examples.iter().map(|example| example.tokens.len() - 1).sum();
+        let tokens = examples.iter().map(|example| T::tokens(example)).sum();
         Ok(Step { step, loss, learning_rate: rate, grad_norm, tokens, seconds: begun.elapsed().as_secs_f64() })
     }
 
@@ -250,12 +281,18 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     ///
     /// # Errors
     /// If a module receives none.
-    pub fn gradients(&self, examples: &[&Example]) -> Result<(f64, Gradients<B>)> {
-        let batches: Vec<Batch<B>> = examples
-            .chunks(self.config.batch_size)
-            .map(|examples| Batch::new(examples, &self.model.device()))
-            .collect();
-        let weight: f64 = batches.iter().map(Batch::weight).sum();
+    pub fn gradients(&self, examples: &[&T::Example]) -> Result<(f64, Gradients<B>)> {
+        let device = self.model.place();
+        let mut chunks: Vec<&[&T::Example]> = examples.chunks(self.config.batch_size).collect();
+        // Too few to learn from among themselves: they join those before them.
+        if let [.., before, last] = &mut chunks[..]
+            && last.len() < T::LEAST
+        {
+            *before = &examples[examples.len() - last.len() - before.len()..];
+            chunks.pop();
+        }
+        let batches: Vec<T::Batch> = chunks.into_iter().map(|examples| self.task.batch(examples, &device)).collect();
+        let weight: f64 = batches.iter().map(T::weight).sum();
         let (mut loss, mut gradients) = (0.0, Gradients::<B>::new());
         for (pass, batch) in batches.iter().enumerate() {
             loss += self.pass(batch, weight, self.step + 1, pass, &mut gradients)?;
@@ -266,14 +303,14 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
     /// Forward and backward of one batch; its gradients are added to `gradients`, its share of the loss is given back.
     fn pass(
         &self,
-        batch: &Batch<B>,
+        batch: &T::Batch,
         weight: f64,
         step: usize,
         pass: usize,
         gradients: &mut Gradients<B>,
     ) -> Result<f64> {
         let mut parameters = BTreeMap::new();
-        let mut model = self.model.boxed();
+        let mut model = self.model.handle();
         model.each_linear(&mut |path, linear| {
             linear.lora = self.adapter.modules().get(path).map(|module| {
                 let a = Tensor::<B, 2>::from_inner(module.a.clone()).require_grad();
@@ -287,7 +324,7 @@ impl<'a, B: TrainBackend> Trainer<'a, B> {
                 Lora { a, b, scale: module.scale, dropout }
             });
         });
-        let loss = batch.loss(&*model) / weight;
+        let loss = self.task.loss(&*model, batch) / weight;
         let mut taken = loss.backward();
         let loss = loss.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
         for (path, [a, b]) in parameters {

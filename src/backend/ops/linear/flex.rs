@@ -83,7 +83,7 @@ pub(crate) fn backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor
             let left = MatrixRef::new(&grad.all()[start..], rows, depth, outputs);
             let weights = &weights[start * inputs..(start + depth) * inputs];
             let destination = MatrixMut::new(&mut out, rows, inputs, inputs);
-            multiply_by_column_blocks(destination, Into::Add, left, &Auto { weights, inputs });
+            multiply_by_column_blocks(destination, Into::Add, left, &AsStored { weights, inputs });
         }
     });
     tensor(out, Shape::from(vec![rows, inputs]))
@@ -161,12 +161,12 @@ fn many_rows<T: Stored>(
 }
 
 /// The weight as it is stored, `[outputs, inputs]`, the right-hand side of the gradient.
-struct Auto<'a, T> {
+struct AsStored<'a, T> {
     weights: &'a [T],
     inputs: usize,
 }
 
-impl<T: Stored> ColumnBlocks for Auto<'_, T> {
+impl<T: Stored> ColumnBlocks for AsStored<'_, T> {
     fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
         let rows = self.weights.len() / self.inputs;
         if let Some(weights) = as_f32(self.weights) {

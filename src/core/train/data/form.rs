@@ -97,7 +97,7 @@ impl Row {
     }
 }
 
-fn string(object: &mut Map<String, Value>, key: &str) -> Result<String, String> {
+pub(super) fn string(object: &mut Map<String, Value>, key: &str) -> Result<String, String> {
     match object.remove(key) {
         Some(Value::String(text)) => Ok(text),
         other => Err(format!("`{key}` is a string, this is {}", kind(&other.unwrap_or_default()))),
@@ -137,7 +137,7 @@ fn tools(object: &mut Map<String, Value>) -> Result<Option<Vec<Value>>, String> 
     }
 }
 
-fn kind(value: &Value) -> &'static str {
+pub(super) fn kind(value: &Value) -> &'static str {
     match value {
         Value::Null => "null",
         Value::Bool(_) => "a boolean",

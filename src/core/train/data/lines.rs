@@ -1,4 +1,4 @@
-//! A file's lines, none longer than a cap. What a line means is not known here.
+//! Lines of a file or of stdin, none longer than a cap. What a line means is not known here.
 
 use crate::error::{Error, Result};
 use std::fs::File;
@@ -6,12 +6,15 @@ use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 
 /// The longest line in bytes, 16 MiB. A row that long is far beyond any model's context: a file without line ends, most likely.
-pub(super) const LINE_CAP: usize = 16 << 20;
+pub const LINE_CAP: usize = 16 << 20;
 
-/// The lines of a file that are not blank, one at a time.
-pub(super) struct Lines {
+/// A line's number, from 1, and its text or what is wrong with it.
+pub type Line<'a> = (usize, std::result::Result<&'a str, String>);
+
+/// The lines of a file, one at a time.
+pub struct Lines {
     path: PathBuf,
-    reader: BufReader<File>,
+    reader: BufReader<Box<dyn Read + Send>>,
     buffer: Vec<u8>,
     /// The line in the buffer, from 1.
     line: usize,
@@ -21,33 +24,50 @@ pub(super) struct Lines {
 
 impl Lines {
     /// Opens `path`.
-    pub(super) fn open(path: &Path) -> Result<Self> {
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn open(path: &Path) -> Result<Self> {
         let file = File::open(path).map_err(Error::io(path))?;
-        Ok(Self {
-            path: path.to_owned(),
-            reader: BufReader::new(file),
-            buffer: Vec::new(),
-            line: 0,
-            inside_line: false,
-        })
+        Ok(Self::new(Box::new(file), path))
     }
 
-    /// The next line that is not blank: its number and its text without the line end, or what is wrong with it. None at the end.
-    pub(super) fn next_line(&mut self) -> Result<Option<(usize, std::result::Result<&str, String>)>> {
+    /// Reads what is already open; errors name it as `path`.
+    pub fn new(reader: Box<dyn Read + Send>, path: &Path) -> Self {
+        let reader = BufReader::new(reader);
+        Self { path: path.to_owned(), reader, buffer: Vec::new(), line: 0, inside_line: false }
+    }
+
+    /// The next line that is not blank: its number and its text without white space around it, or what is wrong with it. None at the end.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn next_line(&mut self) -> Result<Option<Line<'_>>> {
         while self.fill()? {
-            if self.inside_line {
-                return Ok(Some((self.line, Err(format!("the line is longer than {} MiB", LINE_CAP >> 20)))));
-            }
-            if self.line == 1 && self.buffer.starts_with(b"\xef\xbb\xbf") {
-                self.buffer.drain(..3);
-            }
-            if !self.buffer.trim_ascii().is_empty() {
-                let text = std::str::from_utf8(self.buffer.trim_ascii())
-                    .map_err(|error| format!("not UTF-8 from byte {} on", error.valid_up_to() + 1));
-                return Ok(Some((self.line, text)));
+            if self.inside_line || !self.buffer.trim_ascii().is_empty() {
+                return Ok(Some(self.line(<[u8]>::trim_ascii)));
             }
         }
         Ok(None)
+    }
+
+    /// The next line as it is, blank or not, without the line end.
+    ///
+    /// # Errors
+    /// [`Error::Io`].
+    pub fn next_text(&mut self) -> Result<Option<Line<'_>>> {
+        let without_end = |line: &[u8]| {
+            line.strip_suffix(b"\n").map_or(line.len(), |line| line.strip_suffix(b"\r").map_or(line.len(), <[u8]>::len))
+        };
+        Ok(if self.fill()? { Some(self.line(|line| &line[..without_end(line)])) } else { None })
+    }
+
+    fn line(&self, trim: impl Fn(&[u8]) -> &[u8]) -> Line<'_> {
+        if self.inside_line {
+            return (self.line, Err(format!("the line is longer than {} MiB", LINE_CAP >> 20)));
+        }
+        let text = std::str::from_utf8(trim(&self.buffer));
+        (self.line, text.map_err(|error| format!("not UTF-8 from byte {} on", error.valid_up_to() + 1)))
     }
 
     /// Reads one more line into the buffer, of a longer line as much as the cap allows; false at the end of the file.
@@ -60,6 +80,9 @@ impl Lines {
         let read = capped.read_until(b'\n', &mut self.buffer).map_err(Error::io(&self.path))?;
         self.line += 1;
         self.inside_line = self.buffer.len() > LINE_CAP && !self.buffer.ends_with(b"\n");
+        if self.line == 1 && self.buffer.starts_with(b"\xef\xbb\xbf") {
+            self.buffer.drain(..3);
+        }
         Ok(read > 0)
     }
 }
@@ -67,6 +90,17 @@ impl Lines {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn lines_as_they_are_keep_their_blanks() {
+        let text: &[u8] = b"\xef\xbb\xbf a \r\n\n\xff\nlast";
+        let mut lines = Lines::new(Box::new(text), Path::new("(memory)"));
+        assert_eq!(lines.next_text().unwrap(), Some((1, Ok(" a "))));
+        assert_eq!(lines.next_text().unwrap(), Some((2, Ok(""))));
+        assert!(matches!(lines.next_text().unwrap(), Some((3, Err(_)))));
+        assert_eq!(lines.next_text().unwrap(), Some((4, Ok("last"))));
+        assert_eq!(lines.next_text().unwrap(), None);
+    }
 
     #[test]
     fn a_longer_line_is_never_held_whole() {

@@ -1,0 +1,124 @@
+//! One encoder layer: attention and feed-forward, each added to its input and then normed.
+
+use burn::tensor::Tensor;
+use firebrick_backend::ops::attention::{AttentionLayout, attention};
+use firebrick_backend::ops::gelu::gelu;
+use firebrick_backend::{KernelBackend, TrainBackend};
+use firebrick_core::checkpoint::TensorLoader;
+use firebrick_core::nn::{LayerNorm, Linear};
+use firebrick_core::sequence::Segments;
+
+use super::E5Config;
+
+/// An encoder layer. Fields spell the checkpoint's names, but for `attention.self`, a word Rust keeps for itself.
+#[derive(Clone, Debug)]
+pub struct Block<B: KernelBackend> {
+    attention: Attention<B>,
+    intermediate: Linear<B>,
+    output: Linear<B>,
+    output_norm: LayerNorm<B>,
+}
+
+/// Attention of every token to the whole of its sequence.
+#[derive(Clone, Debug)]
+pub struct Attention<B: KernelBackend> {
+    query: Linear<B>,
+    key: Linear<B>,
+    value: Linear<B>,
+    output: Linear<B>,
+    output_norm: LayerNorm<B>,
+    heads: usize,
+}
+
+/// A layer norm of the checkpoint, under its path.
+pub(super) fn layer_norm<B: KernelBackend>(
+    config: &E5Config,
+    path: &str,
+    loader: &mut TensorLoader<'_, B>,
+) -> LayerNorm<B> {
+    LayerNorm {
+        weight: loader.precise(&format!("{path}.weight"), [config.hidden_size]),
+        bias: loader.precise(&format!("{path}.bias"), [config.hidden_size]),
+        epsilon: config.layer_norm_eps,
+    }
+}
+
+impl<B: KernelBackend> Block<B> {
+    /// `path` is that of the layer in the file, `encoder.layer.0`.
+    pub(super) fn load(config: &E5Config, path: &str, loader: &mut TensorLoader<'_, B>) -> Self {
+        let mut linear = |name: &str, [out, inputs]: [usize; 2]| {
+            let weight = loader.tensor(&format!("{path}.{name}.weight"), [out, inputs]);
+            Linear::new(weight, Some(loader.precise(&format!("{path}.{name}.bias"), [out])))
+        };
+        let (hidden, wide) = (config.hidden_size, config.intermediate_size);
+        let query = linear("attention.self.query", [hidden, hidden]);
+        let key = linear("attention.self.key", [hidden, hidden]);
+        let value = linear("attention.self.value", [hidden, hidden]);
+        let attended = linear("attention.output.dense", [hidden, hidden]);
+        let intermediate = linear("intermediate.dense", [wide, hidden]);
+        let output = linear("output.dense", [hidden, wide]);
+        let attention = Attention {
+            query,
+            key,
+            value,
+            output: attended,
+            output_norm: layer_norm(config, &format!("{path}.attention.output.LayerNorm"), loader),
+            heads: config.num_attention_heads,
+        };
+        let output_norm = layer_norm(config, &format!("{path}.output.LayerNorm"), loader);
+        Self { attention, intermediate, output, output_norm }
+    }
+
+    /// `[tokens, hidden]` → `[tokens, hidden]`.
+    pub fn forward(&self, x: Tensor<B, 2>, segments: &Segments) -> Tensor<B, 2> {
+        let x = self.attention.forward(x, segments);
+        let transformed = self.output.forward(gelu(self.intermediate.forward(x.clone())));
+        self.output_norm.forward(transformed + x)
+    }
+
+    pub(super) fn valid(&self) -> Block<B::InnerBackend>
+    where
+        B: TrainBackend,
+    {
+        Block {
+            attention: Attention {
+                query: self.attention.query.valid(),
+                key: self.attention.key.valid(),
+                value: self.attention.value.valid(),
+                output: self.attention.output.valid(),
+                output_norm: self.attention.output_norm.valid(),
+                heads: self.attention.heads,
+            },
+            intermediate: self.intermediate.valid(),
+            output: self.output.valid(),
+            output_norm: self.output_norm.valid(),
+        }
+    }
+
+    pub(super) fn each_linear(&mut self, path: &str, visit: &mut dyn FnMut(&str, &mut Linear<B>)) {
+        let Attention { query, key, value, output, .. } = &mut self.attention;
+        for (name, linear) in [
+            ("attention.self.query", query),
+            ("attention.self.key", key),
+            ("attention.self.value", value),
+            ("attention.output.dense", output),
+            ("intermediate.dense", &mut self.intermediate),
+            ("output.dense", &mut self.output),
+        ] {
+            visit(&format!("{path}.{name}"), linear);
+        }
+    }
+}
+
+impl<B: KernelBackend> Attention<B> {
+    /// `[tokens, hidden]` → `[tokens, hidden]`, added to the input and normed.
+    pub fn forward(&self, x: Tensor<B, 2>, segments: &Segments) -> Tensor<B, 2> {
+        let [tokens, hidden] = x.dims();
+        let dim = hidden / self.heads;
+        let heads = |linear: &Linear<B>| linear.forward(x.clone()).reshape([tokens, self.heads, dim]);
+        let scale = (dim as f64).sqrt().recip();
+        let layout = AttentionLayout { spans: segments.spans(), causal: false, window: None, scale };
+        let attended = attention(heads(&self.query), heads(&self.key), heads(&self.value), &layout);
+        self.output_norm.forward(self.output.forward(attended.reshape([tokens, hidden])) + x)
+    }
+}
