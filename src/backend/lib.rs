@@ -52,6 +52,18 @@ pub trait KernelBackend: Backend {
         dtype == DType::F32 || dtype == DType::F64 && Self::has_f64()
     }
 
+    /// How many pieces of independent work go well side by side: the threads of a CPU, one on a device that is parallel in itself.
+    fn workers() -> usize {
+        1
+    }
+    /// Does pieces of work that do not depend on each other, side by side where that pays; the results are in the order of the pieces.
+    ///
+    /// Worth calling for a single piece too: on the CPU an op that is called from outside its pool of threads hands its work over and
+    /// sleeps, while all ops of a piece are called from inside.
+    fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
+        pieces.into_iter().map(work).collect()
+    }
+
     /// Root mean square norm over the last axis: `x / sqrt(mean(x²) + ε) · weight` (Zhang & Sennrich 2019).
     fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
         ops::rms_norm::reference::<Self>(x, weight, epsilon)

@@ -162,7 +162,8 @@ impl<'m, B: KernelBackend> Decode<'m, B> {
     }
 
     fn step(&mut self) -> Result<Token> {
-        let logits = self.logits()?;
+        let mut logits = B::concurrently(vec![&mut *self], Self::logits);
+        let logits = logits.pop().unwrap_or_else(|| Ok(Vec::new()))?;
         let history = History { prompt: &self.prompt, generated: &self.generated };
         let choice = self.sampler.next(&logits, history)?;
         let top = if self.options.logprobs > 0 { top_logprobs(&logits, self.options.logprobs)? } else { Vec::new() };

@@ -273,18 +273,24 @@ impl Embedder {
         self.check(options)?;
         let lengths: Vec<usize> = texts.iter().map(|text| text.ids.len()).collect();
         let mut embeddings = vec![None; texts.len()];
-        for group in groups::groups(&lengths, options.batch_tokens) {
+        let vectors = |group: &[usize]| {
             let ids: Vec<&[u32]> = group.iter().map(|&index| &texts[index].ids[..]).collect();
             let vectors = self.vectors(model, &Sequences::whole(&ids, &device), options.dimensions);
             let features = vectors.dims()[1];
-            let values: Vec<f32> = vectors.into_data().iter::<f32>().collect();
-            for (&row, vector) in group.iter().zip(values.chunks_exact(features)) {
-                if vector.iter().any(|value| !value.is_finite()) {
-                    return Err(Error::NotFinite { what: "the embedding", place: Some(format!("text {row}")) });
+            (vectors.into_data().iter::<f32>().collect::<Vec<f32>>(), features)
+        };
+        for group in groups::groups(&lengths, options.batch_tokens) {
+            let parts = groups::parts(&lengths, &group, B::workers());
+            let of_parts = B::concurrently(parts.clone(), |part| vectors(&part));
+            for (part, (values, features)) in parts.iter().zip(&of_parts) {
+                for (&row, vector) in part.iter().zip(values.chunks_exact(*features)) {
+                    if vector.iter().any(|value| !value.is_finite()) {
+                        return Err(Error::NotFinite { what: "the embedding", place: Some(format!("text {row}")) });
+                    }
+                    let TextTokens { ids, truncated } = &texts[row];
+                    let (tokens, truncated) = (ids.len(), *truncated);
+                    embeddings[row] = Some(Embedding { vector: vector.to_vec(), tokens, truncated });
                 }
-                let TextTokens { ids, truncated } = &texts[row];
-                let (tokens, truncated) = (ids.len(), *truncated);
-                embeddings[row] = Some(Embedding { vector: vector.to_vec(), tokens, truncated });
             }
         }
         Ok(embeddings.into_iter().flatten().collect())

@@ -3,10 +3,12 @@
 pub(crate) mod dot;
 pub(crate) mod lanes;
 pub(crate) mod matrix;
+pub(crate) mod product;
 mod rows;
 
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexDevice, FlexTensor};
+use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
 pub(crate) use rows::{Rows, contiguous, tensor};
 
@@ -36,6 +38,13 @@ impl KernelBackend for Flex {
     }
     fn reads_weights(_: &FlexDevice, dtype: DType) -> bool {
         linear::flex::reads(dtype) || dtype == DType::F64
+    }
+
+    fn workers() -> usize {
+        rayon::current_num_threads()
+    }
+    fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
+        pieces.into_par_iter().with_max_len(1).map(work).collect()
     }
 
     fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {

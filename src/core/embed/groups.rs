@@ -21,6 +21,24 @@ pub(super) fn groups(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
     groups
 }
 
+/// Tokens below which a part is not worth a thread of its own: each part reads all weights.
+const PART_TOKENS: usize = 32;
+
+/// A group in parts of about as many tokens, `count` at most, for workers that each take a text from beginning to end.
+pub(super) fn parts(lengths: &[usize], group: &[usize], count: usize) -> Vec<Vec<usize>> {
+    let total: usize = group.iter().map(|&index| lengths[index]).sum();
+    let count = (total / PART_TOKENS).min(count).min(group.len()).max(1);
+    let mut parts = vec![Vec::new(); count];
+    let mut tokens = vec![0; count];
+    // The longest come first, each to the part that has least.
+    for &index in group {
+        let least = (0..count).min_by_key(|&part| tokens[part]).unwrap_or(0);
+        parts[least].push(index);
+        tokens[least] += lengths[index];
+    }
+    parts
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -38,5 +56,20 @@ mod tests {
         }
         assert!(groups(&[], 5).is_empty());
         assert_eq!(groups(&[1, 3, 2, 3], 6), [vec![1, 3], vec![2, 0]]);
+    }
+
+    #[test]
+    fn parts_hold_the_group_once_and_about_as_many_tokens_each() {
+        let lengths: Vec<usize> = (0..100).map(|i| (i * 37) % 251 + 4).collect();
+        let group = groups(&lengths, usize::MAX).remove(0);
+        let parts = parts(&lengths, &group, 4);
+        let tokens = |part: &Vec<usize>| part.iter().map(|&index| lengths[index]).sum::<usize>();
+        let (least, most) = (parts.iter().map(tokens).min().unwrap(), parts.iter().map(tokens).max().unwrap());
+        assert!(parts.len() == 4 && most - least <= 4 + 251, "{least} to {most}");
+        let mut seen = parts.concat();
+        seen.sort_unstable();
+        assert_eq!(seen, (0..100).collect::<Vec<_>>());
+        assert_eq!(super::parts(&[20, 20], &[0, 1], 8), [[0, 1]]);
+        assert_eq!(super::parts(&[20], &[0], 8), [[0]]);
     }
 }

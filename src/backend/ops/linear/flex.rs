@@ -1,5 +1,6 @@
-//! `linear` on the CPU. Few rows: dot products straight from the stored format, at the speed of memory. Many rows: blocks of the weight
-//! are widened into a scratch of each thread and multiplied by the `gemm` crate.
+//! `linear` on the CPU. Few rows: dot products straight from the stored format, at the speed of memory. Some tens to hundreds: tiles of
+//! our own, for which the weight is not packed. Many rows: blocks of the weight are widened into a scratch of each thread and multiplied
+//! by the `gemm` crate.
 
 use std::ops::Range;
 
@@ -10,10 +11,13 @@ use rayon::prelude::*;
 
 use crate::targets::flex::dot::{InstructionSet, Stored, VECTORS, rows_dot};
 use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
+use crate::targets::flex::product::rows_times_weight;
 use crate::targets::flex::{Rows, contiguous, tensor};
 
-/// Up to here dot products win; beyond, packing the weight for a matrix product pays.
-const FEW_ROWS: usize = 24;
+/// Up to here dot products win.
+const FEW_ROWS: usize = 4;
+/// Beyond, packing the weight for a matrix product pays.
+const SOME_ROWS: usize = 1024;
 /// Bytes of weight rows taken at a time by a thread: they stay in its first-level cache while every vector meets them.
 const BLOCK_BYTES: usize = 1 << 15;
 /// A product this small is done before another thread has woken up.
@@ -62,6 +66,10 @@ pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
             bias.map_or(vec![0.0; rows * outputs], |bias| bias.repeat(rows))
         } else if rows <= FEW_ROWS {
             few_rows(&x, rows, inputs, weights, outputs, bias)
+        } else if rows <= SOME_ROWS {
+            let mut out = vec![0.0; rows * outputs];
+            rows_times_weight(InstructionSet::detect(), x.all(), inputs, weights, bias, &mut out);
+            out
         } else {
             many_rows(x.all(), rows, inputs, weights, outputs, bias)
         }
@@ -169,7 +177,7 @@ struct AsStored<'a, T> {
 impl<T: Stored> ColumnBlocks for AsStored<'_, T> {
     fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
         let rows = self.weights.len() / self.inputs;
-        if let Some(weights) = as_f32(self.weights) {
+        if let Some(weights) = T::as_f32(self.weights) {
             return MatrixRef::new(&weights[columns.start..], rows, columns.len(), self.inputs);
         }
         scratch.resize(rows * columns.len(), 0.0);
@@ -189,7 +197,7 @@ struct Transposed<'a, T> {
 impl<T: Stored> ColumnBlocks for Transposed<'_, T> {
     fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
         let rows = &self.weights[columns.start * self.inputs..columns.end * self.inputs];
-        let rows = match as_f32(rows) {
+        let rows = match T::as_f32(rows) {
             Some(rows) => rows,
             None => {
                 scratch.resize(rows.len(), 0.0);
@@ -199,10 +207,6 @@ impl<T: Stored> ColumnBlocks for Transposed<'_, T> {
         };
         MatrixRef::new(rows, columns.len(), self.inputs, self.inputs).transposed()
     }
-}
-
-fn as_f32<T: Stored>(weights: &[T]) -> Option<&[f32]> {
-    (T::dtype() == DType::F32).then(|| bytemuck::cast_slice(weights))
 }
 
 fn widened(vector: &FlexTensor) -> FlexTensor {

@@ -13,6 +13,10 @@ pub(crate) trait Stored: Copy + Send + Sync + bytemuck::Pod + burn::tensor::Elem
     fn widen(self) -> f32;
     /// The values as f32; `to` is as long as `from`.
     fn widen_into(from: &[Self], to: &mut [f32]);
+    /// The values where they are f32 already.
+    fn as_f32(_values: &[Self]) -> Option<&[f32]> {
+        None
+    }
     /// Sixteen values from `at` on.
     ///
     /// # Safety
@@ -33,6 +37,9 @@ impl Stored for f32 {
     }
     fn widen_into(from: &[Self], to: &mut [f32]) {
         to.copy_from_slice(from);
+    }
+    fn as_f32(values: &[Self]) -> Option<&[f32]> {
+        Some(values)
     }
     #[cfg(target_arch = "x86_64")]
     #[inline(always)]
@@ -111,6 +118,18 @@ impl InstructionSet {
             }
         }
         Self::Portable
+    }
+
+    /// All that this processor has, the widest first.
+    #[cfg(test)]
+    pub(crate) fn available() -> Vec<Self> {
+        match Self::detect() {
+            Self::Portable => vec![Self::Portable],
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => vec![Self::Avx512, Self::Avx2, Self::Portable],
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => vec![Self::Avx2, Self::Portable],
+        }
     }
 }
 
@@ -253,17 +272,6 @@ mod x86 {
 mod tests {
     use super::*;
 
-    /// What this processor has, not only the widest.
-    fn sets() -> Vec<InstructionSet> {
-        match InstructionSet::detect() {
-            InstructionSet::Portable => vec![InstructionSet::Portable],
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => vec![InstructionSet::Avx512, InstructionSet::Avx2, InstructionSet::Portable],
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => vec![InstructionSet::Avx2, InstructionSet::Portable],
-        }
-    }
-
     fn check<T: Stored>(narrow: impl Fn(f32) -> T) {
         for length in [1, 7, 16, 31, 32, 33, 96, 131] {
             let vectors: Vec<Vec<f32>> =
@@ -272,7 +280,7 @@ mod tests {
             let cases = (1..=VECTORS).flat_map(|count| [(count, count), (count, count + 3)]);
             for (count, stride) in cases {
                 let views: Vec<&[f32]> = vectors[..count].iter().map(Vec::as_slice).collect();
-                for set in sets() {
+                for set in InstructionSet::available() {
                     let mut out = vec![f32::NAN; 4 * stride + count];
                     rows_dot(set, &views, &weights, length, &mut out, stride);
                     for (row, out) in weights.chunks_exact(length).zip(out.chunks(stride)) {

@@ -1,0 +1,413 @@
+//! `x · Wᵀ` for some tens to hundreds of rows: a prompt, a few sentences. The weight is read as it lies in memory, once and without
+//! being packed, which for so few rows would cost more than the product; `x`, which is small, is laid out for the kernel instead.
+//!
+//! A tile is some weight rows times one panel of `x`: each weight is broadcast against the panel's values of its column, so that the
+//! sums of a weight row for all rows of the panel fill whole vectors, and every sum runs through the columns in order.
+
+use rayon::prelude::*;
+
+use super::dot::{InstructionSet, Stored};
+
+/// Columns after which sums are parked in the output, so that a panel and the weight rows beside it stay in the nearest caches.
+const DEPTH: usize = 512;
+/// Products below which another thread is not worth waking.
+const PARALLEL_PRODUCTS: usize = 1 << 17;
+/// Blocks of weight rows for each thread: enough for a late one to be waited for briefly.
+const BLOCKS_PER_THREAD: usize = 4;
+/// Values in a cache line.
+const LINE: usize = 16;
+/// The largest tile of any instruction set.
+const TILE: usize = 12 * 32;
+
+/// `out[row · outputs + o] = bias[o] + Σ x[row · inputs + i] · weights[o · inputs + i]`.
+///
+/// # Panics
+/// If a slice does not fit the sizes, or `inputs` is zero.
+pub(crate) fn rows_times_weight<T: Stored>(
+    set: InstructionSet,
+    x: &[f32],
+    inputs: usize,
+    weights: &[T],
+    bias: Option<&[f32]>,
+    out: &mut [f32],
+) {
+    let (rows, outputs) = (x.len() / inputs, weights.len() / inputs);
+    assert!(x.len() == rows * inputs && weights.len() == outputs * inputs && out.len() == rows * outputs);
+    assert!(bias.is_none_or(|bias| bias.len() == outputs));
+    let kernel = Kernel::of(set);
+    let panels = Panels::pack(x, inputs, kernel.width);
+    let destination = Transposed { start: out.as_mut_ptr(), rows, outputs };
+    let compute = |first: usize, weights: &[T]| {
+        let mut widened = Vec::new();
+        for (index, weights) in weights.chunks(kernel.height * inputs).enumerate() {
+            let first = first + index * kernel.height;
+            let bias = bias.map(|bias| &bias[first..first + weights.len() / inputs]);
+            // Weights in place are fetched a group ahead: the rows of a group are too short for the processor to foresee the next.
+            let (weights, ahead) = match T::as_f32(weights) {
+                Some(weights) => (weights, weights.len()),
+                None => {
+                    widened.resize(weights.len(), 0.0);
+                    T::widen_into(weights, &mut widened);
+                    (&widened[..], 0)
+                }
+            };
+            // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably for as
+            // long as this runs; their number fits, as the lengths agree.
+            unsafe { group(&kernel, &panels, (weights, ahead), bias, &destination, first) };
+        }
+    };
+    if rows * weights.len() < PARALLEL_PRODUCTS {
+        return compute(0, weights);
+    }
+    let tasks = BLOCKS_PER_THREAD * rayon::current_num_threads();
+    let block = outputs.div_ceil(tasks).next_multiple_of(kernel.height);
+    let blocks = weights.par_chunks(block * inputs).enumerate();
+    blocks.for_each(|(index, weights)| compute(index * block, weights));
+}
+
+/// The sums of one group of weight rows for every row of `x`.
+///
+/// # Safety
+/// No other thread may touch these columns of the destination, and they must lie inside it.
+unsafe fn group(
+    kernel: &Kernel,
+    panels: &Panels,
+    (weights, ahead): (&[f32], usize),
+    bias: Option<&[f32]>,
+    out: &Transposed,
+    first: usize,
+) {
+    let height = weights.len() / panels.inputs;
+    let mut sums = [0.0; TILE];
+    for start in (0..panels.inputs).step_by(DEPTH) {
+        let depth = DEPTH.min(panels.inputs - start);
+        for (index, panel) in panels.data.chunks_exact(panels.inputs * kernel.width).enumerate() {
+            let rows = index * kernel.width..out.rows.min((index + 1) * kernel.width);
+            let panel = &panel[start * kernel.width..(start + depth) * kernel.width];
+            let (left, ahead) = (&weights[start..], if index == 0 { ahead } else { 0 });
+            kernel.tile((left, panels.inputs, ahead), height, panel, rows.len() <= kernel.width / 2, &mut sums);
+            for (lane, row) in rows.enumerate() {
+                // SAFETY: the caller's promise.
+                let out = unsafe { out.columns(row, first, height) };
+                let sums = sums[lane..].iter().step_by(kernel.width);
+                match bias {
+                    _ if start > 0 => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                    Some(bias) => out.iter_mut().zip(sums).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias),
+                    None => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+                }
+            }
+        }
+    }
+}
+
+/// A matrix `[rows, outputs]` whose columns several threads write.
+struct Transposed {
+    start: *mut f32,
+    rows: usize,
+    outputs: usize,
+}
+// SAFETY: each thread writes only columns of its own.
+unsafe impl Sync for Transposed {}
+
+impl Transposed {
+    /// # Safety
+    /// The range must lie inside the matrix, and nobody else may hold any of it.
+    #[allow(clippy::mut_from_ref)] // Disjoint columns, as the caller promises.
+    unsafe fn columns(&self, row: usize, first: usize, count: usize) -> &mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.outputs + first), count) }
+    }
+}
+
+/// The rows of `x` in panels of `width`, column by column; the last panel is filled up with zeros.
+struct Panels {
+    data: Vec<f32>,
+    inputs: usize,
+}
+
+impl Panels {
+    fn pack(x: &[f32], inputs: usize, width: usize) -> Self {
+        let rows = x.len() / inputs;
+        let mut data = vec![0.0; rows.next_multiple_of(width) * inputs];
+        let pack = |(panel, rows): (&mut [f32], &[f32])| {
+            // In blocks of columns, so that the lines being written stay at hand from row to row.
+            for start in (0..inputs).step_by(64) {
+                for (lane, row) in rows.chunks_exact(inputs).enumerate() {
+                    let row = &row[start..inputs.min(start + 64)];
+                    let panel = panel[start * width + lane..].iter_mut().step_by(width);
+                    panel.zip(row).for_each(|(to, from)| *to = *from);
+                }
+            }
+        };
+        let panel = width * inputs;
+        if data.len() < PARALLEL_PRODUCTS {
+            data.chunks_exact_mut(panel).zip(x.chunks(panel)).for_each(pack);
+        } else {
+            data.par_chunks_exact_mut(panel).zip(x.par_chunks(panel)).for_each(pack);
+        }
+        Self { data, inputs }
+    }
+}
+
+/// The tile of an instruction set.
+struct Kernel {
+    set: InstructionSet,
+    /// Weight rows.
+    height: usize,
+    /// Rows of `x`.
+    width: usize,
+}
+
+/// Calls `$tile` with the number of weight rows as a constant.
+macro_rules! with_height {
+    ($height:expr, $half:expr, $tile:ident $arguments:tt, [$($count:literal)*]) => {
+        match $height {
+            $($count if $half => $tile::<$count, 1> $arguments,
+            $count => $tile::<$count, 2> $arguments,)*
+            height => unreachable!("{height} weight rows in a tile"),
+        }
+    };
+}
+
+impl Kernel {
+    /// As many sums as fit the registers beside the operands.
+    fn of(set: InstructionSet) -> Self {
+        let (height, width) = match set {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => (12, 32),
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => (6, 16),
+            InstructionSet::Portable => (4, 16),
+        };
+        Self { set, height, width }
+    }
+
+    /// `sums[h · width + lane] = Σ weights[h · stride + k] · panel[k · width + lane]`, of which the upper half of the lanes may be left
+    /// undone if `half`. What lies `ahead` of the weights is asked for from memory.
+    fn tile(
+        &self,
+        (weights, stride, ahead): (&[f32], usize, usize),
+        height: usize,
+        panel: &[f32],
+        half: bool,
+        sums: &mut [f32; TILE],
+    ) {
+        let depth = panel.len() / self.width;
+        assert!(depth > 0 && (1..=self.height).contains(&height) && (height - 1) * stride + depth <= weights.len());
+        assert!(panel.len() == depth * self.width && height * self.width <= TILE);
+        let (weights, panel, sums) = ((weights.as_ptr(), stride, ahead), panel.as_ptr(), sums.as_mut_ptr());
+        // SAFETY: the assertions prove every offset that the kernels reach; `detect` saw the instruction set.
+        unsafe {
+            match self.set {
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx512 => {
+                    use x86::tile_avx512;
+                    with_height!(height, half, tile_avx512 (weights, panel, depth, sums), [1 2 3 4 5 6 7 8 9 10 11 12])
+                }
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx2 => {
+                    use x86::tile_avx2;
+                    with_height!(height, half, tile_avx2(weights, panel, depth, sums), [1 2 3 4 5 6])
+                }
+                InstructionSet::Portable => {
+                    with_height!(height, half, tile_portable(weights, panel, depth, sums), [1 2 3 4])
+                }
+            }
+        }
+    }
+}
+
+/// A vector register, or what the compiler makes of an array.
+trait Lanes: Copy {
+    const COUNT: usize;
+    /// # Safety
+    /// For all: the processor has the instruction set, and `COUNT` values can be read or written at a pointer.
+    unsafe fn splat(value: f32) -> Self;
+    unsafe fn load(at: *const f32) -> Self;
+    unsafe fn store(self, at: *mut f32);
+    /// `self + a · b`.
+    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
+    /// Asks for a cache line, wherever it is.
+    fn prefetch(_at: *const f32) {}
+}
+
+/// `H` weight rows times half a panel (`V` = 1) or a whole one (`V` = 2).
+///
+/// # Safety
+/// As [`Lanes`]; `H` rows of `depth` weights at `stride`, `depth` columns of a panel, and `H` rows of sums must be there.
+#[inline(always)]
+unsafe fn tile<L: Lanes, const H: usize, const V: usize>(
+    weights: (*const f32, usize, usize),
+    panel: *const f32,
+    depth: usize,
+    sums: *mut f32,
+) {
+    let (weights, stride, ahead) = weights;
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut totals = [[L::splat(0.0); V]; H];
+        for at in 0..depth {
+            if at.is_multiple_of(LINE) {
+                (0..H).for_each(|h| L::prefetch(weights.wrapping_add(ahead + h * stride + at)));
+            }
+            let mut x = [L::splat(0.0); V];
+            for (v, x) in x.iter_mut().enumerate() {
+                *x = L::load(panel.add(at * 2 * L::COUNT + v * L::COUNT));
+            }
+            for (h, totals) in totals.iter_mut().enumerate() {
+                let weight = L::splat(*weights.add(h * stride + at));
+                for (total, x) in totals.iter_mut().zip(x) {
+                    *total = total.plus_product(weight, x);
+                }
+            }
+        }
+        for (h, totals) in totals.into_iter().enumerate() {
+            for (v, total) in totals.into_iter().enumerate() {
+                total.store(sums.add((2 * h + v) * L::COUNT));
+            }
+        }
+    }
+}
+
+impl Lanes for [f32; 8] {
+    const COUNT: usize = 8;
+    #[inline(always)]
+    unsafe fn splat(value: f32) -> Self {
+        [value; 8]
+    }
+    #[inline(always)]
+    unsafe fn load(at: *const f32) -> Self {
+        unsafe { at.cast::<Self>().read_unaligned() }
+    }
+    #[inline(always)]
+    unsafe fn store(self, at: *mut f32) {
+        unsafe { at.cast::<Self>().write_unaligned(self) }
+    }
+    #[inline(always)]
+    unsafe fn plus_product(mut self, a: Self, b: Self) -> Self {
+        // Fused where that is one instruction, as it is on every aarch64.
+        let fused = cfg!(target_arch = "aarch64");
+        for ((sum, a), b) in self.iter_mut().zip(a).zip(b) {
+            *sum = if fused { a.mul_add(b, *sum) } else { *sum + a * b };
+        }
+        self
+    }
+}
+
+/// # Safety
+/// As [`tile`].
+unsafe fn tile_portable<const H: usize, const V: usize>(
+    weights: (*const f32, usize, usize),
+    panel: *const f32,
+    depth: usize,
+    sums: *mut f32,
+) {
+    unsafe { tile::<[f32; 8], H, V>(weights, panel, depth, sums) }
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::{Lanes, tile};
+
+    macro_rules! lanes {
+        ($vector:ty, $count:literal, $name:ident, $features:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
+            impl Lanes for $vector {
+                const COUNT: usize = $count;
+                #[inline(always)]
+                unsafe fn splat(value: f32) -> Self {
+                    unsafe { $splat(value) }
+                }
+                #[inline(always)]
+                unsafe fn load(at: *const f32) -> Self {
+                    unsafe { $load(at) }
+                }
+                #[inline(always)]
+                unsafe fn store(self, at: *mut f32) {
+                    unsafe { $store(at, self) }
+                }
+                #[inline(always)]
+                unsafe fn plus_product(self, a: Self, b: Self) -> Self {
+                    unsafe { $fma(a, b, self) }
+                }
+                #[inline(always)]
+                fn prefetch(at: *const f32) {
+                    // SAFETY: a hint, which reads nothing and cannot fault.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
+                }
+            }
+
+            /// # Safety
+            /// As [`tile`], on a processor with these features.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name<const H: usize, const V: usize>(
+                weights: (*const f32, usize, usize),
+                panel: *const f32,
+                depth: usize,
+                sums: *mut f32,
+            ) {
+                unsafe { tile::<$vector, H, V>(weights, panel, depth, sums) }
+            }
+        };
+    }
+    lanes!(__m512, 16, tile_avx512, "avx512f", _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
+    lanes!(__m256, 8, tile_avx2, "avx2,fma", _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+
+    fn values(seed: usize, count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    fn check<T: Stored>(set: InstructionSet, [rows, inputs, outputs]: [usize; 3], narrow: impl Fn(f32) -> T) {
+        let (x, bias) = (values(1, rows * inputs), values(3, outputs));
+        let weights: Vec<T> = values(2, outputs * inputs).into_iter().map(narrow).collect();
+        for bias in [None, Some(&bias[..])] {
+            let mut out = vec![f32::NAN; rows * outputs];
+            rows_times_weight(set, &x, inputs, &weights, bias, &mut out);
+            for (at, &value) in out.iter().enumerate() {
+                let (row, output) = (at / outputs, at % outputs);
+                let (x, weights) = (&x[row * inputs..][..inputs], &weights[output * inputs..][..inputs]);
+                let sum: f64 = x.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(w.widen())).sum();
+                let expected = sum + bias.map_or(0.0, |bias| f64::from(bias[output]));
+                let allowed = 1e-6 * inputs as f64;
+                assert!(
+                    (f64::from(value) - expected).abs() < allowed,
+                    "{set:?} [{row}, {output}]: {value}, {expected}"
+                );
+            }
+        }
+    }
+
+    #[test]
+    fn every_instruction_set_gives_the_products() {
+        for set in InstructionSet::available() {
+            for rows in [1, 5, 15, 16, 17, 31, 32, 33, 70] {
+                for [inputs, outputs] in [[1, 1], [7, 13], [384, 25], [513, 12], [1100, 6]] {
+                    check(set, [rows, inputs, outputs], |value| value);
+                }
+            }
+            check(set, [33, 100, 31], f16::from_f32);
+            check(set, [40, 300, 500], |value| value);
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_spoils_its_own_row_only() {
+        for set in InstructionSet::available() {
+            let (mut x, weights) = (values(1, 20 * 64), values(2, 30 * 64));
+            x[7 * 64 + 5] = f32::NAN;
+            let mut out = vec![0.0; 20 * 30];
+            rows_times_weight(set, &x, 64, &weights, None, &mut out);
+            for (at, value) in out.iter().enumerate() {
+                assert_eq!(value.is_nan(), at / 30 == 7, "{set:?} {at}");
+            }
+        }
+    }
+}
