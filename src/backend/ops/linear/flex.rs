@@ -17,7 +17,7 @@ use crate::targets::flex::{Rows, contiguous, tensor};
 /// Up to here dot products win.
 const FEW_ROWS: usize = 4;
 /// Beyond, packing the weight for a matrix product pays.
-const SOME_ROWS: usize = 1024;
+const SOME_ROWS: usize = 512;
 /// Bytes of weight rows taken at a time by a thread: they stay in its first-level cache while every vector meets them.
 const BLOCK_BYTES: usize = 1 << 15;
 /// A product this small is done before another thread has woken up.
