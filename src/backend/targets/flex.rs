@@ -6,6 +6,8 @@ pub(crate) mod matrix;
 pub(crate) mod product;
 mod rows;
 
+use std::sync::atomic::{AtomicUsize, Ordering};
+
 use burn::tensor::DType;
 use burn_flex::{Flex, FlexDevice, FlexTensor};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
@@ -32,6 +34,36 @@ fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
+/// Each piece on a thread of the pool. While there are fewer pieces than threads, the others stand by and poll for parts of their ops: a
+/// thread that sleeps between two ops takes longer to wake than most ops take to run.
+fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
+    let unfinished = AtomicUsize::new(pieces.len());
+    let standing_by = rayon::current_num_threads().saturating_sub(pieces.len());
+    let pieces = pieces.into_iter().map(Some).chain((0..standing_by).map(|_| None));
+    let results = pieces.collect::<Vec<_>>().into_par_iter().with_max_len(1).map(|piece| {
+        let Some(piece) = piece else {
+            while unfinished.load(Ordering::Acquire) > 0 {
+                if rayon::yield_now() != Some(rayon::Yield::Executed) {
+                    std::hint::spin_loop();
+                }
+            }
+            return None;
+        };
+        let _finished = Finished(&unfinished);
+        Some(work(piece))
+    });
+    results.collect::<Vec<_>>().into_iter().flatten().collect()
+}
+
+/// Counts a piece as finished, also when it panics.
+struct Finished<'a>(&'a AtomicUsize);
+
+impl Drop for Finished<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Release);
+    }
+}
+
 impl KernelBackend for Flex {
     fn has_f64() -> bool {
         true
@@ -44,7 +76,7 @@ impl KernelBackend for Flex {
         rayon::current_num_threads()
     }
     fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
-        pieces.into_par_iter().with_max_len(1).map(work).collect()
+        concurrently(pieces, work)
     }
 
     fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
