@@ -10,12 +10,14 @@ of the peer's seconds over ours in that round, so that above 1 we are faster.
 import argparse
 import json
 import os
+import platform
 import random
 import shutil
 import statistics
 import subprocess
 import tempfile
 import time
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -96,12 +98,45 @@ def make_texts(tokenizer, lengths, seed):
     return texts
 
 
+def facts(commit):
+    cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+    memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**9
+    peers = ("sentence-transformers", "torch", "onnxruntime")
+    return {
+        "backend": "flex", "threads": THREADS, "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
+        "load_average": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d"), "commit": commit,
+        "machine": {"cpu": f"{os.cpu_count()} shared virtual cores, {cpu}", "memory_gb": memory, "os": platform.platform(terse=True)},
+        "versions": {name: version(name) for name in peers},
+    }
+
+
+def whole_process(binary, folder, tokenizer, commit):
+    """Start, load, read, tokenize, embed and write 1,000 texts of mixed lengths, three times."""
+    texts = make_texts(tokenizer, [4 + (row * 97 + 60) % 253 for row in range(1000)], 1)
+    source, target = folder / "texts.txt", folder / "vectors.npy"
+    source.write_text("\n".join(texts) + "\n")
+    tokens, seconds = sum(len(tokenizer.encode(text).ids) for text in texts), []
+    command = [binary, "embed", "--model", folder, "--kind", "none", "--input", source, "--output", target]
+    for _ in range(3):
+        begun = time.perf_counter()
+        subprocess.run([str(word) for word in command], check=True, env=os.environ | {"RAYON_NUM_THREADS": str(THREADS)})
+        seconds.append(time.perf_counter() - begun)
+        target.unlink()
+    middle = statistics.median(seconds)
+    return {
+        "workload": "firebrick embed, whole process, E5-small-v2 shape, random weights, f32, 1000 distinct texts, 4 to 256 tokens",
+        "tokens": tokens, "seconds": [round(s, 3) for s in seconds],
+        "texts_per_second": {"firebrick": round(1000 / middle, 1)}, "tokens_per_second": {"firebrick": round(tokens / middle)},
+    } | facts(commit)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("binary")
     parser.add_argument("out", type=Path)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--commit", default="")
+    parser.add_argument("--cli", help="the firebrick binary: the whole process of `embed` is timed as well, on a file of 1,000 texts")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 5, 10, 20, 50, 100])
     arguments = parser.parse_args()
     folder = Path(tempfile.mkdtemp())
@@ -148,16 +183,18 @@ def main():
                 ratio = lambda peer: statistics.median(a / b for a, b in zip(times[peer], times["firebrick"]))
                 record = {
                     "workload": f"embed, E5-small-v2 shape, random weights, f32, {count} distinct texts, {mix}",
-                    "backend": "flex", "threads": THREADS,
-                    "omp_wait_policy": os.environ["OMP_WAIT_POLICY"], "load_average": round(os.getloadavg()[0], 1), "tokens": tokens, "rounds": rounds,
+                    "tokens": tokens, "rounds": rounds,
                     "peer_seconds_over_ours": {peer: round(ratio(peer), 3) for peer in others},
                     "texts_per_second": {name: round(count / s, 1) for name, s in middle.items()},
                     "tokens_per_second": {name: round(tokens / s) for name, s in middle.items()},
-                    "date": time.strftime("%Y-%m-%d"), "commit": arguments.commit,
-                }
+                } | facts(arguments.commit)
                 out.write(json.dumps(record) + "\n")
                 out.flush()
                 print(count, mix, record["peer_seconds_over_ours"], record["texts_per_second"], flush=True)
+        if arguments.cli:
+            record = whole_process(arguments.cli, folder, tokenizer, arguments.commit)
+            out.write(json.dumps(record) + "\n")
+            print(record["workload"], record["texts_per_second"])
     ours.stdin.close()
     shutil.rmtree(folder)
 

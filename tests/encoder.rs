@@ -10,7 +10,7 @@ use firebrick::core::lora::linear_shapes;
 use firebrick::models::load_encoder;
 use firebrick::prelude::*;
 use serde_json::{Value, json};
-use support::{Golden, Inner, assert_near, floats, repository};
+use support::{Golden, Inner, assert_near, floats, renamed, repository};
 
 fn encoder<B: KernelBackend>(folder: &Path, device: &B::Device) -> Box<dyn Encoder<B>> {
     load_encoder::<B>(&Checkpoint::open(folder).unwrap(), DTypePolicy::Auto, device).unwrap()
@@ -279,6 +279,19 @@ contract! {
             assert_eq!(shapes[0].0, "encoder.layer.0.attention.self.query");
             assert_eq!(shapes.last().unwrap().0.rsplit_once("layer.").unwrap().1[2..], *"output.dense");
         }
+    }
+}
+
+contract! {
+    fn names_of_old_checkpoints_and_of_those_with_a_head_are_read<B>(device) {
+        let (golden, model) = tiny::<Inner<B>>(&device);
+        let old = renamed(&golden.folder, |name| {
+            let name = name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta");
+            format!("bert.{name}")
+        });
+        let old = EmbeddingModel::<Inner<B>>::load(old.path(), &device).unwrap();
+        let texts = sentences(&golden);
+        assert_eq!(vectors(&old.encode(&texts, Kind::None).unwrap()), vectors(&model.encode(&texts, Kind::None).unwrap()));
     }
 }
 

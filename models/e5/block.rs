@@ -30,15 +30,17 @@ pub struct Attention<B: KernelBackend> {
     heads: usize,
 }
 
-/// A layer norm of the checkpoint, under its path.
+/// A layer norm of the checkpoint, under its path. The oldest checkpoints call its weight `gamma` and its bias `beta`.
 pub(super) fn layer_norm<B: KernelBackend>(
     config: &E5Config,
     path: &str,
     loader: &mut TensorLoader<'_, B>,
 ) -> LayerNorm<B> {
+    let old = loader.contains(&format!("{path}.gamma"));
+    let [weight, bias] = if old { ["gamma", "beta"] } else { ["weight", "bias"] };
     LayerNorm {
-        weight: loader.precise(&format!("{path}.weight"), [config.hidden_size]),
-        bias: loader.precise(&format!("{path}.bias"), [config.hidden_size]),
+        weight: loader.precise(&format!("{path}.{weight}"), [config.hidden_size]),
+        bias: loader.precise(&format!("{path}.{bias}"), [config.hidden_size]),
         epsilon: config.layer_norm_eps,
     }
 }

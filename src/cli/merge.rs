@@ -92,8 +92,7 @@ fn targets<B: KernelBackend>(
     }
     let mut targets = BTreeMap::new();
     for (path, module) in adapter.modules() {
-        let name = format!("{path}.weight");
-        let shape = [module.b.dims()[0], module.a.dims()[1]];
+        let (name, shape) = (stored_name(checkpoint, path), [module.b.dims()[0], module.a.dims()[1]]);
         match checkpoint.info(&name) {
             None => problems.push(format!("{name} is not in the checkpoint")),
             Some(info) if info.shape != shape => {
@@ -108,6 +107,20 @@ fn targets<B: KernelBackend>(
         return Ok(targets);
     }
     Err(Error::AdapterMismatch { adapter: folder.display().to_string(), problems }.into())
+}
+
+/// The tensor that a path of an adapter means: under a prefix where a model was saved with a head, as `bert.`.
+fn stored_name(checkpoint: &Checkpoint, path: &str) -> String {
+    let name = format!("{path}.weight");
+    if checkpoint.info(&name).is_some() {
+        return name;
+    }
+    let behind_a_prefix = format!(".{name}");
+    let mut names = checkpoint.names().filter(|stored| stored.ends_with(&behind_a_prefix));
+    match (names.next(), names.next()) {
+        (Some(stored), None) => stored.to_owned(),
+        _ => name,
+    }
 }
 
 fn write<B: KernelBackend>(

@@ -8,6 +8,7 @@ use parquet::record::Field;
 use serde_json::{Value, json};
 
 use crate::command::{golden, run, run_on, text};
+use crate::support::{renamed, repository};
 
 const TEXTS: [&str; 5] = ["query: how do I sort a list in python", "short", "", "naïve café résumé", "short"];
 
@@ -230,6 +231,16 @@ fn an_encoder_learns_by_the_same_verb_and_keeps_what_it_learnt() {
     let merged = vector(&run(&format!("embed --model {}", at("merged")), &["--input", &input]).json());
     assert!(plain.iter().zip(&adapted).any(|(a, b)| (a - b).abs() > 1e-3));
     assert!(merged.iter().zip(&adapted).all(|(a, b)| (a - b).abs() < 1e-4));
+
+    // Where the base was saved with a head, its names have a prefix that the adapter's have not.
+    let with_head = renamed(&repository("tests/goldens/bert-tiny"), |name| format!("bert.{name}"));
+    let base = text(with_head.path());
+    let steps = ["--steps", "2", "--learning-rate", "0.01", "--target", "all-linear"];
+    run("train", &[&["--model", &base, "--data", &at("data"), "--output", &at("of-head")], &steps[..]].concat()).ok();
+    run("merge", &["--model", &base, "--adapter", &at("of-head"), "--output", &at("merged-head")]).ok();
+    let adapted = vector(&run("embed", &["--model", &base, "--adapter", &at("of-head"), "--input", &input]).json());
+    let merged = vector(&run("embed", &["--model", &at("merged-head"), "--input", &input]).json());
+    assert!(merged.iter().zip(&adapted).all(|(a, b)| (a - b).abs() < 1e-4) && plain != merged);
 
     // Each option shows in the first loss.
     let loss = |more: &[&str], name: &str| train(name, more).lines()[1]["loss"].as_f64().unwrap();

@@ -155,3 +155,16 @@ pub fn assert_near(actual: &[f32], expected: &[f32], absolute: f32, relative: f3
 pub fn assert_golden(actual: &[f32], expected: &[f32], what: &str) {
     assert_near(actual, expected, 2e-4, 1e-4, what);
 }
+
+/// A copy of a model folder whose tensors have other names.
+pub fn renamed(folder: &Path, rename: impl Fn(&str) -> String) -> tempfile::TempDir {
+    let copy = tempfile::tempdir().unwrap();
+    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
+        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    }
+    let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
+    let tensors = SafeTensors::deserialize(&bytes).unwrap();
+    let tensors = tensors.tensors().into_iter().map(|(name, view)| (rename(&name), view));
+    safetensors::serialize_to_file(tensors, None, &copy.path().join("model.safetensors")).unwrap();
+    copy
+}
