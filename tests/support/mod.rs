@@ -159,8 +159,17 @@ pub fn assert_golden(actual: &[f32], expected: &[f32], what: &str) {
 /// A copy of a model folder whose tensors have other names.
 pub fn renamed(folder: &Path, rename: impl Fn(&str) -> String) -> tempfile::TempDir {
     let copy = tempfile::tempdir().unwrap();
-    for entry in std::fs::read_dir(folder).unwrap().map(Result::unwrap).filter(|entry| entry.path().is_file()) {
-        std::fs::copy(entry.path(), copy.path().join(entry.file_name())).unwrap();
+    let mut folders = vec![folder.to_owned()];
+    while let Some(at) = folders.pop() {
+        let target = copy.path().join(at.strip_prefix(folder).unwrap());
+        std::fs::create_dir_all(&target).unwrap();
+        for entry in std::fs::read_dir(at).unwrap().map(Result::unwrap) {
+            if entry.path().is_dir() {
+                folders.push(entry.path());
+            } else {
+                std::fs::copy(entry.path(), target.join(entry.file_name())).unwrap();
+            }
+        }
     }
     let bytes = std::fs::read(folder.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
