@@ -3,8 +3,9 @@
 
 use std::ops::Range;
 
+use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape, TensorMetadata};
-use burn_flex::FlexTensor;
+use burn_flex::{Flex, FlexTensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -51,7 +52,32 @@ macro_rules! with_stored {
     }};
 }
 
+/// What an adapter adds, `scale · low · Bᵀ`: `low` `[rows, rank]` with the scale on it, and `b` `[out, rank]`.
+struct Update {
+    low: Rows,
+    b: Rows,
+    rank: usize,
+}
+
 pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+    product(x, weight, bias, None)
+}
+
+/// The product with an adapter's part added to it in place. `low` and `b` are f32, and no axis is empty.
+pub(crate) fn forward_with_update(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+    low: FlexTensor,
+    b: FlexTensor,
+    scale: f64,
+) -> FlexTensor {
+    let rank = b.shape()[1];
+    let scaled = Flex::float_mul_scalar(low, scale.into());
+    product(x, weight, bias, Some(&Update { low: Rows::new(&scaled), b: Rows::new(&b), rank }))
+}
+
+fn product(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, update: Option<&Update>) -> FlexTensor {
     let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
     let x = Rows::new(&x);
     let bias = bias.map(|bias| Rows::new(&if bias.dtype() == DType::F32 { bias } else { widened(&bias) }));
@@ -61,9 +87,9 @@ pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
             // An empty sum is zero, and the kernels need not know.
             bias.map_or(vec![0.0; rows * outputs], |bias| bias.repeat(rows))
         } else if rows <= FEW_ROWS {
-            few_rows(&x, rows, inputs, weights, outputs, bias)
+            few_rows(&x, rows, inputs, weights, outputs, (bias, update))
         } else {
-            many_rows(x.all(), rows, inputs, weights, outputs, bias)
+            many_rows(x.all(), rows, inputs, weights, outputs, (bias, update))
         }
     });
     tensor(out, Shape::from(vec![rows, outputs]))
@@ -101,27 +127,38 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     tensor(out, Shape::from(vec![outputs, inputs]))
 }
 
+/// `out[w · rows + r] = x[r] · weights[w]`.
+fn every_row_dot<T: Stored>(set: InstructionSet, x: &Rows, rows: usize, weights: &[T], length: usize, out: &mut [f32]) {
+    for start in (0..rows).step_by(VECTORS) {
+        let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
+        rows_dot(set, &vectors, weights, length, &mut out[start..], rows);
+    }
+}
+
 fn few_rows<T: Stored>(
     x: &Rows,
     rows: usize,
     inputs: usize,
     weights: &[T],
     outputs: usize,
-    bias: Option<&[f32]>,
+    (bias, update): (Option<&[f32]>, Option<&Update>),
 ) -> Vec<f32> {
     let set = InstructionSet::detect();
     // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
     let mut products = vec![0.0; outputs * rows];
     let block = (BLOCK_BYTES / (inputs * size_of::<T>())).clamp(16, outputs.max(16));
     let run = |first: usize, weights: &[T], out: &mut [f32]| {
-        for start in (0..rows).step_by(VECTORS) {
-            let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
-            rows_dot(set, &vectors, weights, inputs, &mut out[start..], rows);
-        }
+        every_row_dot(set, x, rows, weights, inputs, out);
         if let Some(bias) = bias {
             for (out, bias) in out.chunks_exact_mut(rows).zip(&bias[first..]) {
                 out.iter_mut().for_each(|out| *out += bias);
             }
+        }
+        if let Some(Update { low, b, rank }) = update {
+            let mut added = vec![0.0; out.len()];
+            let b = &b.all()[first * rank..first * rank + added.len() / rows * rank];
+            every_row_dot(set, low, rows, b, *rank, &mut added);
+            out.iter_mut().zip(added).for_each(|(out, added)| *out += added);
         }
     };
     if inputs * outputs < PARALLEL_PRODUCTS {
@@ -146,7 +183,7 @@ fn many_rows<T: Stored>(
     inputs: usize,
     weights: &[T],
     outputs: usize,
-    bias: Option<&[f32]>,
+    (bias, update): (Option<&[f32]>, Option<&Update>),
 ) -> Vec<f32> {
     let mut out = vec![0.0; rows * outputs];
     let mut into = Into::Overwrite;
@@ -157,6 +194,12 @@ fn many_rows<T: Stored>(
     let left = MatrixRef::new(x, rows, inputs, inputs);
     let destination = MatrixMut::new(&mut out, rows, outputs, outputs);
     multiply_by_column_blocks(destination, into, left, &Transposed { weights, inputs });
+    if let Some(Update { low, b, rank }) = update {
+        let left = MatrixRef::new(low.all(), rows, *rank, *rank);
+        let destination = MatrixMut::new(&mut out, rows, outputs, outputs);
+        let b = Transposed { weights: b.all(), inputs: *rank };
+        multiply_by_column_blocks(destination, Into::Add, left, &b);
+    }
     out
 }
 
