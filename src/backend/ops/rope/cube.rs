@@ -65,6 +65,7 @@ fn turn_into<R: CubeRuntime>(
 }
 
 #[cube(launch)]
+#[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
 fn turn_pairs(
     x: &Tensor<f32>,
     cos: &Tensor<f32>,
