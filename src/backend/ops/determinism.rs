@@ -50,7 +50,7 @@ fn block<B: TrainBackend>(device: &B::Device, stored: DType) -> Vec<u64> {
     let up = linear(h.clone(), frozen(8, [wide, hidden]), None);
     let down = linear(swiglu(gate, up.clone()), frozen(9, [hidden, wide]), Some(shift.clone()));
     let adapter = [trained(13, [4, wide]), trained(14, [hidden, 4])];
-    let adapted = lora_linear(up, None, frozen(15, [hidden, wide]), Some(shift.clone()), adapter.clone(), 2.0);
+    let adapted = lora_linear(up, None, frozen(15, [hidden, wide]), None, adapter.clone(), 2.0);
     let h = h + softmax(down) + adapted;
     let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 6).collect();
     let targets = Targets::new(ids, vec![0.5; tokens]);

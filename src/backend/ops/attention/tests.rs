@@ -213,9 +213,10 @@ fn nan_reaches_only_what_attends_to_it<B: TrainBackend>(device: &B::Device) {
         let case = Case::new(2, 1, 4, &spans);
         let [mut q, mut k, mut v] = case.arrays();
         q.values[2 * 8] = f64::NAN;
-        // The last key of the second sequence, and the last value of the first: only their last queries see them.
+        // The last key of the second sequence: only its last query sees it.
         k.values[84 * 4] = f64::NAN;
-        v.values[4 * 4] = f64::NAN;
+        // The first value of the first: all its queries see that.
+        v.values[0] = f64::NAN;
         let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
             <B::InnerBackend as KernelBackend>::attention(t[0].clone(), t[1].clone(), t[2].clone(), &case.layout)
         };
