@@ -42,9 +42,11 @@ fn a_wrong_op_is_named() {
         "layer_norm",
         "softmax",
         "rope",
+        "rope_into",
         "swiglu",
         "gelu",
         "linear",
+        "lora_linear",
         "attention",
         "write_rows",
         "cross_entropy_of_linear",
@@ -60,7 +62,9 @@ fn a_wrong_op_is_named() {
 #[test]
 fn a_wrong_gradient_of_an_op_is_named() {
     // The gradient of the head's loss goes through that of the linear.
-    for (name, first) in [("rms_norm", &["rms_norm"][..]), ("linear", &["linear", "cross_entropy_of_linear"])] {
+    // The gradients of the linear are those of the linear under an adapter too.
+    let linear = &["linear", "lora_linear", "cross_entropy_of_linear"][..];
+    for (name, first) in [("rms_norm", &["rms_norm"][..]), ("linear", linear)] {
         let failed = found(Lie::Backward(name), &quick());
         assert_eq!(failed, [first, &["gradients over 64 tokens", "gradients over 256 tokens"]].concat());
     }

@@ -152,17 +152,18 @@ impl<B: KernelBackend> Attention<B> {
     ) -> Tensor<B, 2> {
         let [tokens, _] = x.dims();
         let heads = |x: Tensor<B, 2>, heads: usize| x.reshape([tokens, heads, self.head_dim]);
-        let turn = |x: Tensor<B, 3>, norm: &Option<RmsNorm<B>>| {
-            let x = norm.as_ref().map_or(x.clone(), |norm| norm.forward(x));
-            rope(x, positions.cos.clone(), positions.sin.clone())
+        let normed = |x: Tensor<B, 3>, norm: &Option<RmsNorm<B>>| match norm {
+            Some(norm) => norm.forward(x),
+            None => x,
         };
-        let q = turn(heads(self.q_proj.forward(x.clone()), self.heads), &self.q_norm);
-        let k = turn(heads(self.k_proj.forward(x.clone()), self.kv_heads), &self.k_norm);
+        let turn = |x: Tensor<B, 3>| rope(x, positions.cos.clone(), positions.sin.clone());
+        let q = turn(normed(heads(self.q_proj.forward(x.clone()), self.heads), &self.q_norm));
+        let k = normed(heads(self.k_proj.forward(x.clone()), self.kv_heads), &self.k_norm);
         let v = heads(self.v_proj.forward(x), self.kv_heads);
         let (k, v, spans) = match cache {
-            None => (k, v, positions.segments.spans()),
+            None => (turn(k), v, positions.segments.spans()),
             Some(cache) => {
-                let (k, v, capacity) = cache.append(k, v, &positions.segments);
+                let (k, v, capacity) = cache.append(k, v, [&positions.cos, &positions.sin], &positions.segments);
                 (k, v, positions.segments.cached_spans(capacity))
             }
         };

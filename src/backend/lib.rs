@@ -16,11 +16,16 @@ pub mod backends {
     /// burn-wgpu, for Metal, Vulkan and WebGPU.
     #[cfg(feature = "wgpu")]
     pub use crate::targets::wgpu::Backend as Wgpu;
+    /// burn-wgpu op by op, without the fusion of element-wise ones: what the ops run on underneath it.
+    #[cfg(feature = "wgpu")]
+    pub use crate::targets::wgpu::Unfused as WgpuUnfused;
     pub use burn::backend::Autodiff;
     #[cfg(feature = "flex")]
     pub use burn_flex::Flex;
 }
 pub mod device;
+#[cfg(feature = "cube")]
+pub mod launches;
 pub mod map;
 pub mod ops;
 pub mod process;
@@ -155,6 +160,19 @@ pub trait KernelBackend: Backend {
         ops::linear::reference_backward_weight::<Self>(x, grad)
     }
 
+    /// `x · Wᵀ + b + scale · low · Bᵀ`: [`linear`](Self::linear) with an adapter's part, `low` `[rows, rank]` being the input times its
+    /// first matrix and `b` `[out, rank]` the second one. Its gradients are those of `linear`.
+    fn lora_linear(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        low: FloatTensor<Self>,
+        b: FloatTensor<Self>,
+        scale: f64,
+    ) -> FloatTensor<Self> {
+        ops::lora_linear::reference::<Self>(x, weight, bias, low, b, scale)
+    }
+
     /// Grouped-query attention over sequences laid end to end: `q` `[rows, heads, dim]`, `k` and `v` `[key rows, kv heads, dim]`.
     fn attention(
         q: FloatTensor<Self>,
@@ -178,6 +196,18 @@ pub trait KernelBackend: Backend {
     /// `target` with `rows` written from row `start` on, in place where nobody else holds `target`: the append of a key-value cache.
     fn write_rows(target: FloatTensor<Self>, rows: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
         ops::write_rows::reference::<Self>(target, rows, start)
+    }
+
+    /// `target` with `x` rotated as [`rope`](Self::rope) does written from row `start` on, in place where nobody else holds `target`: the
+    /// append of a cache's keys.
+    fn rope_into(
+        target: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        start: usize,
+    ) -> FloatTensor<Self> {
+        Self::write_rows(target, Self::rope(x, cos, sin), start)
     }
 
     /// Weighted sum over rows of the cross entropy of `hidden · Wᵀ`, `[1]`, without ever holding `[rows, vocabulary]`.

@@ -6,6 +6,7 @@ pub mod cross_entropy;
 pub mod gelu;
 pub mod layer_norm;
 pub mod linear;
+pub mod lora_linear;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;

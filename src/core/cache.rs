@@ -2,9 +2,10 @@
 
 use burn::tensor::{DType, Tensor};
 use firebrick_backend::KernelBackend;
+use firebrick_backend::ops::rope::rope_into;
 use firebrick_backend::ops::write_rows::write_rows;
 
-use crate::sequence::Segments;
+use crate::sequence::{Segment, Segments};
 
 /// Rows a cache grows by at least, so that a long chat does not copy at each token.
 const GROWTH: usize = 256;
@@ -78,7 +79,8 @@ impl<B: KernelBackend> KvCache<B> {
 }
 
 impl<B: KernelBackend> LayerCache<B> {
-    /// Appends the segments' rows and gives back all keys and values, `[slots · capacity, kv heads, dim]`, with the capacity.
+    /// Appends the segments' rows, the keys turned by their positions' angles on the way, and gives back all keys and values,
+    /// `[slots · capacity, kv heads, dim]`, with the capacity. `cos` and `sin` are `[rows, dim / 2]`.
     ///
     /// # Panics
     /// If a segment's slot does not exist.
@@ -86,22 +88,23 @@ impl<B: KernelBackend> LayerCache<B> {
         &mut self,
         k: Tensor<B, 3>,
         v: Tensor<B, 3>,
+        [cos, sin]: [&Tensor<B, 2>; 2],
         segments: &Segments,
     ) -> (Tensor<B, 3>, Tensor<B, 3>, usize) {
         if segments.context() > self.capacity {
             self.grow(segments.context());
         }
-        for (rows, held) in [(k, &mut self.keys), (v, &mut self.values)] {
-            let mut tensor = held.take().expect("the cache is whole between appends");
-            for segment in segments.iter() {
-                assert!(segment.slot < self.slots, "cache slot {} of {}", segment.slot, self.slots);
-                let new = rows.clone().narrow(0, segment.start, segment.len);
-                tensor = write_rows(tensor, new, segment.slot * self.capacity + segment.position);
-            }
-            *held = Some(tensor);
+        let mut keys = self.keys.take().expect("the cache is whole between appends");
+        let mut values = self.values.take().expect("the cache is whole between appends");
+        for segment in segments.iter() {
+            assert!(segment.slot < self.slots, "cache slot {} of {}", segment.slot, self.slots);
+            let start = segment.slot * self.capacity + segment.position;
+            keys = rope_into(keys, rows(&k, segment), rows(cos, segment), rows(sin, segment), start);
+            values = write_rows(values, rows(&v, segment), start);
         }
-        let whole = |held: &Option<Tensor<B, 3>>| held.clone().expect("the cache is whole between appends");
-        (whole(&self.keys), whole(&self.values), self.capacity)
+        self.keys = Some(keys.clone());
+        self.values = Some(values.clone());
+        (keys, values, self.capacity)
     }
 
     fn grow(&mut self, needed: usize) {
@@ -120,4 +123,12 @@ impl<B: KernelBackend> LayerCache<B> {
         }
         self.capacity = capacity;
     }
+}
+
+/// The segment's rows; all of them without a copy.
+fn rows<B: KernelBackend, const D: usize>(tensor: &Tensor<B, D>, segment: &Segment) -> Tensor<B, D> {
+    if segment.len == tensor.dims()[0] {
+        return tensor.clone();
+    }
+    tensor.clone().narrow(0, segment.start, segment.len)
 }

@@ -10,8 +10,9 @@ use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
 use firebrick_backend::ops::gelu::gelu;
 use firebrick_backend::ops::layer_norm::layer_norm;
 use firebrick_backend::ops::linear::linear;
+use firebrick_backend::ops::lora_linear::lora_linear;
 use firebrick_backend::ops::rms_norm::rms_norm;
-use firebrick_backend::ops::rope::rope;
+use firebrick_backend::ops::rope::{rope, rope_into};
 use firebrick_backend::ops::softmax::softmax;
 use firebrick_backend::ops::swiglu::swiglu;
 use firebrick_backend::ops::write_rows::write_rows;
@@ -55,9 +56,11 @@ pub enum Op {
     LayerNorm,
     Softmax,
     Rope,
+    RopeInto,
     Swiglu,
     Gelu,
     Linear,
+    LoraLinear,
     Attention,
     CachedAttention,
     WriteRows,
@@ -66,14 +69,16 @@ pub enum Op {
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 13] = [
         Self::RmsNorm,
         Self::LayerNorm,
         Self::Softmax,
         Self::Rope,
+        Self::RopeInto,
         Self::Swiglu,
         Self::Gelu,
         Self::Linear,
+        Self::LoraLinear,
         Self::Attention,
         Self::CachedAttention,
         Self::WriteRows,
@@ -83,7 +88,9 @@ impl Op {
     pub(super) fn tolerance(self) -> f64 {
         match self {
             Self::WriteRows => 0.0,
-            Self::Linear | Self::Attention | Self::CachedAttention | Self::CrossEntropyOfLinear => 2e-3,
+            Self::Linear | Self::LoraLinear | Self::Attention | Self::CachedAttention | Self::CrossEntropyOfLinear => {
+                2e-3
+            }
             _ => 1e-5,
         }
     }
@@ -98,10 +105,17 @@ impl Op {
             }
             Self::Softmax => op!(B, at; x 2 [7, 301]; ; softmax(x)),
             Self::Rope => op!(B, at; x 3 [9, 3, 32]; cos 2 [9, 16], sin 2 [9, 16]; rope(x, cos, sin)),
+            Self::RopeInto => {
+                op!(B, at; target 3 [40, 3, 32], x 3 [9, 3, 32]; cos 2 [9, 16], sin 2 [9, 16]; rope_into(target, x, cos, sin, 17))
+            }
             Self::Swiglu => op!(B, at; gate 2 [7, 131], up 2 [7, 131]; ; swiglu(gate, up)),
             Self::Gelu => op!(B, at; x 2 [7, 131]; ; gelu(x)),
             Self::Linear => {
                 op!(B, at; x 2 [19, 131], weight 2 [67, 131], bias 1 [67]; ; linear(x, weight, Some(bias)))
+            }
+            Self::LoraLinear => {
+                op!(B, at; x 2 [5, 131], a 2 [4, 131], b 2 [67, 4]; weight 2 [67, 131], bias 1 [67];
+                    lora_linear(x, None, weight, Some(bias), [a, b], 2.0))
             }
             Self::Attention => {
                 // Two sequences end to end, grouped queries, causal.
@@ -151,9 +165,11 @@ impl fmt::Display for Op {
             Self::LayerNorm => "layer_norm",
             Self::Softmax => "softmax",
             Self::Rope => "rope",
+            Self::RopeInto => "rope_into",
             Self::Swiglu => "swiglu",
             Self::Gelu => "gelu",
             Self::Linear => "linear",
+            Self::LoraLinear => "lora_linear",
             Self::Attention => "attention",
             Self::CachedAttention => "attention over a cache",
             Self::WriteRows => "write_rows",

@@ -115,6 +115,16 @@ impl KernelBackend for Watched {
         let output = told("linear", <Flex as KernelBackend>::linear(x, weight, bias));
         if narrow { times(output, 1.1) } else { output }
     }
+    fn lora_linear(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: Option<FlexTensor>,
+        low: FlexTensor,
+        b: FlexTensor,
+        scale: f64,
+    ) -> FlexTensor {
+        told("lora_linear", Flex::lora_linear(x, weight, bias, low, b, scale))
+    }
     fn linear_backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
         let rows = grad.shape()[0];
         let gradient = told_back("linear", Flex::linear_backward_input(grad, weight));
@@ -134,6 +144,9 @@ impl KernelBackend for Watched {
     }
     fn write_rows(target: FlexTensor, rows: FlexTensor, start: usize) -> FlexTensor {
         told("write_rows", Flex::write_rows(target, rows, start))
+    }
+    fn rope_into(target: FlexTensor, x: FlexTensor, cos: FlexTensor, sin: FlexTensor, start: usize) -> FlexTensor {
+        told("rope_into", Flex::rope_into(target, x, cos, sin, start))
     }
     fn cross_entropy_of_linear(hidden: FlexTensor, weight: FlexTensor, targets: &Targets) -> FlexTensor {
         told("cross_entropy_of_linear", Flex::cross_entropy_of_linear(hidden, weight, targets))

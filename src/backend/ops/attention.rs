@@ -10,6 +10,8 @@ use burn::tensor::{Int, Shape, Slice, Tensor, TensorData, TensorMetadata};
 use super::{primitive, softmax, tensor};
 use crate::KernelBackend;
 
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 #[cfg(feature = "flex")]
 pub(crate) mod flex;
 

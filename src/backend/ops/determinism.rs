@@ -9,8 +9,10 @@ use super::cross_entropy::{Targets, cross_entropy_of_linear};
 use super::gelu::gelu;
 use super::layer_norm::layer_norm;
 use super::linear::linear;
+use super::lora_linear::lora_linear;
 use super::oracle::{Array, View, on_every_backend, read};
 use super::rms_norm::rms_norm;
+use super::rope::rope_into;
 use super::softmax::softmax;
 use super::swiglu::swiglu;
 use super::{primitive, tensor};
@@ -46,8 +48,10 @@ fn block<B: TrainBackend>(device: &B::Device, stored: DType) -> Vec<u64> {
     let h = layer_norm(x.clone() + mixed, scale.clone(), shift.clone(), 1e-5);
     let gate = gelu(linear(h.clone(), frozen(7, [wide, hidden]), None));
     let up = linear(h.clone(), frozen(8, [wide, hidden]), None);
-    let down = linear(swiglu(gate, up), frozen(9, [hidden, wide]), Some(shift.clone()));
-    let h = h + softmax(down);
+    let down = linear(swiglu(gate, up.clone()), frozen(9, [hidden, wide]), Some(shift.clone()));
+    let adapter = [trained(13, [4, wide]), trained(14, [hidden, 4])];
+    let adapted = lora_linear(up, None, frozen(15, [hidden, wide]), None, adapter.clone(), 2.0);
+    let h = h + softmax(down) + adapted;
     let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 6).collect();
     let targets = Targets::new(ids, vec![0.5; tokens]);
     let loss = cross_entropy_of_linear(h.clone(), frozen(10, [vocabulary, hidden]), &targets);
@@ -55,10 +59,24 @@ fn block<B: TrainBackend>(device: &B::Device, stored: DType) -> Vec<u64> {
     let mut results: Vec<FloatTensor<B::InnerBackend>> = vec![primitive(h.inner()), primitive(loss.clone().inner())];
     let grads = loss.backward();
     results.extend([&x, &q_proj, &kv_proj].map(|t| primitive(t.grad(&grads).unwrap())));
+    results.extend(adapter.map(|t| primitive(t.grad(&grads).unwrap())));
     results.extend([&norm, &scale, &shift].map(|t| primitive(t.grad(&grads).unwrap())));
     // One row at a time takes another path.
     let row = random::<B::InnerBackend, 2>(device, 11, [1, hidden], DType::F32);
-    results.push(primitive(linear(row, random(device, 12, [wide * 2, hidden], stored), None)));
+    results.push(primitive(linear(row.clone(), random(device, 12, [wide * 2, hidden], stored), None)));
+    let trained = |seed, shape: [usize; 2]| random::<B::InnerBackend, 2>(device, seed, shape, DType::F32);
+    let (weight, adapter) =
+        (random(device, 16, [wide, hidden], stored), [trained(17, [4, hidden]), trained(18, [wide, 4])]);
+    results.push(primitive(lora_linear(row.clone(), None, weight, None, adapter, 2.0)));
+    // A token behind a cache: its key is appended, and its query answered.
+    let cache = random::<B::InnerBackend, 3>(device, 19, [400, kv_heads, dim], DType::F32);
+    let (key, query) = (row.clone().narrow(1, 0, kv_heads * dim), row.reshape([1, heads, dim]));
+    let (cos, sin) = (trained(20, [1, dim / 2]), trained(21, [1, dim / 2]));
+    let keys = rope_into(cache.clone(), key.reshape([1, kv_heads, dim]), cos, sin, 307);
+    let spans = [Span { query_start: 0, query_len: 1, key_start: 0, key_len: 308 }].into();
+    let layout = AttentionLayout { spans, causal: true, window: None, scale: 0.2 };
+    results.push(primitive(attention(query, keys.clone(), cache, &layout)));
+    results.push(primitive(keys));
     results.into_iter().flat_map(|result| read::<B::InnerBackend>(result).values).map(f64::to_bits).collect()
 }
 

@@ -7,6 +7,9 @@ use burn::tensor::{Shape, Slice, Tensor, TensorMetadata};
 use super::{in_dtype_of, primitive, tensor};
 use crate::KernelBackend;
 
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
+
 /// Rotates each head by its position's angles.
 ///
 /// # Shapes
@@ -20,6 +23,34 @@ pub fn rope<B: KernelBackend>(x: Tensor<B, 3>, cos: Tensor<B, 2>, sin: Tensor<B,
     assert_eq!([tokens, dim / 2], cos.dims(), "rope: x {:?}, cos {:?}", x.dims(), cos.dims());
     assert_eq!(cos.dims(), sin.dims(), "rope: cos {:?}, sin {:?}", cos.dims(), sin.dims());
     tensor(B::rope(primitive(x), primitive(cos), primitive(sin)))
+}
+
+/// `target` with `x` rotated by its positions' angles written from row `start` on. Pass the only handle to `target` and nothing else is
+/// copied on backends that can.
+///
+/// # Shapes
+/// `target` `[capacity, heads, dim]`, `x` `[tokens, heads, dim]`, `cos` and `sin` `[tokens, dim / 2]` → `[capacity, heads, dim]`.
+///
+/// # Panics
+/// If the tables do not fit `x`, the rows do not fit `target`, or `dim` is odd.
+pub fn rope_into<B: KernelBackend>(
+    target: Tensor<B, 3>,
+    x: Tensor<B, 3>,
+    cos: Tensor<B, 2>,
+    sin: Tensor<B, 2>,
+    start: usize,
+) -> Tensor<B, 3> {
+    let ([capacity, ..], [tokens, heads, dim]) = (target.dims(), x.dims());
+    assert!(dim % 2 == 0, "rope_into: heads of {dim} have no halves");
+    assert!(
+        start + tokens <= capacity && target.dims()[1..] == [heads, dim],
+        "rope_into: {:?} at {start} into {:?}",
+        x.dims(),
+        target.dims()
+    );
+    assert_eq!([tokens, dim / 2], cos.dims(), "rope_into: x {:?}, cos {:?}", x.dims(), cos.dims());
+    assert_eq!(cos.dims(), sin.dims(), "rope_into: cos {:?}, sin {:?}", cos.dims(), sin.dims());
+    tensor(B::rope_into(primitive(target), primitive(x), primitive(cos), primitive(sin), start))
 }
 
 pub(crate) fn reference<B: Backend>(x: FloatTensor<B>, cos: FloatTensor<B>, sin: FloatTensor<B>) -> FloatTensor<B> {
@@ -107,9 +138,11 @@ pub(crate) mod flex {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::DType;
+
     use super::*;
     use crate::TrainBackend;
-    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+    use crate::ops::oracle::{Array, View, agrees, gradients_agree, on_every_backend, read};
 
     fn oracle(inputs: &[&Array]) -> Array {
         let [x, cos, sin] = inputs else { panic!("three inputs") };
@@ -144,15 +177,72 @@ mod tests {
         }
     }
 
+    fn rotated_rows_are_written_and_all_others_kept<B: TrainBackend>(device: &B::Device) {
+        for (capacity, shape, start) in
+            [(1, [1, 1, 2], 0), (8, [3, 2, 6], 5), (8, [8, 1, 34], 0), (300, [1, 2, 64], 299)]
+        {
+            let [x, cos, sin] = inputs(shape);
+            let target = Array::random(3, &[capacity, shape[1], shape[2]]);
+            let mut expected = target.clone();
+            let (row, turned) = (shape[1] * shape[2], oracle(&[&x, &cos, &sin]));
+            expected.values[start * row..(start + shape[0]) * row].copy_from_slice(&turned.values);
+            let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
+                B::InnerBackend::rope_into(t[0].clone(), t[1].clone(), t[2].clone(), t[3].clone(), start)
+            };
+            agrees::<B::InnerBackend>(device, &[&target, &x, &cos, &sin], 1e-6, op, &expected);
+        }
+    }
+
+    fn the_gradient_goes_through_the_rows_that_were_written<B: TrainBackend>(device: &B::Device) {
+        let [x, cos, sin] = inputs([3, 2, 6]);
+        let target = Array::random(3, &[8, 2, 6]);
+        let op = |t: Vec<FloatTensor<B>>| B::rope_into(t[0].clone(), t[1].clone(), t[2].clone(), t[3].clone(), 4);
+        let expected = |inputs: &[&Array]| {
+            let mut out = inputs[0].clone();
+            out.values[4 * 12..7 * 12].copy_from_slice(&oracle(&inputs[1..]).values);
+            out
+        };
+        gradients_agree::<B>(device, &[&target, &x, &cos, &sin], &[0, 1], 1e-5, op, expected);
+    }
+
+    fn another_handle_of_the_target_keeps_what_it_had<B: TrainBackend>(device: &B::Device) {
+        let [x, cos, sin] = inputs([2, 1, 4]).map(|array| array.on::<B::InnerBackend>(device, DType::F32, View::Plain));
+        let before = Tensor::<B::InnerBackend, 3>::ones([5, 1, 4], device);
+        let mut after = before.clone();
+        for start in [1, 3] {
+            let parts = (tensor(x.clone()), tensor(cos.clone()), tensor(sin.clone()));
+            after = rope_into(after, parts.0, parts.1, parts.2, start);
+        }
+        assert_eq!(read::<B::InnerBackend>(primitive(before)).values, [1.0; 20]);
+        let after = read::<B::InnerBackend>(primitive(after)).values;
+        assert_eq!(after[..4], [1.0; 4]);
+        assert_eq!(after[4..12], after[12..]);
+        assert_ne!(after[4..8], [1.0; 4]);
+    }
+
+    fn nan_stays_in_its_pair<B: TrainBackend>(device: &B::Device) {
+        let [mut x, cos, sin] = inputs([3, 2, 6]);
+        x.values[14] = f64::NAN;
+        let op = |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::rope(t[0].clone(), t[1].clone(), t[2].clone());
+        agrees::<B::InnerBackend>(device, &[&x, &cos, &sin], 1e-6, op, &oracle(&[&x, &cos, &sin]));
+    }
+
     fn no_tokens_are_rotated_to_no_tokens<B: TrainBackend>(device: &B::Device) {
         let empty = |shape: [usize; 2]| Tensor::<B::InnerBackend, 2>::zeros(shape, device);
         let x = Tensor::<B::InnerBackend, 3>::zeros([0, 2, 4], device);
-        assert_eq!(rope(x, empty([0, 2]), empty([0, 2])).dims(), [0, 2, 4]);
+        assert_eq!(rope(x.clone(), empty([0, 2]), empty([0, 2])).dims(), [0, 2, 4]);
+        let target = Tensor::<B::InnerBackend, 3>::ones([3, 2, 4], device);
+        let written = rope_into(target, x, empty([0, 2]), empty([0, 2]), 3);
+        assert_eq!(read::<B::InnerBackend>(primitive(written)).values, [1.0; 24]);
     }
 
     on_every_backend!(
         every_shape_agrees_with_the_oracle,
         the_gradient_agrees_with_differences,
+        rotated_rows_are_written_and_all_others_kept,
+        the_gradient_goes_through_the_rows_that_were_written,
+        another_handle_of_the_target_keeps_what_it_had,
+        nan_stays_in_its_pair,
         no_tokens_are_rotated_to_no_tokens,
     );
 }

@@ -7,6 +7,9 @@ use burn::tensor::{Slice, Tensor, TensorMetadata};
 use super::{in_dtype_of, primitive, tensor};
 use crate::KernelBackend;
 
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
+
 /// `target` with `rows` written from row `start` on. Pass the only handle to `target` and nothing is copied on backends that can.
 ///
 /// # Shapes
@@ -58,9 +61,11 @@ pub(crate) mod flex {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::DType;
+
     use super::*;
     use crate::TrainBackend;
-    use crate::ops::oracle::{Array, agrees, on_every_backend, read};
+    use crate::ops::oracle::{Array, View, agrees, compare, on_every_backend, read};
 
     fn oracle(target: &Array, rows: &Array, start: usize) -> Array {
         let width: usize = target.shape[1..].iter().product();
@@ -75,6 +80,22 @@ mod tests {
             let op =
                 |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::write_rows(t[0].clone(), t[1].clone(), start);
             agrees::<B::InnerBackend>(device, &[&target, &rows], 0.0, op, &oracle(&target, &rows, start));
+        }
+    }
+
+    fn rows_of_any_format_are_written<B: TrainBackend>(device: &B::Device) {
+        for dtype in [DType::F32, DType::F16, DType::BF16].into_iter().filter(|&dtype| B::supports_dtype(device, dtype))
+        {
+            let (target, rows) = (Array::random(1, &[7, 3]).stored(dtype), Array::random(2, &[2, 3]).stored(dtype));
+            let [into, from] = [&target, &rows].map(|array| array.on::<B::InnerBackend>(device, dtype, View::Plain));
+            let written = read::<B::InnerBackend>(B::InnerBackend::write_rows(into, from, 4));
+            assert_eq!(written.values, oracle(&target, &rows, 4).values, "{dtype:?}");
+            // Rows of another format take the target's.
+            let into = target.on::<B::InnerBackend>(device, dtype, View::Plain);
+            let from = Array::random(2, &[2, 3]).on::<B::InnerBackend>(device, DType::F32, View::Plain);
+            let written = B::InnerBackend::write_rows(into, from, 4);
+            assert_eq!(written.dtype(), dtype);
+            compare("another format", &read::<B::InnerBackend>(written), &oracle(&target, &rows, 4), 1e-2);
         }
     }
 
@@ -96,7 +117,12 @@ mod tests {
         assert_eq!(read::<B::InnerBackend>(primitive(written)).values, [1.0; 12]);
     }
 
-    on_every_backend!(rows_are_written_and_all_others_kept, another_handle_keeps_what_it_had, no_rows_change_nothing);
+    on_every_backend!(
+        rows_are_written_and_all_others_kept,
+        rows_of_any_format_are_written,
+        another_handle_keeps_what_it_had,
+        no_rows_change_nothing,
+    );
 
     #[test]
     #[cfg(feature = "flex")]

@@ -8,7 +8,7 @@ use burn::tensor::ops::FloatTensor;
 use crate::KernelBackend;
 use crate::ops::attention::AttentionLayout;
 use crate::ops::cross_entropy::Targets;
-use crate::ops::{attention, cross_entropy, gelu, layer_norm, linear, rms_norm, rope, softmax, swiglu};
+use crate::ops::{attention, cross_entropy, gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax, swiglu};
 
 /// The autodiff primitive over an inner backend.
 pub(crate) type Tracked<B> = FloatTensor<Autodiff<B>>;
@@ -18,7 +18,7 @@ pub(crate) fn is_tracked<B: KernelBackend>(tensor: &Tracked<B>) -> bool {
     !tensor.node.requirement.is_none()
 }
 
-// `write_rows` has no line: a cache is not trained through, and the reference differentiates.
+// `write_rows` and `rope_into` have no line: a cache is not trained through, and the references differentiate.
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn has_f64() -> bool {
         B::has_f64()
@@ -48,6 +48,16 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
     fn linear(x: Tracked<B>, weight: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
         linear::autodiff::linear::<B, C>(x, weight, bias)
+    }
+    fn lora_linear(
+        x: Tracked<B>,
+        weight: Tracked<B>,
+        bias: Option<Tracked<B>>,
+        low: Tracked<B>,
+        b: Tracked<B>,
+        scale: f64,
+    ) -> Tracked<B> {
+        lora_linear::autodiff::lora_linear::<B, C>(x, weight, bias, low, b, scale)
     }
     fn attention(q: Tracked<B>, k: Tracked<B>, v: Tracked<B>, layout: &AttentionLayout) -> Tracked<B> {
         attention::autodiff::attention::<B, C>(q, k, v, layout)

@@ -8,7 +8,7 @@ mod rows;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use burn::tensor::DType;
+use burn::tensor::{DType, TensorMetadata};
 use burn_flex::{Flex, FlexDevice, FlexTensor};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
@@ -17,7 +17,7 @@ pub(crate) use rows::{Rows, contiguous, tensor};
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::attention::{self, AttentionLayout};
-use crate::ops::{gelu, layer_norm, linear, rms_norm, rope, softmax, swiglu, write_rows};
+use crate::ops::{gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax, swiglu, write_rows};
 use crate::process::{cpu_instructions, cpu_name};
 
 /// The CPU by burn-flex.
@@ -145,6 +145,21 @@ impl KernelBackend for Flex {
             return linear::flex::forward(x, weight, bias);
         }
         linear::reference::<Self>(x, weight, bias)
+    }
+    fn lora_linear(
+        x: FlexTensor,
+        weight: FlexTensor,
+        bias: Option<FlexTensor>,
+        low: FlexTensor,
+        b: FlexTensor,
+        scale: f64,
+    ) -> FlexTensor {
+        let reads = |tensor: &FlexTensor| linear::flex::reads(tensor.dtype());
+        let formats = all_f32([&x, &low, &b]) && reads(&weight) && bias.as_ref().is_none_or(reads);
+        if formats && [&x, &weight, &b].iter().all(|tensor| tensor.shape().num_elements() > 0) {
+            return linear::flex::forward_with_update(x, weight, bias, low, b, scale);
+        }
+        lora_linear::reference::<Self>(x, weight, bias, low, b, scale)
     }
     fn linear_backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
         if all_f32([&grad]) && linear::flex::reads(weight.dtype()) {

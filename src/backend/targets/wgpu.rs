@@ -13,7 +13,10 @@ use crate::targets::cube::cube_kernels;
 /// The one type of all wgpu rows: Burn's own aliases differ in how they store booleans, and each type is compiled anew.
 pub type Backend = burn_wgpu::Wgpu<f32, i32, u32>;
 
-cube_kernels!(CubeBackend<WgpuRuntime, f32, i32, u32>);
+/// The same without fusion.
+pub type Unfused = CubeBackend<WgpuRuntime, f32, i32, u32>;
+
+cube_kernels!(Unfused);
 
 /// The shader language this build speaks on that interface.
 const LANGUAGE: &str = if cfg!(all(target_os = "macos", feature = "metal")) {

@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use firebrick_backend::ops::linear::linear;
+use firebrick_backend::ops::lora_linear::lora_linear;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -50,14 +51,9 @@ impl<B: KernelBackend> Linear<B> {
         let Some(lora) = &self.lora else {
             return linear(x, self.weight.clone(), self.bias.clone());
         };
-        let base = linear(x.clone(), self.weight.clone(), self.bias.clone());
-        let x = match &lora.dropout {
-            Some(dropout) => x.clone() * dropout.mask(x.dims(), &x),
-            None => x,
-        };
-        // The scale goes on the narrow side.
-        let low = linear(x, lora.a.clone(), None) * lora.scale;
-        base + linear(low, lora.b.clone(), None)
+        let dropped = lora.dropout.map(|dropout| x.clone() * dropout.mask(x.dims(), &x));
+        let matrices = [lora.a.clone(), lora.b.clone()];
+        lora_linear(x, dropped, self.weight.clone(), self.bias.clone(), matrices, lora.scale)
     }
 
     /// The layer on the backend underneath autodiff, sharing storage.

@@ -156,6 +156,33 @@ fn sequences_of_several_tiles_agree_with_the_definition<B: TrainBackend>(device:
     }
 }
 
+fn few_queries_over_a_cache_agree_with_the_definition<B: TrainBackend>(device: &B::Device) {
+    for keys in [1, 2, 127, 128, 129, 700] {
+        Case::new(4, 2, 16, &[[0, 1, 3, keys]]).capacity(keys + 9).check::<B>(device);
+    }
+    for dim in [1, 2, 3, 96, 127, 128, 130, 256] {
+        Case::new(3, 1, dim, &[[0, 1, 0, 200]]).check::<B>(device);
+    }
+    for case in [
+        // Sequences of different lengths, in slots with gaps, out of order.
+        Case::new(6, 3, 20, &[[0, 1, 300, 290], [1, 3, 0, 5], [4, 8, 640, 150], [12, 1, 900, 1]]).capacity(1000),
+        Case::new(4, 1, 8, &[[0, 1, 0, 300]]).window(33),
+        Case::new(4, 1, 8, &[[0, 1, 0, 300], [1, 2, 300, 40]]).window(1),
+        Case::new(4, 1, 8, &[[0, 1, 0, 20], [1, 2, 20, 140]]).window(130),
+        Case::new(2, 2, 10, &[[0, 1, 0, 150], [1, 5, 150, 3]]).bidirectional(),
+        Case::new(2, 2, 10, &[[0, 9, 0, 150]]),
+    ] {
+        case.check::<B>(device);
+    }
+}
+
+fn no_queries_have_no_answers<B: TrainBackend>(device: &B::Device) {
+    let case = Case::new(2, 1, 4, &[[0, 0, 0, 5]]);
+    let [q, k, v] = case.arrays().map(|array| array.on::<B::InnerBackend>(device, DType::F32, View::Plain));
+    let output = <B::InnerBackend as KernelBackend>::attention(q, k, v, &case.layout);
+    assert_eq!(read::<B::InnerBackend>(output).shape, [0, 2, 4]);
+}
+
 fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
     small().iter().for_each(|case| case.check_gradients::<B>(device));
     for case in [
@@ -168,33 +195,42 @@ fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
 }
 
 fn large_scores_do_not_overflow<B: TrainBackend>(device: &B::Device) {
-    // Differences of scores of hundreds: the softmax is one key alone, in f64 as well.
-    let mut case = Case::new(2, 1, 4, &[[0, 9, 0, 9]]);
-    case.layout.scale = 100.0;
-    let [q, k, v] = &case.arrays();
-    let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
-        <B::InnerBackend as KernelBackend>::attention(t[0].clone(), t[1].clone(), t[2].clone(), &case.layout)
-    };
-    agrees::<B::InnerBackend>(device, &[q, k, v], 1e-3, op, &case.oracle(&[q, k, v]));
+    // Differences of scores of hundreds: the softmax is one key alone, in f64 as well. Of one query and of many.
+    for spans in [&[[0, 9, 0, 9]][..], &[[0, 1, 0, 300]]] {
+        let mut case = Case::new(2, 1, 4, spans);
+        case.layout.scale = 100.0;
+        let [q, k, v] = &case.arrays();
+        let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
+            <B::InnerBackend as KernelBackend>::attention(t[0].clone(), t[1].clone(), t[2].clone(), &case.layout)
+        };
+        agrees::<B::InnerBackend>(device, &[q, k, v], 1e-3, op, &case.oracle(&[q, k, v]));
+    }
 }
 
 fn nan_reaches_only_what_attends_to_it<B: TrainBackend>(device: &B::Device) {
-    let case = Case::new(2, 1, 4, &[[0, 5, 0, 5], [5, 80, 5, 80]]);
-    let [mut q, mut k, v] = case.arrays();
-    q.values[2 * 8] = f64::NAN;
-    // The last key of the second sequence: only its last query sees it.
-    k.values[84 * 4] = f64::NAN;
-    let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
-        <B::InnerBackend as KernelBackend>::attention(t[0].clone(), t[1].clone(), t[2].clone(), &case.layout)
-    };
-    let [q, k, v] = [q, k, v].map(|x| (x.on::<B::InnerBackend>(device, DType::F32, View::Plain), x));
-    let expected = case.oracle(&[&q.1, &k.1, &v.1]);
-    compare("NaN", &read::<B::InnerBackend>(op(vec![q.0, k.0, v.0])), &expected, 1e-5);
+    // Many queries; and a few.
+    for spans in [[[0, 5, 0, 5], [5, 80, 5, 80]], [[0, 5, 0, 5], [5, 8, 5, 80]]] {
+        let case = Case::new(2, 1, 4, &spans);
+        let [mut q, mut k, mut v] = case.arrays();
+        q.values[2 * 8] = f64::NAN;
+        // The last key of the second sequence: only its last query sees it.
+        k.values[84 * 4] = f64::NAN;
+        // The first value of the first: all its queries see that.
+        v.values[0] = f64::NAN;
+        let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
+            <B::InnerBackend as KernelBackend>::attention(t[0].clone(), t[1].clone(), t[2].clone(), &case.layout)
+        };
+        let [q, k, v] = [q, k, v].map(|x| (x.on::<B::InnerBackend>(device, DType::F32, View::Plain), x));
+        let expected = case.oracle(&[&q.1, &k.1, &v.1]);
+        compare("NaN", &read::<B::InnerBackend>(op(vec![q.0, k.0, v.0])), &expected, 1e-5);
+    }
 }
 
 on_every_backend!(
     every_layout_agrees_with_the_definition,
     sequences_of_several_tiles_agree_with_the_definition,
+    few_queries_over_a_cache_agree_with_the_definition,
+    no_queries_have_no_answers,
     gradients_agree_with_differences,
     large_scores_do_not_overflow,
     nan_reaches_only_what_attends_to_it,

@@ -1,17 +1,17 @@
-//! wgpu and CUDA: a few rows times a weight stored in 16 bits, read once as it is and accumulated in f32. Many rows widen the weight first
-//! (the reference), which is then paid once for all of them.
+//! wgpu and CUDA: a few rows times a weight in the format it is stored in, read once for all rows and accumulated in f32; the bias and an
+//! adapter's part are added in the same launch. Many rows are a matrix product (the reference).
 //!
-//! A cube of units computes one output of one row: each unit sums every so many vectors of the product, a tree in shared memory sums the
-//! units. No plane instruction is used, so that any width and software devices do.
+//! A cube of units computes one output of every row: each unit sums every so many vectors of the products, a tree in shared memory sums
+//! the units. No plane instruction is used, so that any width and software devices do.
 
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
-use burn_cubecl::ops::numeric::empty_device_dtype;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
-/// Rows up to which the weight is read as stored, once for each.
+/// Rows up to which the weight is read as stored, once for all of them.
 pub(crate) const FEW_ROWS: usize = 8;
 
 /// Units of a cube: 896 columns in vectors of four are three and a half turns.
@@ -21,33 +21,63 @@ const UNITS: u32 = 64;
 const MAX_CUBES: u32 = 65_535;
 
 /// Whether [`forward`] takes this product.
-pub(crate) fn takes(x: (DType, &Shape), weight: DType) -> bool {
-    let (dtype, shape) = x;
-    let rows = shape[0];
-    dtype == DType::F32 && matches!(weight, DType::F16 | DType::BF16) && (1..=FEW_ROWS).contains(&rows) && shape[1] > 0
+pub(crate) fn takes(x: (DType, &Shape), weight: (DType, &Shape), bias: Option<DType>) -> bool {
+    let formats = x.0 == DType::F32
+        && matches!(weight.0, DType::F32 | DType::F16 | DType::BF16)
+        && bias.is_none_or(|bias| bias == DType::F32);
+    formats && (1..=FEW_ROWS).contains(&x.1[0]) && x.1[1] > 0 && weight.1[0] > 0
 }
 
-/// `x · Wᵀ`: `x` `[rows, in]` in f32, `weight` `[out, in]` in f16 or bf16 → `[rows, out]` in f32.
-pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -> CubeTensor<R> {
+/// Whether [`forward`] adds this adapter's part, `low` and `b` as in [`Update`].
+pub(crate) fn adds(low: (DType, &Shape), b: DType) -> bool {
+    low.0 == DType::F32 && b == DType::F32 && low.1[1] > 0
+}
+
+/// `scale · low · Bᵀ`: what an adapter adds, `low` `[rows, rank]` and `b` `[out, rank]` in f32.
+pub(crate) struct Update<R: CubeRuntime> {
+    pub(crate) low: CubeTensor<R>,
+    pub(crate) b: CubeTensor<R>,
+    pub(crate) scale: f32,
+}
+
+/// `x · Wᵀ + bias + update`: `x` `[rows, in]` in f32, `weight` `[out, in]` in f32, f16 or bf16, `bias` `[out]` in f32 → `[rows, out]`
+/// in f32.
+pub(crate) fn forward<R: CubeRuntime>(
+    x: CubeTensor<R>,
+    weight: CubeTensor<R>,
+    bias: Option<CubeTensor<R>>,
+    update: Option<Update<R>>,
+) -> CubeTensor<R> {
     let (x, weight) = (into_contiguous(x), into_contiguous(weight));
     let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
     let client = x.client.clone();
-    let y = empty_device_dtype(client.clone(), x.device.clone(), Shape::from(vec![rows, outputs]), DType::F32);
+    let shape = Shape::from(vec![rows, outputs]);
+    // Rows without the padding that CUDA gives to tensors of its own making.
+    let y = empty_device_contiguous_dtype(client.clone(), x.device.clone(), shape, DType::F32);
     let narrow = client.io_optimized_vector_sizes(weight.dtype.size());
     let width = narrow.filter(|&width| inputs.is_multiple_of(width) && width <= 4).max().unwrap_or(1);
     let units = UNITS.min(client.properties().hardware.max_units_per_cube);
     let (columns, layers) = (MAX_CUBES.min(outputs as u32), (outputs as u32).div_ceil(MAX_CUBES));
     let dtype = weight.dtype;
-    row_times_weight::launch::<R>(
+    let argument = |tensor: CubeTensor<R>| into_contiguous(tensor).into_tensor_arg();
+    let (rank, scale) = update.as_ref().map_or((0, 0.0), |update| (update.low.shape()[1] as u32, update.scale));
+    let (low, b) = update.map(|update| (argument(update.low), argument(update.b))).unzip();
+    rows_times_weight::launch::<R>(
         &client,
-        CubeCount::Static(columns, rows as u32, layers),
+        CubeCount::Static(columns, 1, layers),
         CubeDim::new_1d(units),
         width,
         x.into_tensor_arg(),
         weight.into_tensor_arg(),
+        bias.map(argument).into(),
+        low.into(),
+        b.into(),
         y.clone().into_tensor_arg(),
         (inputs / width) as u32,
         outputs as u32,
+        rank,
+        scale,
+        rows,
         units as usize,
         dtype.into(),
     );
@@ -55,12 +85,19 @@ pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -
 }
 
 #[cube(launch)]
-fn row_times_weight<W: Float, N: Size>(
+#[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
+fn rows_times_weight<W: Float, N: Size>(
     x: &Tensor<Vector<f32, N>>,
     weight: &Tensor<Vector<W, N>>,
+    bias: &ComptimeOption<Tensor<f32>>,
+    low: &ComptimeOption<Tensor<f32>>,
+    b: &ComptimeOption<Tensor<f32>>,
     y: &mut Tensor<f32>,
     vectors: u32,
     outputs: u32,
+    rank: u32,
+    scale: f32,
+    #[comptime] rows: usize,
     #[comptime] units: usize,
     #[define(W)] _dtype: StorageType,
 ) {
@@ -68,34 +105,71 @@ fn row_times_weight<W: Float, N: Size>(
     if output >= outputs {
         terminate!();
     }
-    let row = CUBE_POS_Y;
-    let x_start = (row * vectors) as usize;
     let weight_start = output as usize * vectors as usize;
-    let mut sums = Vector::<f32, N>::empty().fill(0.0);
+    let mut sums = Array::<Vector<f32, N>>::new(rows);
+    #[unroll]
+    for row in 0..rows {
+        sums[row] = Vector::<f32, N>::empty().fill(0.0);
+    }
     let mut at = UNIT_POS;
     while at < vectors {
-        sums += x[x_start + at as usize] * Vector::<f32, N>::cast_from(weight[weight_start + at as usize]);
+        let weights = Vector::<f32, N>::cast_from(weight[weight_start + at as usize]);
+        #[unroll]
+        for row in 0..rows {
+            sums[row] += x[row * vectors as usize + at as usize] * weights;
+        }
         at += CUBE_DIM;
     }
-    let sum = RuntimeCell::<f32>::new(0.0);
+    let mut shared = SharedMemory::<f32>::new(rows * units);
     #[unroll]
-    for lane in 0..N::value() {
-        let next = sums[lane] + sum.read();
-        sum.store(next);
+    for row in 0..rows {
+        let lanes = sums[row];
+        let sum = RuntimeCell::<f32>::new(0.0);
+        #[unroll]
+        for lane in 0..N::value() {
+            let next = lanes[lane] + sum.read();
+            sum.store(next);
+        }
+        shared[row * units + UNIT_POS as usize] = sum.consume();
     }
-    let mut shared = SharedMemory::<f32>::new(units);
-    shared[UNIT_POS as usize] = sum.consume();
+    #[comptime]
+    if let ComptimeOption::Some(low) = low {
+        #[comptime]
+        if let ComptimeOption::Some(b) = b {
+            let b_start = output as usize * rank as usize;
+            #[unroll]
+            for row in 0..rows {
+                let sum = RuntimeCell::<f32>::new(0.0);
+                let mut at = UNIT_POS;
+                while at < rank {
+                    let next = sum.read() + low[row * rank as usize + at as usize] * b[b_start + at as usize];
+                    sum.store(next);
+                    at += CUBE_DIM;
+                }
+                shared[row * units + UNIT_POS as usize] += sum.consume() * scale;
+            }
+        }
+    }
     sync_cube();
     let mut active = CUBE_DIM / 2;
     while active > 0 {
         if UNIT_POS < active {
-            let other = shared[(UNIT_POS + active) as usize];
-            shared[UNIT_POS as usize] += other;
+            #[unroll]
+            for row in 0..rows {
+                let other = shared[row * units + (UNIT_POS + active) as usize];
+                shared[row * units + UNIT_POS as usize] += other;
+            }
         }
         sync_cube();
         active /= 2;
     }
-    if UNIT_POS == 0 {
-        y[(row * outputs + output) as usize] = shared[0];
+    if UNIT_POS < rows as u32 {
+        let sum = RuntimeCell::<f32>::new(shared[UNIT_POS as usize * units]);
+        #[comptime]
+        if let ComptimeOption::Some(bias) = bias {
+            let next = sum.read() + bias[output as usize];
+            sum.store(next);
+        }
+        y[(UNIT_POS * outputs + output) as usize] = sum.consume();
     }
 }

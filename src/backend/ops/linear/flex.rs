@@ -4,8 +4,9 @@
 
 use std::ops::Range;
 
+use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape, TensorMetadata};
-use burn_flex::FlexTensor;
+use burn_flex::{Flex, FlexTensor};
 use half::{bf16, f16};
 use rayon::prelude::*;
 
@@ -55,7 +56,32 @@ macro_rules! with_stored {
     }};
 }
 
+/// What an adapter adds, `scale · low · Bᵀ`: `low` `[rows, rank]` with the scale on it, and `b` `[out, rank]`.
+struct Update {
+    low: Rows,
+    b: Rows,
+    rank: usize,
+}
+
 pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+    product(x, weight, bias, None)
+}
+
+/// The product with an adapter's part added to it in place. `low` and `b` are f32, and no axis is empty.
+pub(crate) fn forward_with_update(
+    x: FlexTensor,
+    weight: FlexTensor,
+    bias: Option<FlexTensor>,
+    low: FlexTensor,
+    b: FlexTensor,
+    scale: f64,
+) -> FlexTensor {
+    let rank = b.shape()[1];
+    let scaled = Flex::float_mul_scalar(low, scale.into());
+    product(x, weight, bias, Some(&Update { low: Rows::new(&scaled), b: Rows::new(&b), rank }))
+}
+
+fn product(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, update: Option<&Update>) -> FlexTensor {
     let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
     let x = Rows::new(&x);
     let bias = bias.map(|bias| Rows::new(&if bias.dtype() == DType::F32 { bias } else { widened(&bias) }));
@@ -65,13 +91,9 @@ pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor
             // An empty sum is zero, and the kernels need not know.
             bias.map_or(vec![0.0; rows * outputs], |bias| bias.repeat(rows))
         } else if rows <= FEW_ROWS {
-            few_rows(&x, rows, inputs, weights, outputs, bias)
-        } else if rows <= SOME_ROWS {
-            let mut out = vec![0.0; rows * outputs];
-            rows_times_weight(InstructionSet::detect(), x.all(), inputs, weights, bias, &mut out);
-            out
+            few_rows(&x, rows, inputs, weights, outputs, (bias, update))
         } else {
-            many_rows(x.all(), rows, inputs, weights, outputs, bias)
+            many_rows(x.all(), rows, inputs, weights, outputs, (bias, update))
         }
     });
     tensor(out, Shape::from(vec![rows, outputs]))
@@ -109,27 +131,38 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     tensor(out, Shape::from(vec![outputs, inputs]))
 }
 
+/// `out[w · rows + r] = x[r] · weights[w]`.
+fn every_row_dot<T: Stored>(set: InstructionSet, x: &Rows, rows: usize, weights: &[T], length: usize, out: &mut [f32]) {
+    for start in (0..rows).step_by(VECTORS) {
+        let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
+        rows_dot(set, &vectors, weights, length, &mut out[start..], rows);
+    }
+}
+
 fn few_rows<T: Stored>(
     x: &Rows,
     rows: usize,
     inputs: usize,
     weights: &[T],
     outputs: usize,
-    bias: Option<&[f32]>,
+    (bias, update): (Option<&[f32]>, Option<&Update>),
 ) -> Vec<f32> {
     let set = InstructionSet::detect();
     // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
     let mut products = vec![0.0; outputs * rows];
     let block = (BLOCK_BYTES / (inputs * size_of::<T>())).clamp(16, outputs.max(16));
     let run = |first: usize, weights: &[T], out: &mut [f32]| {
-        for start in (0..rows).step_by(VECTORS) {
-            let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
-            rows_dot(set, &vectors, weights, inputs, &mut out[start..], rows);
-        }
+        every_row_dot(set, x, rows, weights, inputs, out);
         if let Some(bias) = bias {
             for (out, bias) in out.chunks_exact_mut(rows).zip(&bias[first..]) {
                 out.iter_mut().for_each(|out| *out += bias);
             }
+        }
+        if let Some(Update { low, b, rank }) = update {
+            let mut added = vec![0.0; out.len()];
+            let b = &b.all()[first * rank..first * rank + added.len() / rows * rank];
+            every_row_dot(set, low, rows, b, *rank, &mut added);
+            out.iter_mut().zip(added).for_each(|(out, added)| *out += added);
         }
     };
     if inputs * outputs < PARALLEL_PRODUCTS {
@@ -154,7 +187,7 @@ fn many_rows<T: Stored>(
     inputs: usize,
     weights: &[T],
     outputs: usize,
-    bias: Option<&[f32]>,
+    (bias, update): (Option<&[f32]>, Option<&Update>),
 ) -> Vec<f32> {
     let mut out = vec![0.0; rows * outputs];
     let mut into = Into::Overwrite;
@@ -162,10 +195,22 @@ fn many_rows<T: Stored>(
         out.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
         into = Into::Add;
     }
-    let left = MatrixRef::new(x, rows, inputs, inputs);
-    let destination = MatrixMut::new(&mut out, rows, outputs, outputs);
-    multiply_by_column_blocks(destination, into, left, &Transposed { weights, inputs });
+    multiply_into(&mut out, into, x, inputs, weights);
+    if let Some(Update { low, b, rank }) = update {
+        multiply_into(&mut out, Into::Add, low.all(), *rank, b.all());
+    }
     out
+}
+
+/// `out (+)= x · Wᵀ`.
+fn multiply_into<T: Stored>(out: &mut [f32], into: Into, x: &[f32], inputs: usize, weights: &[T]) {
+    let (rows, outputs) = (x.len() / inputs, weights.len() / inputs);
+    if rows <= SOME_ROWS {
+        return rows_times_weight(InstructionSet::detect(), x, inputs, weights, into, out);
+    }
+    let left = MatrixRef::new(x, rows, inputs, inputs);
+    let destination = MatrixMut::new(out, rows, outputs, outputs);
+    multiply_by_column_blocks(destination, into, left, &Transposed { weights, inputs });
 }
 
 /// The weight as it is stored, `[outputs, inputs]`, the right-hand side of the gradient.

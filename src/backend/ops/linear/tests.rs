@@ -28,7 +28,9 @@ fn check<B: TrainBackend>(device: &B::Device, rows: usize, inputs: usize, output
         }
         let [x, weight, bias] = &arrays(rows, inputs, outputs, dtype);
         let tolerance = 1e-6 * (inputs as f64).sqrt().max(4.0);
-        for inputs in [&[x, weight][..], &[x, weight, bias]] {
+        // A bias is stored as the weight is, or precise.
+        let precise = &Array::random(4, &[outputs]);
+        for inputs in [&[x, weight][..], &[x, weight, bias], &[x, weight, precise]] {
             let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
                 <B::InnerBackend as KernelBackend>::linear(t[0].clone(), t[1].clone(), t.get(2).cloned())
             };

@@ -7,6 +7,7 @@
 use rayon::prelude::*;
 
 use super::dot::{InstructionSet, Stored};
+use super::matrix::Into;
 
 /// Columns after which sums are parked in the output, so that a panel and the weight rows beside it stay in the nearest caches.
 const DEPTH: usize = 512;
@@ -19,7 +20,7 @@ const LINE: usize = 16;
 /// The largest tile of any instruction set.
 const TILE: usize = 12 * 32;
 
-/// `out[row · outputs + o] = bias[o] + Σ x[row · inputs + i] · weights[o · inputs + i]`.
+/// `out[row · outputs + o] (+)= Σ x[row · inputs + i] · weights[o · inputs + i]`.
 ///
 /// # Panics
 /// If a slice does not fit the sizes, or `inputs` is zero.
@@ -28,12 +29,11 @@ pub(crate) fn rows_times_weight<T: Stored>(
     x: &[f32],
     inputs: usize,
     weights: &[T],
-    bias: Option<&[f32]>,
+    into: Into,
     out: &mut [f32],
 ) {
     let (rows, outputs) = (x.len() / inputs, weights.len() / inputs);
     assert!(x.len() == rows * inputs && weights.len() == outputs * inputs && out.len() == rows * outputs);
-    assert!(bias.is_none_or(|bias| bias.len() == outputs));
     let kernel = Kernel::of(set);
     let panels = Panels::pack(x, inputs, kernel.width);
     let destination = Transposed { start: out.as_mut_ptr(), rows, outputs };
@@ -41,7 +41,6 @@ pub(crate) fn rows_times_weight<T: Stored>(
         let mut widened = Vec::new();
         for (index, weights) in weights.chunks(kernel.height * inputs).enumerate() {
             let first = first + index * kernel.height;
-            let bias = bias.map(|bias| &bias[first..first + weights.len() / inputs]);
             // Weights in place are fetched a group ahead: the rows of a group are too short for the processor to foresee the next.
             let (weights, ahead) = match T::as_f32(weights) {
                 Some(weights) => (weights, weights.len()),
@@ -53,7 +52,7 @@ pub(crate) fn rows_times_weight<T: Stored>(
             };
             // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably for as
             // long as this runs; their number fits, as the lengths agree.
-            unsafe { group(&kernel, &panels, (weights, ahead), bias, &destination, first) };
+            unsafe { group(&kernel, &panels, (weights, ahead), into, &destination, first) };
         }
     };
     if rows * weights.len() < PARALLEL_PRODUCTS {
@@ -73,7 +72,7 @@ unsafe fn group(
     kernel: &Kernel,
     panels: &Panels,
     (weights, ahead): (&[f32], usize),
-    bias: Option<&[f32]>,
+    into: Into,
     out: &Transposed,
     first: usize,
 ) {
@@ -90,10 +89,10 @@ unsafe fn group(
                 // SAFETY: the caller's promise.
                 let out = unsafe { out.columns(row, first, height) };
                 let sums = sums[lane..].iter().step_by(kernel.width);
-                match bias {
-                    _ if start > 0 => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-                    Some(bias) => out.iter_mut().zip(sums).zip(bias).for_each(|((out, sum), bias)| *out = sum + bias),
-                    None => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+                if start > 0 || into == Into::Add {
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
+                } else {
+                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum);
                 }
             }
         }
@@ -366,16 +365,16 @@ mod tests {
     }
 
     fn check<T: Stored>(set: InstructionSet, [rows, inputs, outputs]: [usize; 3], narrow: impl Fn(f32) -> T) {
-        let (x, bias) = (values(1, rows * inputs), values(3, outputs));
+        let x = values(1, rows * inputs);
         let weights: Vec<T> = values(2, outputs * inputs).into_iter().map(narrow).collect();
-        for bias in [None, Some(&bias[..])] {
-            let mut out = vec![f32::NAN; rows * outputs];
-            rows_times_weight(set, &x, inputs, &weights, bias, &mut out);
+        for (into, before) in [(Into::Overwrite, f32::NAN), (Into::Add, 0.5)] {
+            let mut out = vec![before; rows * outputs];
+            rows_times_weight(set, &x, inputs, &weights, into, &mut out);
             for (at, &value) in out.iter().enumerate() {
                 let (row, output) = (at / outputs, at % outputs);
                 let (x, weights) = (&x[row * inputs..][..inputs], &weights[output * inputs..][..inputs]);
                 let sum: f64 = x.iter().zip(weights).map(|(x, w)| f64::from(*x) * f64::from(w.widen())).sum();
-                let expected = sum + bias.map_or(0.0, |bias| f64::from(bias[output]));
+                let expected = if into == Into::Add { sum + 0.5 } else { sum };
                 let allowed = 1e-6 * inputs as f64;
                 assert!(
                     (f64::from(value) - expected).abs() < allowed,
@@ -404,7 +403,7 @@ mod tests {
             let (mut x, weights) = (values(1, 20 * 64), values(2, 30 * 64));
             x[7 * 64 + 5] = f32::NAN;
             let mut out = vec![0.0; 20 * 30];
-            rows_times_weight(set, &x, 64, &weights, None, &mut out);
+            rows_times_weight(set, &x, 64, &weights, Into::Overwrite, &mut out);
             for (at, value) in out.iter().enumerate() {
                 assert_eq!(value.is_nan(), at / 30 == 7, "{set:?} {at}");
             }

@@ -1,0 +1,94 @@
+//! wgpu and CUDA: a unit turns one pair of each head. The same launch writes into a new tensor or into rows of a cache.
+
+use burn::tensor::{DType, TensorMetadata};
+use burn_cubecl::CubeRuntime;
+use burn_cubecl::kernel::into_contiguous;
+use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
+use burn_cubecl::tensor::CubeTensor;
+use cubecl::calculate_cube_count_elemwise;
+use cubecl::prelude::*;
+
+use crate::ops::write_rows::cube::owned;
+
+const UNITS: u32 = 64;
+
+/// Whether the kernel takes tensors of these formats and so many elements to turn.
+pub(crate) fn takes(formats: &[DType], elements: usize) -> bool {
+    elements > 0 && formats.iter().all(|&dtype| dtype == DType::F32)
+}
+
+/// `x` `[tokens, heads, dim]` turned by `cos` and `sin` `[tokens, dim / 2]`, all f32.
+pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, cos: CubeTensor<R>, sin: CubeTensor<R>) -> CubeTensor<R> {
+    let y = empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype);
+    turn_into(y.clone(), x, cos, sin, 0);
+    y
+}
+
+/// The same, written into `target` from row `start` on.
+pub(crate) fn forward_into<R: CubeRuntime>(
+    target: CubeTensor<R>,
+    x: CubeTensor<R>,
+    cos: CubeTensor<R>,
+    sin: CubeTensor<R>,
+    start: usize,
+) -> CubeTensor<R> {
+    let target = owned(target);
+    turn_into(target.clone(), x, cos, sin, start);
+    target
+}
+
+fn turn_into<R: CubeRuntime>(
+    target: CubeTensor<R>,
+    x: CubeTensor<R>,
+    cos: CubeTensor<R>,
+    sin: CubeTensor<R>,
+    start: usize,
+) {
+    let (heads, dim) = (x.shape()[1], x.shape()[2]);
+    let pairs = x.shape().num_elements() / 2;
+    let client = x.client.clone();
+    let units = CubeDim::new_1d(UNITS.min(client.properties().hardware.max_units_per_cube));
+    let argument = |tensor: CubeTensor<R>| into_contiguous(tensor).into_tensor_arg();
+    turn_pairs::launch::<R>(
+        &client,
+        calculate_cube_count_elemwise(&client, pairs, units),
+        units,
+        argument(x),
+        argument(cos),
+        argument(sin),
+        target.into_tensor_arg(),
+        pairs as u32,
+        (dim / 2) as u32,
+        heads as u32,
+        (start * heads * dim) as u32,
+    );
+}
+
+#[cube(launch)]
+#[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
+fn turn_pairs(
+    x: &Tensor<f32>,
+    cos: &Tensor<f32>,
+    sin: &Tensor<f32>,
+    y: &mut Tensor<f32>,
+    pairs: u32,
+    half: u32,
+    heads: u32,
+    start: u32,
+) {
+    if ABSOLUTE_POS >= pairs as usize {
+        terminate!();
+    }
+    let half = half as usize;
+    let head = ABSOLUTE_POS / half;
+    let within = ABSOLUTE_POS % half;
+    let angle = head / heads as usize * half + within;
+    let turn_cos = cos[angle];
+    let turn_sin = sin[angle];
+    let low = head * 2 * half + within;
+    let first = x[low];
+    let second = x[low + half];
+    let at = start as usize + low;
+    y[at] = first * turn_cos - second * turn_sin;
+    y[at + half] = second * turn_cos + first * turn_sin;
+}

@@ -1,0 +1,86 @@
+//! How many kernels wgpu launches for a decoded token: each costs microseconds on the host, whatever it computes, and at one row that is
+//! most of the time.
+
+mod support;
+
+use std::collections::BTreeMap;
+
+use firebrick::KernelBackend;
+use firebrick::backend::backends::{Wgpu, WgpuUnfused};
+use firebrick::backend::launches::Launches;
+use firebrick::core::lora::{LoraConfig, Targets};
+use firebrick::core::model::CausalLm;
+use firebrick::core::sequence::{Segments, Sequences};
+use support::{Golden, floats, random_adapter};
+
+/// The kernels of one decoded token behind a prompt of nine, from its id to its logits.
+fn of_a_token<B: KernelBackend>(launches: &Launches, model: &dyn CausalLm<B>) -> Vec<String> {
+    let device = model.device();
+    let mut cache = model.new_cache(1, 32);
+    let mut step = |ids: &[u32]| {
+        let tokens = Sequences::new(ids, Segments::continuing([(ids.len(), cache.len(0))]), &device);
+        floats(model.head(model.hidden(&tokens, Some(&mut cache))));
+    };
+    step(&[1, 2, 3, 4, 5, 6, 7, 8, 9]);
+    // Fusion explores what to run together the first times that it sees a block of ops.
+    for id in 10..14 {
+        step(&[id]);
+    }
+    launches.of::<B>(&device, || step(&[14]))
+}
+
+/// How often each kernel was launched, by the first word of its name.
+fn counts(kernels: &[String]) -> BTreeMap<&str, usize> {
+    let mut counts = BTreeMap::new();
+    kernels.iter().for_each(|kernel| *counts.entry(kernel.split(' ').next().unwrap_or_default()).or_insert(0) += 1);
+    counts
+}
+
+/// Checks what each op of a decoded token launches, without an adapter and with one on every linear; gives back the launches of a layer.
+fn check<B: KernelBackend>(launches: &Launches, what: &str, name: &str) -> [usize; 2] {
+    let model = Golden::open(name).load::<B>(&B::Device::default());
+    let lora = LoraConfig { rank: 4, targets: Targets::AllLinear, ..LoraConfig::default() };
+    let adapted = random_adapter(&*model, &lora, 0.1).attach(&*model).unwrap();
+    let layers = model.facts().layers;
+    [("without", &*model, 0), ("with", &*adapted, 7)].map(|(adapters, model, adapted)| {
+        let kernels = of_a_token(launches, model);
+        let counts = counts(&kernels);
+        println!("{name} on {what} {adapters} adapters: {} launches for {layers} layers", kernels.len());
+        counts.iter().for_each(|(kernel, count)| println!("{count:5} {kernel}"));
+        let expected = [
+            // Seven linears, each with its bias and its adapter's second matrix in one launch, the first one in another; and the head.
+            ("RowsTimesWeight", layers * (7 + adapted) + 1),
+            // The queries; the keys on their way into the cache.
+            ("TurnPairs", layers * 2),
+            // The values.
+            ("PlaceValues", layers),
+            ("Attend", layers),
+        ];
+        for (kernel, launches) in expected {
+            assert_eq!(counts.get(kernel), Some(&launches), "{kernel} for {layers} layers");
+        }
+        // The cache is not copied, nor anything else; and no product of one row is a matrix product.
+        for kernel in ["CopyKernel", "MatmulEntry", "SliceAssignKernel"] {
+            assert_eq!(counts.get(kernel), None, "{kernel}");
+        }
+        kernels.len().div_ceil(layers)
+    })
+}
+
+// One test: CubeCL's settings, the launches it notes and the device are the process's.
+#[test]
+fn a_decoded_token_is_few_launches() {
+    let folder = tempfile::tempdir().unwrap();
+    let launches = Launches::noted_in(&folder.path().join("launches"));
+    // At most so many for a layer, its share of the embedding, the last norm and the head included: eleven are the ops above, the others
+    // norms, sums and activations. Qwen3 norms the queries and the keys too.
+    for (name, most, unfused_most) in [("qwen2-tiny", [22, 29], [36, 43]), ("qwen3-tiny", [26, 33], [50, 57])] {
+        let fused = check::<Wgpu>(&launches, "wgpu", name);
+        let unfused = check::<WgpuUnfused>(&launches, "wgpu without fusion", name);
+        println!("{name}: {fused:?} launches for a layer without and with adapters, {unfused:?} without fusion");
+        for at in [0, 1] {
+            assert!(fused[at] <= most[at], "{name}: {fused:?} launches");
+            assert!(unfused[at] <= unfused_most[at], "{name} without fusion: {unfused:?} launches");
+        }
+    }
+}
