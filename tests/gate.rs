@@ -40,6 +40,8 @@ fn a_wrong_op_is_named() {
     let names = [
         "rms_norm",
         "layer_norm",
+        "add_rms_norm",
+        "add_layer_norm",
         "softmax",
         "rope",
         "swiglu",
@@ -59,8 +61,10 @@ fn a_wrong_op_is_named() {
 
 #[test]
 fn a_wrong_gradient_of_an_op_is_named() {
-    // The gradient of the head's loss goes through that of the linear.
-    for (name, first) in [("rms_norm", &["rms_norm"][..]), ("linear", &["linear", "cross_entropy_of_linear"])] {
+    // That of a sum's norm goes through that of the norm, that of the head's loss through that of the linear.
+    for (name, first) in
+        [("rms_norm", &["rms_norm", "add_rms_norm"]), ("linear", &["linear", "cross_entropy_of_linear"])]
+    {
         let failed = found(Lie::Backward(name), &quick());
         assert_eq!(failed, [first, &["gradients over 64 tokens", "gradients over 256 tokens"]].concat());
     }

@@ -1,6 +1,8 @@
 //! The hot ops, one file each: the public function on tensors, the reference in Burn's own ops, the gradient, the kernels, tests.
 //! What a backend runs is decided in `targets`.
 
+pub mod add_layer_norm;
+pub mod add_rms_norm;
 pub mod attention;
 pub mod cross_entropy;
 pub mod gelu;
@@ -19,7 +21,7 @@ pub(crate) mod oracle;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Shape, Tensor, TensorMetadata, TensorPrimitive};
+use burn::tensor::{DType, Shape, Tensor, TensorMetadata, TensorPrimitive};
 
 /// The primitive of a float tensor.
 pub(crate) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
@@ -41,6 +43,25 @@ pub(crate) fn as_row<B: Backend>(vector: FloatTensor<B>, like: &FloatTensor<B>) 
 /// `tensor` cast to `like`'s dtype, untouched where it has it already.
 pub(crate) fn in_dtype_of<B: Backend>(tensor: FloatTensor<B>, like: &FloatTensor<B>) -> FloatTensor<B> {
     if tensor.dtype() == like.dtype() { tensor } else { B::float_cast(tensor, like.dtype().into()) }
+}
+
+/// `op` on f32 where the tensors are f16 or bf16, whose sums of squares overflow and lose digits; the results in the dtype of the first.
+pub(crate) fn widened<B: Backend, const N: usize, const M: usize>(
+    inputs: [FloatTensor<B>; N],
+    op: impl FnOnce([FloatTensor<B>; N]) -> [FloatTensor<B>; M],
+) -> [FloatTensor<B>; M] {
+    let dtype = inputs[0].dtype();
+    if !is_narrow(dtype) {
+        return op(inputs);
+    }
+    let widen = |input: FloatTensor<B>| {
+        if is_narrow(input.dtype()) { B::float_cast(input, DType::F32.into()) } else { input }
+    };
+    op(inputs.map(widen)).map(|output| B::float_cast(output, dtype.into()))
+}
+
+fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
 }
 
 /// Sum over every axis but the last: `[…, hidden]` → `[hidden]`.

@@ -47,10 +47,19 @@ impl<B: KernelBackend> Linear<B> {
 
     /// `[rows, in]` → `[rows, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.mapped(x, self.bias.clone())
+    }
+
+    /// As [`forward`](Self::forward), the bias left to the op that comes next.
+    pub fn forward_without_bias(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.mapped(x, None)
+    }
+
+    fn mapped(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
         let Some(lora) = &self.lora else {
-            return linear(x, self.weight.clone(), self.bias.clone());
+            return linear(x, self.weight.clone(), bias);
         };
-        let base = linear(x.clone(), self.weight.clone(), self.bias.clone());
+        let base = linear(x.clone(), self.weight.clone(), bias);
         let x = match &lora.dropout {
             Some(dropout) => x.clone() * dropout.mask(x.dims(), &x),
             None => x,
