@@ -63,7 +63,7 @@ fn a_wrong_op_is_named() {
 fn a_wrong_gradient_of_an_op_is_named() {
     // That of a sum's norm goes through that of the norm, that of the head's loss through that of the linear.
     for (name, first) in
-        [("rms_norm", &["rms_norm", "add_rms_norm"]), ("linear", &["linear", "cross_entropy_of_linear"])]
+        [("rms_norm", &["rms_norm", "add_rms_norm"][..]), ("linear", &["linear", "cross_entropy_of_linear"])]
     {
         let failed = found(Lie::Backward(name), &quick());
         assert_eq!(failed, [first, &["gradients over 64 tokens", "gradients over 256 tokens"]].concat());

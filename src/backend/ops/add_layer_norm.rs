@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{layer_norm, primitive, sum_rows, tensor, widened};
+use super::{layer_norm, primitive, rowwise, sum_rows, tensor};
 use crate::KernelBackend;
 
 #[cfg(feature = "cube")]
@@ -39,7 +39,7 @@ pub fn reference<B: Backend>(
     epsilon: f64,
 ) -> FloatTensor<B> {
     // Of f16 the sum is not rounded.
-    let [normed] = widened::<B, 4, 1>([x, residual, weight, bias], |[x, residual, weight, bias]| {
+    let [normed] = rowwise::<B, 4, 1>([x, residual, weight, bias], |[x, residual, weight, bias]| {
         [layer_norm::reference::<B>(B::float_add(x, residual), weight, bias, epsilon)]
     });
     normed

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{primitive, rms_norm, tensor, widened};
+use super::{primitive, rms_norm, rowwise, tensor};
 use crate::KernelBackend;
 
 #[cfg(feature = "cube")]
@@ -37,7 +37,7 @@ pub fn reference<B: Backend>(
     epsilon: f64,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
     // Of f16 the sum that is normed is not yet rounded.
-    let [sum, normed] = widened::<B, 3, 2>([x, residual, weight], |[x, residual, weight]| {
+    let [sum, normed] = rowwise::<B, 3, 2>([x, residual, weight], |[x, residual, weight]| {
         let sum = B::float_add(x, residual);
         [sum.clone(), rms_norm::reference::<B>(sum, weight, epsilon)]
     });

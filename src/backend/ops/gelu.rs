@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::{as_row, primitive, sum_rows, tensor, widened};
+use super::{as_row, primitive, rowwise, sum_rows, tensor};
 use crate::KernelBackend;
 
 #[cfg(feature = "cube")]
@@ -43,7 +43,7 @@ fn biased<B: Backend>(x: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> FloatT
 
 /// [`gelu`] in Burn's own ops: what a kernel is measured against.
 pub fn reference<B: Backend>(x: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> FloatTensor<B> {
-    let [y] = widened::<B, 1, 1>([x], |[x]| {
+    let [y] = rowwise::<B, 1, 1>([x], |[x]| {
         let x = biased::<B>(x, bias);
         [B::float_mul(x.clone(), distribution::<B>(x))]
     });
@@ -57,7 +57,7 @@ pub(crate) fn reference_backward<B: Backend>(
     grad: FloatTensor<B>,
 ) -> FloatTensor<B> {
     debug_assert_eq!(x.shape(), grad.shape());
-    let [gradient] = widened::<B, 2, 1>([x, grad], |[x, grad]| {
+    let [gradient] = rowwise::<B, 2, 1>([x, grad], |[x, grad]| {
         let x = biased::<B>(x, bias);
         let exponent = B::float_mul_scalar(B::float_mul(x.clone(), x.clone()), (-0.5).into());
         let density = B::float_mul_scalar(B::float_exp(exponent), (std::f64::consts::TAU.sqrt().recip()).into());

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::{as_row, primitive, sum_rows, tensor, widened};
+use super::{as_row, primitive, rowwise, sum_rows, tensor};
 use crate::KernelBackend;
 
 #[cfg(feature = "cube")]
@@ -44,7 +44,7 @@ pub fn reference<B: Backend>(
     bias: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let [normed] = widened::<B, 3, 1>([x, weight, bias], |[x, weight, bias]| {
+    let [normed] = rowwise::<B, 3, 1>([x, weight, bias], |[x, weight, bias]| {
         let (weight, bias) = (as_row::<B>(weight, &x), as_row::<B>(bias, &x));
         [B::float_add(B::float_mul(normed::<B>(x, epsilon).0, weight), bias)]
     });
@@ -58,7 +58,7 @@ pub(crate) fn reference_backward_input<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let [gradient] = widened::<B, 3, 1>([x, weight, grad], |[x, weight, grad]| {
+    let [gradient] = rowwise::<B, 3, 1>([x, weight, grad], |[x, weight, grad]| {
         let last = x.rank() - 1;
         let weight = as_row::<B>(weight, &x);
         let (normed, inverse) = normed::<B>(x, epsilon);
@@ -75,9 +75,8 @@ pub(crate) fn reference_backward_weight<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let [gradient] =
-        widened::<B, 2, 1>([x, grad], |[x, grad]| [sum_rows::<B>(B::float_mul(grad, normed::<B>(x, epsilon).0))]);
-    gradient
+    let [products] = rowwise::<B, 2, 1>([grad, x], |[grad, x]| [B::float_mul(grad, normed::<B>(x, epsilon).0)]);
+    sum_rows::<B>(products)
 }
 
 pub(crate) mod autodiff {

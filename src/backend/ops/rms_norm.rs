@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::{as_row, primitive, sum_rows, tensor, widened};
+use super::{as_row, primitive, rowwise, sum_rows, tensor};
 use crate::KernelBackend;
 
 #[cfg(feature = "cube")]
@@ -30,7 +30,7 @@ fn inverse_rms<B: Backend>(x: &FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
 
 /// [`rms_norm`] in Burn's own ops: what a kernel is measured against.
 pub fn reference<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
-    let [normed] = widened::<B, 2, 1>([x, weight], |[x, weight]| {
+    let [normed] = rowwise::<B, 2, 1>([x, weight], |[x, weight]| {
         let weight = as_row::<B>(weight, &x);
         let inverse = inverse_rms::<B>(&x, epsilon);
         [B::float_mul(B::float_mul(x, inverse), weight)]
@@ -45,7 +45,7 @@ pub(crate) fn reference_backward_input<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let [gradient] = widened::<B, 3, 1>([x, weight, grad], |[x, weight, grad]| {
+    let [gradient] = rowwise::<B, 3, 1>([x, weight, grad], |[x, weight, grad]| {
         let last = x.rank() - 1;
         let inverse = inverse_rms::<B>(&x, epsilon);
         let weight = as_row::<B>(weight, &x);
@@ -62,11 +62,11 @@ pub(crate) fn reference_backward_weight<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let [gradient] = widened::<B, 2, 1>([x, grad], |[x, grad]| {
+    let [products] = rowwise::<B, 2, 1>([grad, x], |[grad, x]| {
         let inverse = inverse_rms::<B>(&x, epsilon);
-        [sum_rows::<B>(B::float_mul(grad, B::float_mul(x, inverse)))]
+        [B::float_mul(grad, B::float_mul(x, inverse))]
     });
-    gradient
+    sum_rows::<B>(products)
 }
 
 pub(crate) mod autodiff {

@@ -4,7 +4,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Shape, Tensor, TensorMetadata};
 
-use super::{in_dtype_of, primitive, tensor, widened};
+use super::{in_dtype_of, primitive, rowwise, tensor};
 use crate::KernelBackend;
 
 #[cfg(feature = "cube")]
@@ -48,7 +48,7 @@ fn scores<B: Backend>(x: FloatTensor<B>, scale: f64, mask: Option<FloatTensor<B>
 
 /// [`softmax`] in Burn's own ops: what a kernel is measured against.
 pub fn reference<B: Backend>(x: FloatTensor<B>, scale: f64, mask: Option<FloatTensor<B>>) -> FloatTensor<B> {
-    let [y] = widened::<B, 1, 1>([x], |[x]| {
+    let [y] = rowwise::<B, 1, 1>([x], |[x]| {
         let last = x.rank() - 1;
         let x = scores::<B>(x, scale, mask);
         let shifted = B::float_sub(x.clone(), B::float_max_dim(x, last));
@@ -60,7 +60,7 @@ pub fn reference<B: Backend>(x: FloatTensor<B>, scale: f64, mask: Option<FloatTe
 
 /// `dx = scale·y·(grad − Σ grad·y)`.
 pub(crate) fn reference_backward<B: Backend>(y: FloatTensor<B>, grad: FloatTensor<B>, scale: f64) -> FloatTensor<B> {
-    let [gradient] = widened::<B, 2, 1>([y, grad], |[y, grad]| {
+    let [gradient] = rowwise::<B, 2, 1>([y, grad], |[y, grad]| {
         let last = y.rank() - 1;
         let dot = B::float_sum_dim(B::float_mul(grad.clone(), y.clone()), last);
         let gradient = B::float_mul(y, B::float_sub(grad, dot));

@@ -4,7 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{primitive, tensor, widened};
+use super::{primitive, rowwise, tensor};
 use crate::KernelBackend;
 
 #[cfg(feature = "cube")]
@@ -26,7 +26,7 @@ fn sigmoid<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
 /// [`swiglu`] in Burn's own ops: what a kernel is measured against.
 pub fn reference<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
     let [product] =
-        widened::<B, 2, 1>([gate, up], |[gate, up]| [B::float_mul(B::float_mul(gate.clone(), sigmoid::<B>(gate)), up)]);
+        rowwise::<B, 2, 1>([gate, up], |[gate, up]| [B::float_mul(B::float_mul(gate.clone(), sigmoid::<B>(gate)), up)]);
     product
 }
 
@@ -36,7 +36,7 @@ pub(crate) fn reference_backward<B: Backend>(
     up: FloatTensor<B>,
     grad: FloatTensor<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let [d_gate, d_up] = widened::<B, 3, 2>([gate, up, grad], |[gate, up, grad]| {
+    let [d_gate, d_up] = rowwise::<B, 3, 2>([gate, up, grad], |[gate, up, grad]| {
         let s = sigmoid::<B>(gate.clone());
         let silu = B::float_mul(gate.clone(), s.clone());
         let rest = B::float_add_scalar(B::float_neg(s.clone()), 1.0.into());

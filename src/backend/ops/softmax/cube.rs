@@ -79,7 +79,8 @@ fn exponentials<F: Float, M: Float, N: Size>(
     let start = row as usize * vectors as usize;
     let scales = Vector::<f32, N>::empty().fill(scale);
     let mut held = Array::<Vector<f32, N>>::new(plan.turns);
-    let most = RuntimeCell::<f32>::new(f32::NEG_INFINITY);
+    // Not −∞, which WGSL cannot say: a row of −∞ alone comes to 0/0, NaN as in the reference.
+    let most = RuntimeCell::<f32>::new(f32::min_value());
     #[unroll]
     for turn in 0..plan.turns {
         let at = turn as u32 * CUBE_DIM + UNIT_POS;
