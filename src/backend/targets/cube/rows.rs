@@ -223,3 +223,66 @@ pub(crate) fn largest(value: f32, #[comptime] plan: Plan) -> f32 {
     }
     most.consume()
 }
+
+#[cfg(all(test, feature = "wgpu"))]
+mod tests {
+    use burn::tensor::Shape;
+    use burn_wgpu::{WgpuDevice, WgpuRuntime};
+
+    use super::*;
+
+    #[cube(launch)]
+    fn reductions(values: &Array<f32>, sums: &mut Array<f32>, most: &mut Array<f32>, #[comptime] plan: Plan) {
+        let value = values[UNIT_POS as usize];
+        sums[UNIT_POS as usize] = sum::<Const<1>>(Vector::<f32, Const<1>>::cast_from(value), plan);
+        most[UNIT_POS as usize] = largest(value, plan);
+    }
+
+    /// What each unit is given as sum and as maximum of the numbers from 1 to `plan.units`, negative where odd.
+    fn reduced(plan: Plan) -> [Vec<f32>; 2] {
+        let device = WgpuDevice::default();
+        let client = WgpuRuntime::client(&device);
+        let values: Vec<f32> = (1..=plan.units).map(|i| if i % 2 == 1 { -(i as f32) } else { i as f32 }).collect();
+        let bytes = |values: &[f32]| client.create_from_slice(f32::as_bytes(values));
+        let (input, sums, most) = (bytes(&values), bytes(&values), bytes(&values));
+        // SAFETY: each handle is a buffer of `units` values.
+        let argument = |handle| unsafe { ArrayArg::from_raw_parts(handle, plan.units) };
+        reductions::launch::<WgpuRuntime>(
+            &client,
+            CubeCount::new_single(),
+            CubeDim::new_1d(plan.units as u32),
+            argument(input),
+            argument(sums.clone()),
+            argument(most.clone()),
+            plan,
+        );
+        [sums, most].map(|handle| f32::from_bytes(&client.read_one(handle).unwrap()).to_vec())
+    }
+
+    #[test]
+    fn planes_and_the_tree_reduce_to_the_same_for_every_unit() {
+        let client = WgpuRuntime::client(&WgpuDevice::default());
+        let plane = client.properties().hardware.plane_size_max as usize;
+        // Software devices hide that they have planes; their instructions work.
+        for (units, plane) in [(32, 0), (256, 0), (plane, plane), (4 * plane, plane), (32 * plane, plane)] {
+            let [sums, most] = reduced(Plan { units, turns: 1, plane });
+            assert_eq!(sums, vec![units as f32 / 2.0; units], "{units} units, planes of {plane}");
+            assert_eq!(most, vec![units as f32; units], "{units} units, planes of {plane}");
+        }
+    }
+
+    #[test]
+    fn a_row_has_units_enough_and_no_more_than_a_cube() {
+        let device = WgpuDevice::default();
+        let client = WgpuRuntime::client(&device);
+        for length in [1, 2, 31, 33, 896, 1025, 4096, 16_384] {
+            let shape = Shape::from(vec![3, length]);
+            let x: CubeTensor<WgpuRuntime> =
+                empty_device_contiguous_dtype(client.clone(), device.clone(), shape, DType::F32);
+            let rows = Rows::of(&x, DType::F32).unwrap();
+            assert_eq!((rows.count as usize, rows.vectors as usize * rows.width), (3, length));
+            assert!(rows.plan.units.is_power_of_two() && rows.plan.units * rows.plan.turns >= rows.vectors as usize);
+            assert!(rows.plan.turns * rows.width <= 64, "{length}: {:?}", rows.plan);
+        }
+    }
+}
