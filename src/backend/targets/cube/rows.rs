@@ -264,6 +264,7 @@ mod tests {
         let client = WgpuRuntime::client(&WgpuDevice::default());
         let plane = client.properties().hardware.plane_size_max as usize;
         // Software devices hide that they have planes; their instructions work.
+        assert!(plane > 1, "planes of {plane}");
         for (units, plane) in [(32, 0), (256, 0), (plane, plane), (4 * plane, plane), (32 * plane, plane)] {
             let [sums, most] = reduced(Plan { units, turns: 1, plane });
             assert_eq!(sums, vec![units as f32 / 2.0; units], "{units} units, planes of {plane}");
