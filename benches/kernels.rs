@@ -4,16 +4,20 @@
 use std::hint::black_box;
 use std::time::Duration;
 
+use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Distribution, Tensor};
 use criterion::{BenchmarkId, Criterion, Throughput, criterion_group, criterion_main};
+use firebrick_backend::ops::add_layer_norm::{self, add_layer_norm};
+use firebrick_backend::ops::add_rms_norm::{self, add_rms_norm};
 use firebrick_backend::ops::attention::{AttentionLayout, Span, attention};
 use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
-use firebrick_backend::ops::layer_norm::layer_norm;
+use firebrick_backend::ops::gelu::{self, gelu};
+use firebrick_backend::ops::layer_norm::{self, layer_norm};
 use firebrick_backend::ops::linear::linear;
-use firebrick_backend::ops::rms_norm::rms_norm;
+use firebrick_backend::ops::rms_norm::{self, rms_norm};
 use firebrick_backend::ops::rope::rope;
-use firebrick_backend::ops::softmax::softmax;
-use firebrick_backend::ops::swiglu::swiglu;
+use firebrick_backend::ops::softmax::{self, softmax};
+use firebrick_backend::ops::swiglu::{self, swiglu};
 use firebrick_backend::ops::write_rows::write_rows;
 use firebrick_backend::select::{BackendName, Job, built, dispatch};
 use firebrick_backend::{KernelBackend, TrainBackend};
@@ -70,19 +74,81 @@ impl<B: KernelBackend> Bench<'_, B> {
         group.finish();
     }
 
-    /// Ops on rows: the bytes read and written.
+    /// Times an op, and under `NAME/reference` the same in Burn's own ops.
+    fn beside<T, U>(
+        &mut self,
+        name: &str,
+        case: &str,
+        throughput: Throughput,
+        op: impl FnMut() -> T,
+        reference: impl FnMut() -> U,
+    ) {
+        self.time(name, case, throughput.clone(), op);
+        self.time(&format!("{name}/reference"), case, throughput, reference);
+    }
+
+    /// Ops on rows: the bytes read and written. No op can be faster than a copy of as many bytes, which is timed first.
     fn rows(&mut self) {
-        for shape @ [rows, width] in [[64, 1024], [1024, 1024], [1, 896], [512, 896]] {
+        for shape @ [rows, width] in [[64, 1024], [1024, 1024], [4096, 4096], [1, 896], [512, 896]] {
             let case = format!("{rows}x{width}");
             let moved = |tensors: usize| Throughput::Bytes((tensors * rows * width * F32) as u64);
             let (x, y) = (self.random(shape), self.random(shape));
             let (weight, bias) = (self.random([width]), self.random([width]));
-            self.time("rms_norm", &case, moved(2), || rms_norm(black_box(x.clone()), weight.clone(), 1e-6));
-            self.time("layer_norm", &case, moved(2), || {
-                layer_norm(black_box(x.clone()), weight.clone(), bias.clone(), 1e-6)
-            });
-            self.time("softmax", &case, moved(2), || softmax(black_box(x.clone())));
-            self.time("swiglu", &case, moved(3), || swiglu(black_box(x.clone()), black_box(y.clone())));
+            let matrix = |t: &Tensor<B, 2>| -> FloatTensor<B> { black_box(t.clone()).into_primitive().tensor() };
+            let vector = |t: &Tensor<B, 1>| -> FloatTensor<B> { t.clone().into_primitive().tensor() };
+            let (of_x, of_y) = (|| black_box(x.clone()), || black_box(y.clone()));
+            let (scale, shift) = (|| weight.clone(), || bias.clone());
+            // Read, multiplied and written: backends copy by sharing.
+            self.time("copy", &case, moved(2), || of_x() * 1.5);
+            self.beside(
+                "rms_norm",
+                &case,
+                moved(2),
+                || rms_norm(of_x(), scale(), 1e-6),
+                || rms_norm::reference::<B>(matrix(&x), vector(&weight), 1e-6),
+            );
+            self.beside(
+                "add_rms_norm",
+                &case,
+                moved(4),
+                || add_rms_norm(of_x(), of_y(), scale(), 1e-6),
+                || add_rms_norm::reference::<B>(matrix(&x), matrix(&y), vector(&weight), 1e-6),
+            );
+            self.beside(
+                "layer_norm",
+                &case,
+                moved(2),
+                || layer_norm(of_x(), scale(), shift(), 1e-6),
+                || layer_norm::reference::<B>(matrix(&x), vector(&weight), vector(&bias), 1e-6),
+            );
+            self.beside(
+                "add_layer_norm",
+                &case,
+                moved(3),
+                || add_layer_norm(of_x(), of_y(), scale(), shift(), 1e-6),
+                || add_layer_norm::reference::<B>(matrix(&x), matrix(&y), vector(&weight), vector(&bias), 1e-6),
+            );
+            self.beside(
+                "softmax",
+                &case,
+                moved(2),
+                || softmax(of_x(), 1.0, None),
+                || softmax::reference::<B>(matrix(&x), 1.0, None),
+            );
+            self.beside(
+                "swiglu",
+                &case,
+                moved(3),
+                || swiglu(of_x(), of_y()),
+                || swiglu::reference::<B>(matrix(&x), matrix(&y)),
+            );
+            self.beside(
+                "gelu",
+                &case,
+                moved(2),
+                || gelu(of_x(), Some(shift())),
+                || gelu::reference::<B>(matrix(&x), Some(vector(&bias))),
+            );
         }
         let [heads, _, dim] = HEADS;
         for tokens in [1, 512] {

@@ -40,6 +40,8 @@ fn a_wrong_op_is_named() {
     let names = [
         "rms_norm",
         "layer_norm",
+        "add_rms_norm",
+        "add_layer_norm",
         "softmax",
         "rope",
         "rope_into",
@@ -61,10 +63,11 @@ fn a_wrong_op_is_named() {
 
 #[test]
 fn a_wrong_gradient_of_an_op_is_named() {
-    // The gradient of the head's loss goes through that of the linear.
-    // The gradients of the linear are those of the linear under an adapter too.
-    let linear = &["linear", "lora_linear", "cross_entropy_of_linear"][..];
-    for (name, first) in [("rms_norm", &["rms_norm"][..]), ("linear", linear)] {
+    // That of a sum's norm goes through that of the norm; those of a linear under an adapter and of the head's loss go through that of the
+    // linear.
+    let norms = &["rms_norm", "add_rms_norm"][..];
+    let linears = &["linear", "lora_linear", "cross_entropy_of_linear"][..];
+    for (name, first) in [("rms_norm", norms), ("linear", linears)] {
         let failed = found(Lie::Backward(name), &quick());
         assert_eq!(failed, [first, &["gradients over 64 tokens", "gradients over 256 tokens"]].concat());
     }

@@ -74,8 +74,8 @@ impl<B: KernelBackend> Block<B> {
     /// `[tokens, hidden]` → `[tokens, hidden]`.
     pub fn forward(&self, x: Tensor<B, 2>, segments: &Segments) -> Tensor<B, 2> {
         let x = self.attention.forward(x, segments);
-        let transformed = self.output.forward(gelu(self.intermediate.forward(x.clone())));
-        self.output_norm.forward(transformed + x)
+        let wide = gelu(self.intermediate.forward_without_bias(x.clone()), self.intermediate.bias.clone());
+        self.output_norm.forward_sum(self.output.forward(wide), x)
     }
 
     pub(super) fn valid(&self) -> Block<B::InnerBackend>
@@ -121,6 +121,6 @@ impl<B: KernelBackend> Attention<B> {
         let scale = (dim as f64).sqrt().recip();
         let layout = AttentionLayout { spans: segments.spans(), causal: false, window: None, scale };
         let attended = attention(heads(&self.query), heads(&self.key), heads(&self.value), &layout);
-        self.output_norm.forward(self.output.forward(attended.reshape([tokens, hidden])) + x)
+        self.output_norm.forward_sum(self.output.forward(attended.reshape([tokens, hidden])), x)
     }
 }

@@ -8,7 +8,7 @@ use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::cache::LayerCache;
 use firebrick_core::checkpoint::TensorLoader;
 use firebrick_core::model::Positions;
-use firebrick_core::nn::{Linear, RmsNorm};
+use firebrick_core::nn::{Linear, RmsNorm, Stream};
 
 use super::QwenConfig;
 
@@ -84,17 +84,12 @@ impl<B: KernelBackend> Block<B> {
         }
     }
 
-    /// `[tokens, hidden]` → `[tokens, hidden]`.
-    pub fn forward(
-        &self,
-        x: Tensor<B, 2>,
-        positions: &Positions<B>,
-        cache: Option<&mut LayerCache<B>>,
-    ) -> Tensor<B, 2> {
-        let attended = self.self_attn.forward(self.input_layernorm.forward(x.clone()), positions, cache);
-        let x = x + attended;
-        let transformed = self.mlp.forward(self.post_attention_layernorm.forward(x.clone()));
-        x + transformed
+    /// `[tokens, hidden]` → `[tokens, hidden]`, the last addition not done yet.
+    pub fn forward(&self, stream: Stream<B>, positions: &Positions<B>, cache: Option<&mut LayerCache<B>>) -> Stream<B> {
+        let (x, normed) = self.input_layernorm.forward_sum(stream);
+        let attended = self.self_attn.forward(normed, positions, cache);
+        let (x, normed) = self.post_attention_layernorm.forward_sum(Stream { x, update: Some(attended) });
+        Stream { x, update: Some(self.mlp.forward(normed)) }
     }
 
     pub(super) fn valid(&self) -> Block<B::InnerBackend>

@@ -14,7 +14,7 @@ use firebrick_core::cache::LayerCache;
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::error::Result;
 use firebrick_core::model::{Adapt, CausalLm, DecoderFacts, Positions};
-use firebrick_core::nn::{Embedding, Linear, RmsNorm, Rotary};
+use firebrick_core::nn::{Embedding, Linear, RmsNorm, Rotary, Stream};
 use firebrick_core::sequence::{Segments, Sequences};
 
 pub use block::{Attention, Block, Mlp};
@@ -90,15 +90,15 @@ impl<B: KernelBackend> CausalLm<B> for Qwen<B> {
     fn layer(
         &self,
         index: usize,
-        x: Tensor<B, 2>,
+        stream: Stream<B>,
         positions: &Positions<B>,
         cache: Option<&mut LayerCache<B>>,
-    ) -> Tensor<B, 2> {
-        self.layers[index].forward(x, positions, cache)
+    ) -> Stream<B> {
+        self.layers[index].forward(stream, positions, cache)
     }
 
-    fn norm(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        self.norm.forward(x)
+    fn norm(&self, stream: Stream<B>) -> Tensor<B, 2> {
+        self.norm.forward_sum(stream).1
     }
 
     fn head_weight(&self) -> Tensor<B, 2> {

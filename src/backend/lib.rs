@@ -110,13 +110,34 @@ pub trait KernelBackend: Backend {
         ops::layer_norm::reference_backward_weight::<Self>(x, grad, epsilon)
     }
 
-    /// Softmax over the last axis.
-    fn softmax(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        ops::softmax::reference::<Self>(x)
+    /// `x + residual`, and [`rms_norm`](Self::rms_norm) of it. The gradient is that of the norm, added to what reaches the sum.
+    fn add_rms_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        ops::add_rms_norm::reference::<Self>(x, residual, weight, epsilon)
     }
-    /// Gradient of [`softmax`](Self::softmax), from its output `y`.
-    fn softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        ops::softmax::reference_backward::<Self>(y, grad)
+
+    /// [`layer_norm`](Self::layer_norm) of `x + residual`. The gradient is that of the norm.
+    fn add_layer_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        ops::add_layer_norm::reference::<Self>(x, residual, weight, bias, epsilon)
+    }
+
+    /// Softmax over the last axis of `scale · x + mask`; the rows of `mask` `[m, n]` are added to those of `x` in turn.
+    fn softmax(x: FloatTensor<Self>, scale: f64, mask: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        ops::softmax::reference::<Self>(x, scale, mask)
+    }
+    /// Gradient of [`softmax`](Self::softmax) with respect to `x`, from its output `y`.
+    fn softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
+        ops::softmax::reference_backward::<Self>(y, grad, scale)
     }
 
     /// Rotary position embedding of `x` `[tokens, heads, dim]` by halves, `cos` and `sin` `[tokens, dim / 2]` (Su et al. 2021, in
@@ -138,13 +159,17 @@ pub trait KernelBackend: Backend {
         ops::swiglu::reference_backward::<Self>(gate, up, grad)
     }
 
-    /// `x · Φ(x)`, exactly (Hendrycks & Gimpel 2016).
-    fn gelu(x: FloatTensor<Self>) -> FloatTensor<Self> {
-        ops::gelu::reference::<Self>(x)
+    /// `x · Φ(x)`, exactly (Hendrycks & Gimpel 2016); of `x + bias` where there is a bias, `[n]`.
+    fn gelu(x: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        ops::gelu::reference::<Self>(x, bias)
     }
-    /// Gradient of [`gelu`](Self::gelu).
-    fn gelu_backward(x: FloatTensor<Self>, grad: FloatTensor<Self>) -> FloatTensor<Self> {
-        ops::gelu::reference_backward::<Self>(x, grad)
+    /// Gradient of [`gelu`](Self::gelu) with respect to `x`; summed over rows it is that of the bias.
+    fn gelu_backward(
+        x: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        ops::gelu::reference_backward::<Self>(x, bias, grad)
     }
 
     /// `x · Wᵀ + b`: `x` `[rows, in]`, `weight` `[out, in]` in its stored format, `bias` `[out]`. The result has `x`'s dtype.

@@ -1,6 +1,8 @@
 //! The hot ops, one file each: the public function on tensors, the reference in Burn's own ops, the gradient, the kernels, tests.
 //! What a backend runs is decided in `targets`.
 
+pub mod add_layer_norm;
+pub mod add_rms_norm;
 pub mod attention;
 pub mod cross_entropy;
 pub mod gelu;
@@ -20,7 +22,7 @@ pub(crate) mod oracle;
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{Shape, Tensor, TensorMetadata, TensorPrimitive};
+use burn::tensor::{DType, Shape, Tensor, TensorMetadata, TensorPrimitive};
 
 /// The primitive of a float tensor.
 pub(crate) fn primitive<B: Backend, const D: usize>(tensor: Tensor<B, D>) -> FloatTensor<B> {
@@ -44,11 +46,39 @@ pub(crate) fn in_dtype_of<B: Backend>(tensor: FloatTensor<B>, like: &FloatTensor
     if tensor.dtype() == like.dtype() { tensor } else { B::float_cast(tensor, like.dtype().into()) }
 }
 
+/// `op`, whose outputs have the shape of the first input, in f32 where the tensors are f16 or bf16, whose sums of squares overflow and
+/// lose digits; the results in the first one's dtype. It is not run on nothing, of which not every backend can take a mean.
+pub(crate) fn rowwise<B: Backend, const N: usize, const M: usize>(
+    inputs: [FloatTensor<B>; N],
+    op: impl FnOnce([FloatTensor<B>; N]) -> [FloatTensor<B>; M],
+) -> [FloatTensor<B>; M] {
+    let (dtype, shape) = (inputs[0].dtype(), inputs[0].shape());
+    if shape.num_elements() == 0 {
+        return std::array::from_fn(|_| inputs[0].clone());
+    }
+    if !is_narrow(dtype) {
+        return op(inputs);
+    }
+    op(inputs.map(wide::<B>)).map(|output| B::float_cast(output, dtype.into()))
+}
+
+/// f32 where the tensor is f16 or bf16.
+fn wide<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
+    if is_narrow(tensor.dtype()) { B::float_cast(tensor, DType::F32.into()) } else { tensor }
+}
+
+fn is_narrow(dtype: DType) -> bool {
+    matches!(dtype, DType::F16 | DType::BF16)
+}
+
 /// Sum over every axis but the last: `[…, hidden]` → `[hidden]`.
 pub(crate) fn sum_rows<B: Backend>(tensor: FloatTensor<B>) -> FloatTensor<B> {
-    let shape = tensor.shape();
+    let (shape, dtype) = (tensor.shape(), tensor.dtype());
     let hidden = shape[shape.num_dims() - 1];
-    let rows = shape.num_elements() / hidden.max(1);
-    let flat = B::float_reshape(tensor, Shape::from(vec![rows, hidden]));
-    B::float_reshape(B::float_sum_dim(flat, 0), Shape::from(vec![hidden]))
+    if shape.num_elements() == 0 {
+        return B::float_zeros(Shape::from(vec![hidden]), &B::float_device(&tensor), dtype.into());
+    }
+    let flat = B::float_reshape(wide::<B>(tensor), Shape::from(vec![shape.num_elements() / hidden, hidden]));
+    let sum = B::float_reshape(B::float_sum_dim(flat, 0), Shape::from(vec![hidden]));
+    if is_narrow(dtype) { B::float_cast(sum, dtype.into()) } else { sum }
 }

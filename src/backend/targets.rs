@@ -5,7 +5,7 @@ pub(crate) mod autodiff;
 #[cfg(feature = "candle")]
 pub(crate) mod candle;
 #[cfg(feature = "cube")]
-mod cube;
+pub(crate) mod cube;
 #[cfg(feature = "cuda")]
 pub(crate) mod cuda;
 #[cfg(feature = "flex")]

@@ -6,7 +6,7 @@ use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
 use firebrick_backend::{KernelBackend, TrainBackend};
 
 use crate::cache::{KvCache, LayerCache};
-use crate::nn::Linear;
+use crate::nn::{Linear, Stream};
 use crate::sequence::{Segments, Sequences};
 
 /// The sizes the framework needs to know of a decoder.
@@ -49,16 +49,16 @@ pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
     fn embed(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
     /// What the layers need to know of the rows' positions.
     fn positions(&self, segments: &Segments) -> Positions<B>;
-    /// One decoder layer, `[tokens, hidden]` → `[tokens, hidden]`.
+    /// One decoder layer, `[tokens, hidden]` → `[tokens, hidden]`. Its last addition is left to the norm of the layer that comes next.
     fn layer(
         &self,
         index: usize,
-        x: Tensor<B, 2>,
+        stream: Stream<B>,
         positions: &Positions<B>,
         cache: Option<&mut LayerCache<B>>,
-    ) -> Tensor<B, 2>;
+    ) -> Stream<B>;
     /// The final norm, `[rows, hidden]` → `[rows, hidden]`.
-    fn norm(&self, x: Tensor<B, 2>) -> Tensor<B, 2>;
+    fn norm(&self, stream: Stream<B>) -> Tensor<B, 2>;
     /// The head's weight, `[vocabulary, hidden]`: the embedding table where they are tied.
     fn head_weight(&self) -> Tensor<B, 2>;
     /// Logits of normed hidden states, `[rows, hidden]` → `[rows, vocabulary]`. Ask for the rows that are needed.
@@ -76,14 +76,14 @@ pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
     /// holds; without one they are whole sequences.
     fn hidden(&self, tokens: &Sequences<B>, mut cache: Option<&mut KvCache<B>>) -> Tensor<B, 2> {
         let positions = self.positions(&tokens.segments);
-        let mut x = self.embed(tokens);
+        let mut stream = Stream { x: self.embed(tokens), update: None };
         for index in 0..self.facts().layers {
-            x = self.layer(index, x, &positions, cache.as_deref_mut().map(|cache| cache.layer(index)));
+            stream = self.layer(index, stream, &positions, cache.as_deref_mut().map(|cache| cache.layer(index)));
         }
         if let Some(cache) = cache {
             cache.advance(&tokens.segments);
         }
-        self.norm(x)
+        self.norm(stream)
     }
     /// Weighted sum of the cross entropies of the rows' next tokens, `[1]`; logits exist a chunk at a time only.
     fn loss(&self, hidden: Tensor<B, 2>, targets: &Targets) -> Tensor<B, 1> {

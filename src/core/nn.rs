@@ -7,5 +7,5 @@ mod rotary;
 
 pub use embedding::Embedding;
 pub use linear::{Dropout, Linear, Lora};
-pub use norm::{LayerNorm, RmsNorm};
+pub use norm::{LayerNorm, RmsNorm, Stream};
 pub use rotary::{RopeScaling, Rotary, RotaryConfig};

@@ -5,6 +5,8 @@ use std::fmt;
 use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::{DType, Tensor, TensorData};
 use firebrick_backend::TrainBackend;
+use firebrick_backend::ops::add_layer_norm::add_layer_norm;
+use firebrick_backend::ops::add_rms_norm::add_rms_norm;
 use firebrick_backend::ops::attention::{AttentionLayout, Span, attention};
 use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
 use firebrick_backend::ops::gelu::gelu;
@@ -54,6 +56,8 @@ macro_rules! op {
 pub enum Op {
     RmsNorm,
     LayerNorm,
+    AddRmsNorm,
+    AddLayerNorm,
     Softmax,
     Rope,
     RopeInto,
@@ -69,9 +73,11 @@ pub enum Op {
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::RmsNorm,
         Self::LayerNorm,
+        Self::AddRmsNorm,
+        Self::AddLayerNorm,
         Self::Softmax,
         Self::Rope,
         Self::RopeInto,
@@ -103,13 +109,21 @@ impl Op {
             Self::LayerNorm => {
                 op!(B, at; x 2 [7, 131], weight 1 [131], bias 1 [131]; ; layer_norm(x, weight, bias, 1e-6))
             }
-            Self::Softmax => op!(B, at; x 2 [7, 301]; ; softmax(x)),
+            Self::AddRmsNorm => op!(B, at; x 2 [7, 131], residual 2 [7, 131], weight 1 [131]; ; {
+                let (sum, normed) = add_rms_norm(x, residual, weight, 1e-6);
+                Tensor::cat(vec![sum, normed], 0)
+            }),
+            Self::AddLayerNorm => {
+                op!(B, at; x 2 [7, 131], residual 2 [7, 131], weight 1 [131], bias 1 [131]; ;
+                    add_layer_norm(x, residual, weight, bias, 1e-6))
+            }
+            Self::Softmax => op!(B, at; x 2 [6, 301]; mask 2 [3, 301]; softmax(x, 0.5, Some(mask))),
             Self::Rope => op!(B, at; x 3 [9, 3, 32]; cos 2 [9, 16], sin 2 [9, 16]; rope(x, cos, sin)),
             Self::RopeInto => {
                 op!(B, at; target 3 [40, 3, 32], x 3 [9, 3, 32]; cos 2 [9, 16], sin 2 [9, 16]; rope_into(target, x, cos, sin, 17))
             }
             Self::Swiglu => op!(B, at; gate 2 [7, 131], up 2 [7, 131]; ; swiglu(gate, up)),
-            Self::Gelu => op!(B, at; x 2 [7, 131]; ; gelu(x)),
+            Self::Gelu => op!(B, at; x 2 [7, 131], bias 1 [131]; ; gelu(x, Some(bias))),
             Self::Linear => {
                 op!(B, at; x 2 [19, 131], weight 2 [67, 131], bias 1 [67]; ; linear(x, weight, Some(bias)))
             }
@@ -163,6 +177,8 @@ impl fmt::Display for Op {
         f.write_str(match self {
             Self::RmsNorm => "rms_norm",
             Self::LayerNorm => "layer_norm",
+            Self::AddRmsNorm => "add_rms_norm",
+            Self::AddLayerNorm => "add_layer_norm",
             Self::Softmax => "softmax",
             Self::Rope => "rope",
             Self::RopeInto => "rope_into",

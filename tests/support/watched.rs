@@ -96,9 +96,22 @@ impl KernelBackend for Watched {
         note("layer_norm", vec![x.shape()[x.rank() - 1]]);
         Flex::layer_norm_backward_weight(x, grad, epsilon)
     }
-    fn softmax(x: FlexTensor) -> FlexTensor {
+    fn add_rms_norm(x: FlexTensor, residual: FlexTensor, weight: FlexTensor, epsilon: f64) -> (FlexTensor, FlexTensor) {
+        let (sum, normed) = Flex::add_rms_norm(x, residual, weight, epsilon);
+        (sum, told("add_rms_norm", normed))
+    }
+    fn add_layer_norm(
+        x: FlexTensor,
+        residual: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        epsilon: f64,
+    ) -> FlexTensor {
+        told("add_layer_norm", Flex::add_layer_norm(x, residual, weight, bias, epsilon))
+    }
+    fn softmax(x: FlexTensor, scale: f64, mask: Option<FlexTensor>) -> FlexTensor {
         assert!(LIE.get() != Some(Lie::Panics), "device lost");
-        told("softmax", <Flex as KernelBackend>::softmax(x))
+        told("softmax", <Flex as KernelBackend>::softmax(x, scale, mask))
     }
     fn rope(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
         let late = matches!(LIE.get(), Some(Lie::LatePositions(from)) if x.shape()[0] > from);
@@ -107,8 +120,8 @@ impl KernelBackend for Watched {
     fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
         told("swiglu", Flex::swiglu(gate, up))
     }
-    fn gelu(x: FlexTensor) -> FlexTensor {
-        told("gelu", <Flex as KernelBackend>::gelu(x))
+    fn gelu(x: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+        told("gelu", <Flex as KernelBackend>::gelu(x, bias))
     }
     fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
         let narrow = LIE.get() == Some(Lie::Weights(weight.dtype()));

@@ -130,7 +130,7 @@ fn heads_of<B: Backend>(
     let scores = B::float_matmul(q.clone(), B::float_transpose(k.clone()));
     let scores = B::float_mul_scalar(scores, layout.scale.into());
     let scores = masked::<B>(scores, layout, span, heads / kv_heads);
-    let probabilities = softmax::reference::<B>(scores);
+    let probabilities = softmax::reference::<B>(scores, 1.0, None);
     Heads { q, k, v, probabilities }
 }
 
@@ -213,7 +213,7 @@ pub(crate) fn reference_backward<B: Backend>(
         let grad = by_group::<B>(rows::<B>(&grad, span.query_start, span.query_len), kv_heads);
         let Heads { q, k, v, probabilities } = heads_of::<B>(&q, &k, &v, layout, span);
         let d_probabilities = B::float_matmul(grad.clone(), B::float_transpose(v));
-        let d_scores = softmax::reference_backward::<B>(probabilities.clone(), d_probabilities);
+        let d_scores = softmax::reference_backward::<B>(probabilities.clone(), d_probabilities, 1.0);
         let d_scores = B::float_mul_scalar(d_scores, layout.scale.into());
         d_q.push(by_row::<B>(B::float_matmul(d_scores.clone(), k), span.query_len, heads));
         let write = |into: FloatTensor<B>, part: FloatTensor<B>| {

@@ -4,6 +4,8 @@ use burn::backend::Autodiff;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor};
 
+use super::add_layer_norm::add_layer_norm;
+use super::add_rms_norm::add_rms_norm;
 use super::attention::{AttentionLayout, Span, attention};
 use super::cross_entropy::{Targets, cross_entropy_of_linear};
 use super::gelu::gelu;
@@ -46,12 +48,13 @@ fn block<B: TrainBackend>(device: &B::Device, stored: DType) -> Vec<u64> {
     let layout = AttentionLayout { spans, causal: true, window: None, scale: 0.2 };
     let mixed = attention(q, kv.clone(), kv, &layout).reshape([tokens, heads * dim]);
     let h = layer_norm(x.clone() + mixed, scale.clone(), shift.clone(), 1e-5);
-    let gate = gelu(linear(h.clone(), frozen(7, [wide, hidden]), None));
+    let gate = gelu(linear(h.clone(), frozen(7, [wide, hidden]), None), None);
     let up = linear(h.clone(), frozen(8, [wide, hidden]), None);
     let down = linear(swiglu(gate, up.clone()), frozen(9, [hidden, wide]), Some(shift.clone()));
     let adapter = [trained(13, [4, wide]), trained(14, [hidden, 4])];
     let adapted = lora_linear(up, None, frozen(15, [hidden, wide]), None, adapter.clone(), 2.0);
-    let h = h + softmax(down) + adapted;
+    let (h, normed) = add_rms_norm(softmax(down, 1.5, None), h + adapted, norm.clone(), 1e-6);
+    let h = add_layer_norm(gelu(normed, Some(shift.clone())), h, scale.clone(), shift.clone(), 1e-5);
     let ids: Vec<u32> = (0..tokens as u32).map(|i| i * 6).collect();
     let targets = Targets::new(ids, vec![0.5; tokens]);
     let loss = cross_entropy_of_linear(h.clone(), frozen(10, [vocabulary, hidden]), &targets);

@@ -4,12 +4,24 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::{primitive, tensor};
+use super::{as_row, primitive, rowwise, sum_rows, tensor};
 use crate::KernelBackend;
 
-/// `x · Φ(x)`, element by element, with `Φ` the normal distribution function: `(1 + erf(x / √2)) / 2`.
-pub fn gelu<B: KernelBackend, const D: usize>(x: Tensor<B, D>) -> Tensor<B, D> {
-    tensor(<B as KernelBackend>::gelu(primitive(x)))
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
+
+/// `x · Φ(x)`, element by element, with `Φ` the normal distribution function: `(1 + erf(x / √2)) / 2`; of `x + bias` where there is one.
+///
+/// # Shapes
+/// `x` `[…, n]`, `bias` `[n]` → `[…, n]`.
+///
+/// # Panics
+/// If `bias` is not as long as a row.
+pub fn gelu<B: KernelBackend, const D: usize>(x: Tensor<B, D>, bias: Option<Tensor<B, 1>>) -> Tensor<B, D> {
+    if let Some(bias) = &bias {
+        assert_eq!(x.dims()[D - 1], bias.dims()[0], "gelu: row {:?}, bias {:?}", x.dims(), bias.dims());
+    }
+    tensor(<B as KernelBackend>::gelu(primitive(x), bias.map(primitive)))
 }
 
 /// `Φ(x)`.
@@ -18,17 +30,41 @@ fn distribution<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_mul_scalar(B::float_add_scalar(erf, 1.0.into()), 0.5.into())
 }
 
-pub(crate) fn reference<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_mul(x.clone(), distribution::<B>(x))
+/// `x + bias`, in `x`'s dtype.
+fn biased<B: Backend>(x: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> FloatTensor<B> {
+    match bias {
+        Some(bias) => {
+            let bias = as_row::<B>(bias, &x);
+            B::float_add(x, bias)
+        }
+        None => x,
+    }
+}
+
+/// [`gelu`] in Burn's own ops: what a kernel is measured against.
+pub fn reference<B: Backend>(x: FloatTensor<B>, bias: Option<FloatTensor<B>>) -> FloatTensor<B> {
+    let [y] = rowwise::<B, 1, 1>([x], |[x]| {
+        let x = biased::<B>(x, bias);
+        [B::float_mul(x.clone(), distribution::<B>(x))]
+    });
+    y
 }
 
 /// `gelu'(x) = Φ(x) + x·φ(x)` with the density `φ(x) = exp(−x²/2) / √(2π)`.
-pub(crate) fn reference_backward<B: Backend>(x: FloatTensor<B>, grad: FloatTensor<B>) -> FloatTensor<B> {
+pub(crate) fn reference_backward<B: Backend>(
+    x: FloatTensor<B>,
+    bias: Option<FloatTensor<B>>,
+    grad: FloatTensor<B>,
+) -> FloatTensor<B> {
     debug_assert_eq!(x.shape(), grad.shape());
-    let exponent = B::float_mul_scalar(B::float_mul(x.clone(), x.clone()), (-0.5).into());
-    let density = B::float_mul_scalar(B::float_exp(exponent), (std::f64::consts::TAU.sqrt().recip()).into());
-    let slope = B::float_add(distribution::<B>(x.clone()), B::float_mul(x, density));
-    B::float_mul(grad, slope)
+    let [gradient] = rowwise::<B, 2, 1>([x, grad], |[x, grad]| {
+        let x = biased::<B>(x, bias);
+        let exponent = B::float_mul_scalar(B::float_mul(x.clone(), x.clone()), (-0.5).into());
+        let density = B::float_mul_scalar(B::float_exp(exponent), (std::f64::consts::TAU.sqrt().recip()).into());
+        let slope = B::float_add(distribution::<B>(x.clone()), B::float_mul(x, density));
+        [B::float_mul(grad, slope)]
+    });
+    gradient
 }
 
 pub(crate) mod autodiff {
@@ -38,27 +74,37 @@ pub(crate) mod autodiff {
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
     use super::*;
-    use crate::targets::autodiff::Tracked;
+    use crate::targets::autodiff::{Tracked, parent};
 
     #[derive(Debug)]
     struct Gelu;
 
-    impl<B: KernelBackend> Backward<B, 1> for Gelu {
-        type State = FloatTensor<B>;
+    impl<B: KernelBackend> Backward<B, 2> for Gelu {
+        type State = (FloatTensor<B>, Option<FloatTensor<B>>);
 
-        fn backward(self, ops: Ops<Self::State, 1>, grads: &mut Gradients, _: &mut Checkpointer) {
+        fn backward(self, ops: Ops<Self::State, 2>, grads: &mut Gradients, _: &mut Checkpointer) {
+            let [x_node, bias_node] = ops.parents;
+            let (x, bias) = ops.state;
             let grad = grads.consume::<B>(&ops.node);
-            let [node] = ops.parents;
-            if let Some(node) = node {
-                grads.register::<B>(node.id, <B as KernelBackend>::gelu_backward(ops.state, grad));
+            let gradient = <B as KernelBackend>::gelu_backward(x, bias, grad);
+            if let Some(node) = bias_node {
+                grads.register::<B>(node.id, sum_rows::<B>(gradient.clone()));
+            }
+            if let Some(node) = x_node {
+                grads.register::<B>(node.id, gradient);
             }
         }
     }
 
-    pub(crate) fn gelu<B: KernelBackend, C: CheckpointStrategy>(x: Tracked<B>) -> Tracked<B> {
-        match Gelu.prepare::<C>([x.node.clone()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => prep.finish(x.primitive.clone(), <B as KernelBackend>::gelu(x.primitive)),
-            OpsKind::UnTracked(prep) => prep.finish(<B as KernelBackend>::gelu(x.primitive)),
+    pub(crate) fn gelu<B: KernelBackend, C: CheckpointStrategy>(x: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
+        let bias_node = parent::<B>(bias.clone(), &x.primitive).node;
+        let bias = bias.map(|bias| bias.primitive);
+        match Gelu.prepare::<C>([x.node, bias_node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => {
+                let y = <B as KernelBackend>::gelu(x.primitive.clone(), bias.clone());
+                prep.finish((x.primitive, bias), y)
+            }
+            OpsKind::UnTracked(prep) => prep.finish(<B as KernelBackend>::gelu(x.primitive, bias)),
         }
     }
 }
@@ -81,29 +127,61 @@ pub(crate) mod flex {
         if x < -SATURATED { 0.0 } else { above }
     }
 
-    pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
+    pub(crate) fn forward(x: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+        let Some(bias) = bias else {
+            return Rows::new(&x).map(
+                #[inline(always)]
+                |_, row, out| {
+                    for (out, &x) in out.iter_mut().zip(row) {
+                        *out = x * distribution(x);
+                    }
+                },
+            );
+        };
+        let bias = Rows::new(&bias);
+        let bias = bias.all();
         Rows::new(&x).map(
             #[inline(always)]
             |_, row, out| {
-                for (out, &x) in out.iter_mut().zip(row) {
+                for ((out, &x), &b) in out.iter_mut().zip(row).zip(bias) {
+                    let x = x + b;
                     *out = x * distribution(x);
                 }
             },
         )
     }
 
-    pub(crate) fn backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    pub(crate) fn backward(x: FlexTensor, bias: Option<FlexTensor>, grad: FlexTensor) -> FlexTensor {
+        let rows = Rows::new(&x);
         let grads = Rows::new(&grad);
-        Rows::new(&x).map(
+        let Some(bias) = bias else {
+            return rows.map(
+                #[inline(always)]
+                |index, row, out| {
+                    for ((out, &x), &d) in out.iter_mut().zip(row).zip(grads.row(index)) {
+                        *out = d * slope(x);
+                    }
+                },
+            );
+        };
+        let bias = Rows::new(&bias);
+        let bias = bias.all();
+        rows.map(
             #[inline(always)]
             |index, row, out| {
-                for ((out, &x), &d) in out.iter_mut().zip(row).zip(grads.row(index)) {
-                    let density = lanes::exp(-0.5 * x * x) * 0.398_942_3;
-                    // Where the density is zero so is the product, whatever `x` is.
-                    *out = d * (distribution(x) + x * density);
+                for (((out, &x), &b), &d) in out.iter_mut().zip(row).zip(bias).zip(grads.row(index)) {
+                    *out = d * slope(x + b);
                 }
             },
         )
+    }
+
+    /// `gelu'(x)`.
+    #[inline(always)]
+    fn slope(x: f32) -> f32 {
+        let density = lanes::exp(-0.5 * x * x) * 0.398_942_3;
+        // Where the density is zero so is the product, whatever `x` is.
+        distribution(x) + x * density
     }
 }
 
@@ -111,7 +189,7 @@ pub(crate) mod flex {
 mod tests {
     use super::*;
     use crate::TrainBackend;
-    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+    use crate::ops::oracle::{Array, ROW_LENGTHS, agrees, agrees_in_f16, gradients_agree, on_every_backend};
 
     /// erf by a series without cancellation: `2/√π · e^(−x²) · Σ 2ⁿ·x^(2n+1) / (2n+1)!!` (Abramowitz & Stegun 7.1.6).
     fn erf(x: f64) -> f64 {
@@ -127,19 +205,40 @@ mod tests {
     }
 
     fn oracle(inputs: &[&Array]) -> Array {
-        let [x] = inputs else { panic!("one input") };
-        let gelu = |x: &f64| 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2));
-        Array::new(&x.shape, x.values.iter().map(gelu).collect())
+        let gelu = |x: f64| 0.5 * x * (1.0 + erf(x * std::f64::consts::FRAC_1_SQRT_2));
+        inputs[0].map_rows(|_, row| {
+            let bias = |at: usize| inputs.get(1).map_or(0.0, |bias| bias.values[at]);
+            row.iter().enumerate().map(|(at, x)| gelu(x + bias(at))).collect()
+        })
+    }
+
+    fn run<B: KernelBackend>(t: &[FloatTensor<B>]) -> FloatTensor<B> {
+        <B as KernelBackend>::gelu(t[0].clone(), t.get(1).cloned())
     }
 
     fn check<B: TrainBackend>(device: &B::Device, x: &Array) {
-        let op = |t: Vec<FloatTensor<B::InnerBackend>>| <B::InnerBackend as KernelBackend>::gelu(t[0].clone());
+        let op = |t: Vec<FloatTensor<B::InnerBackend>>| run::<B::InnerBackend>(&t);
         agrees::<B::InnerBackend>(device, &[x], 2e-6, op, &oracle(&[x]));
+        let inputs = [x, &Array::random(2, &[x.width()])];
+        agrees::<B::InnerBackend>(device, &inputs, 2e-6, op, &oracle(&inputs));
+    }
+
+    fn f16_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for (length, size) in ROW_LENGTHS.into_iter().zip([8.0, 1e4].into_iter().cycle()) {
+            let mut x = Array::random(1, &[3, length]).map(|v| v * size);
+            x.values[length] = f64::NAN;
+            let op = |t: Vec<FloatTensor<B::InnerBackend>>| run::<B::InnerBackend>(&t);
+            agrees_in_f16::<B::InnerBackend>(device, &[&x], op, oracle);
+            agrees_in_f16::<B::InnerBackend>(device, &[&x, &Array::random(2, &[length])], op, oracle);
+        }
     }
 
     fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
-        for shape in [&[1, 1][..], &[1, 1536], &[7, 1], &[2, 3, 17], &[33, 1025], &[300, 128]] {
+        for shape in [&[1, 1536][..], &[7, 1], &[2, 3, 17], &[33, 1025], &[300, 128], &[0, 33]] {
             check::<B>(device, &Array::random(1, shape).map(|v| v * 8.0));
+        }
+        for length in ROW_LENGTHS {
+            check::<B>(device, &Array::random(1, &[3, length]).map(|v| v * 8.0));
         }
     }
 
@@ -157,20 +256,15 @@ mod tests {
 
     fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
         for shape in [&[1, 1][..], &[3, 5], &[2, 3, 17], &[33, 1025]] {
-            let x = Array::random(1, shape).map(|v| v * 6.0);
-            gradients_agree::<B>(
-                device,
-                &[&x],
-                &[0],
-                1e-5,
-                |t: Vec<FloatTensor<B>>| <B as KernelBackend>::gelu(t[0].clone()),
-                oracle,
-            );
+            let inputs = [&Array::random(1, shape).map(|v| v * 6.0), &Array::random(2, &shape[shape.len() - 1..])];
+            gradients_agree::<B>(device, &inputs[..1], &[0], 1e-5, |t| run::<B>(&t), oracle);
+            gradients_agree::<B>(device, &inputs, &[0, 1], 5e-5, |t| run::<B>(&t), oracle);
         }
     }
 
     on_every_backend!(
         every_shape_agrees_with_the_oracle,
+        f16_agrees_with_the_oracle,
         it_saturates_at_any_size,
         nan_spoils_its_own_element_only,
         gradients_agree_with_differences,

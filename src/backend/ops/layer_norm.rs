@@ -4,8 +4,11 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::{as_row, primitive, sum_rows, tensor};
+use super::{as_row, primitive, rowwise, sum_rows, tensor};
 use crate::KernelBackend;
+
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 
 /// Centres each row, divides it by its standard deviation, scales and shifts it.
 ///
@@ -34,14 +37,18 @@ fn normed<B: Backend>(x: FloatTensor<B>, epsilon: f64) -> (FloatTensor<B>, Float
     (B::float_mul(centred, inverse.clone()), inverse)
 }
 
-pub(crate) fn reference<B: Backend>(
+/// [`layer_norm`] in Burn's own ops: what a kernel is measured against.
+pub fn reference<B: Backend>(
     x: FloatTensor<B>,
     weight: FloatTensor<B>,
     bias: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let (weight, bias) = (as_row::<B>(weight, &x), as_row::<B>(bias, &x));
-    B::float_add(B::float_mul(normed::<B>(x, epsilon).0, weight), bias)
+    let [normed] = rowwise::<B, 3, 1>([x, weight, bias], |[x, weight, bias]| {
+        let (weight, bias) = (as_row::<B>(weight, &x), as_row::<B>(bias, &x));
+        [B::float_add(B::float_mul(normed::<B>(x, epsilon).0, weight), bias)]
+    });
+    normed
 }
 
 /// With `h = weight·grad`: `dx = (h − mean(h) − x̂·mean(h·x̂)) / σ`.
@@ -51,13 +58,16 @@ pub(crate) fn reference_backward_input<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let last = x.rank() - 1;
-    let weight = as_row::<B>(weight, &x);
-    let (normed, inverse) = normed::<B>(x, epsilon);
-    let scaled = B::float_mul(grad, weight);
-    let along = B::float_mean_dim(B::float_mul(scaled.clone(), normed.clone()), last);
-    let mean = B::float_mean_dim(scaled.clone(), last);
-    B::float_mul(B::float_sub(B::float_sub(scaled, mean), B::float_mul(normed, along)), inverse)
+    let [gradient] = rowwise::<B, 3, 1>([x, weight, grad], |[x, weight, grad]| {
+        let last = x.rank() - 1;
+        let weight = as_row::<B>(weight, &x);
+        let (normed, inverse) = normed::<B>(x, epsilon);
+        let scaled = B::float_mul(grad, weight);
+        let along = B::float_mean_dim(B::float_mul(scaled.clone(), normed.clone()), last);
+        let mean = B::float_mean_dim(scaled.clone(), last);
+        [B::float_mul(B::float_sub(B::float_sub(scaled, mean), B::float_mul(normed, along)), inverse)]
+    });
+    gradient
 }
 
 pub(crate) fn reference_backward_weight<B: Backend>(
@@ -65,7 +75,8 @@ pub(crate) fn reference_backward_weight<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    sum_rows::<B>(B::float_mul(grad, normed::<B>(x, epsilon).0))
+    let [products] = rowwise::<B, 2, 1>([grad, x], |[grad, x]| [B::float_mul(grad, normed::<B>(x, epsilon).0)]);
+    sum_rows::<B>(products)
 }
 
 pub(crate) mod autodiff {
@@ -166,7 +177,7 @@ pub(crate) mod flex {
 
     /// Mean and inverse standard deviation, in two passes: one pass of squares loses digits where the mean is large.
     #[inline(always)]
-    fn statistics(row: &[f32], epsilon: f32) -> (f32, f32) {
+    pub(crate) fn statistics(row: &[f32], epsilon: f32) -> (f32, f32) {
         let mean = lanes::sum(row) / row.len() as f32;
         let variance = lanes::sum_squares_about(row, mean) / row.len() as f32;
         (mean, 1.0 / (variance + epsilon).sqrt())
@@ -177,7 +188,10 @@ pub(crate) mod flex {
 mod tests {
     use super::*;
     use crate::TrainBackend;
-    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+    use crate::ops::oracle::{
+        Array, ROW_LENGTHS, View, agrees, agrees_in_f16, compare, gradients_agree, on_every_backend, read,
+    };
+    use burn::tensor::DType;
 
     const EPSILON: f64 = 1e-5;
 
@@ -200,8 +214,37 @@ mod tests {
     }
 
     fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
-        for shape in [&[1, 1][..], &[1, 384], &[7, 1], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128]] {
+        for shape in [&[7, 1][..], &[1, 384], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128], &[0, 33]] {
             check::<B>(device, &Array::random(1, shape), 1e-5);
+        }
+        for length in ROW_LENGTHS {
+            check::<B>(device, &Array::random(1, &[3, length]), 2e-5);
+        }
+    }
+
+    fn f16_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for length in ROW_LENGTHS {
+            let mut x = Array::random(1, &[3, length]).map(|v| v * 1e4);
+            x.values[length] = f64::NAN;
+            let inputs = [&x, &Array::random(2, &[length]), &Array::random(3, &[length])];
+            let op = |t: Vec<FloatTensor<B::InnerBackend>>| {
+                <B::InnerBackend as KernelBackend>::layer_norm(t[0].clone(), t[1].clone(), t[2].clone(), EPSILON)
+            };
+            agrees_in_f16::<B::InnerBackend>(device, &inputs, op, oracle);
+        }
+    }
+
+    fn the_gradient_of_each_length_is_that_of_the_reference<B: TrainBackend>(device: &B::Device) {
+        for length in ROW_LENGTHS {
+            let arrays = [(1, vec![3, length]), (2, vec![length]), (3, vec![3, length])];
+            let inputs = arrays.map(|(seed, shape)| Array::random(seed, &shape));
+            let run = |op: fn(_, _, _, f64) -> FloatTensor<B::InnerBackend>| {
+                let [x, weight, grad] =
+                    inputs.each_ref().map(|input| input.on::<B::InnerBackend>(device, DType::F32, View::Rows));
+                read::<B::InnerBackend>(op(x, weight, grad, 1e-3))
+            };
+            let expected = run(reference_backward_input::<B::InnerBackend>);
+            compare(&format!("{length}"), &run(B::InnerBackend::layer_norm_backward_input), &expected, 1e-4);
         }
     }
 
@@ -240,6 +283,8 @@ mod tests {
 
     on_every_backend!(
         every_shape_agrees_with_the_oracle,
+        f16_agrees_with_the_oracle,
+        the_gradient_of_each_length_is_that_of_the_reference,
         constant_large_and_far_rows_agree,
         nan_spoils_its_own_row_only,
         gradients_agree_with_differences,

@@ -32,6 +32,9 @@ macro_rules! on_backend {
 pub(crate) use on_backend;
 pub(crate) use on_every_backend;
 
+/// Lengths of rows that kernels stumble over: shorter than a plane, one beside a power of two, no vector of four, and long.
+pub(crate) const ROW_LENGTHS: [usize; 8] = [1, 2, 31, 33, 896, 1025, 4096, 16384];
+
 /// An array on the host.
 #[derive(Clone, Debug)]
 pub(crate) struct Array {
@@ -197,6 +200,39 @@ pub(crate) fn agrees<B: KernelBackend>(
             compare(&format!("{dtype:?} {view:?} {shapes:?}"), &read::<B>(output), expected, tolerance);
         }
     }
+}
+
+/// Checks an op on f16, where the device has it, in two layouts: within 1e-3 of the oracle's answer for the rounded inputs.
+#[track_caller]
+pub(crate) fn agrees_in_f16<B: KernelBackend>(
+    device: &B::Device,
+    inputs: &[&Array],
+    op: impl Fn(Vec<FloatTensor<B>>) -> FloatTensor<B>,
+    oracle: impl Fn(&[&Array]) -> Array,
+) {
+    if !B::supports_dtype(device, DType::F16) {
+        return;
+    }
+    let rounded: Vec<Array> = inputs.iter().map(|&input| input.clone().stored(DType::F16)).collect();
+    let expected = oracle(&rounded.iter().collect::<Vec<_>>());
+    for view in [View::Plain, View::Columns] {
+        let output = op(rounded.iter().map(|input| input.on::<B>(device, DType::F16, view)).collect());
+        assert_eq!(output.dtype(), DType::F16);
+        let shapes: Vec<_> = inputs.iter().map(|input| &input.shape).collect();
+        compare(&format!("f16 {view:?} {shapes:?}"), &read::<B>(output), &expected, 1e-3);
+    }
+}
+
+/// Two outputs of one op as one, the second under the first.
+pub(crate) fn stacked<B: KernelBackend>(first: FloatTensor<B>, second: FloatTensor<B>) -> FloatTensor<B> {
+    if first.shape().num_elements() == 0 { first } else { B::float_cat(vec![first, second], 0) }
+}
+
+/// [`stacked`], of arrays.
+pub(crate) fn stacked_arrays(first: &Array, second: &Array) -> Array {
+    let mut shape = first.shape.clone();
+    shape[0] *= 2;
+    Array::new(&shape, [&first.values[..], &second.values].concat())
 }
 
 /// Elements of each input whose derivative is taken: enough of them to meet each row and column of the small shapes.

@@ -4,8 +4,11 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::{as_row, primitive, sum_rows, tensor};
+use super::{as_row, primitive, rowwise, sum_rows, tensor};
 use crate::KernelBackend;
+
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 
 /// Divides each row by its root mean square and scales it.
 ///
@@ -25,10 +28,14 @@ fn inverse_rms<B: Backend>(x: &FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
     B::float_recip(B::float_sqrt(B::float_add_scalar(mean, epsilon.into())))
 }
 
-pub(crate) fn reference<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
-    let weight = as_row::<B>(weight, &x);
-    let inverse = inverse_rms::<B>(&x, epsilon);
-    B::float_mul(B::float_mul(x, inverse), weight)
+/// [`rms_norm`] in Burn's own ops: what a kernel is measured against.
+pub fn reference<B: Backend>(x: FloatTensor<B>, weight: FloatTensor<B>, epsilon: f64) -> FloatTensor<B> {
+    let [normed] = rowwise::<B, 2, 1>([x, weight], |[x, weight]| {
+        let weight = as_row::<B>(weight, &x);
+        let inverse = inverse_rms::<B>(&x, epsilon);
+        [B::float_mul(B::float_mul(x, inverse), weight)]
+    });
+    normed
 }
 
 /// With `x̂ = x·r` and `h = weight·grad`: `dx = r·(h − x̂·mean(h·x̂))`.
@@ -38,13 +45,16 @@ pub(crate) fn reference_backward_input<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let last = x.rank() - 1;
-    let inverse = inverse_rms::<B>(&x, epsilon);
-    let weight = as_row::<B>(weight, &x);
-    let normed = B::float_mul(x, inverse.clone());
-    let scaled = B::float_mul(grad, weight);
-    let mean = B::float_mean_dim(B::float_mul(scaled.clone(), normed.clone()), last);
-    B::float_mul(B::float_sub(scaled, B::float_mul(normed, mean)), inverse)
+    let [gradient] = rowwise::<B, 3, 1>([x, weight, grad], |[x, weight, grad]| {
+        let last = x.rank() - 1;
+        let inverse = inverse_rms::<B>(&x, epsilon);
+        let weight = as_row::<B>(weight, &x);
+        let normed = B::float_mul(x, inverse.clone());
+        let scaled = B::float_mul(grad, weight);
+        let mean = B::float_mean_dim(B::float_mul(scaled.clone(), normed.clone()), last);
+        [B::float_mul(B::float_sub(scaled, B::float_mul(normed, mean)), inverse)]
+    });
+    gradient
 }
 
 pub(crate) fn reference_backward_weight<B: Backend>(
@@ -52,8 +62,11 @@ pub(crate) fn reference_backward_weight<B: Backend>(
     grad: FloatTensor<B>,
     epsilon: f64,
 ) -> FloatTensor<B> {
-    let inverse = inverse_rms::<B>(&x, epsilon);
-    sum_rows::<B>(B::float_mul(grad, B::float_mul(x, inverse)))
+    let [products] = rowwise::<B, 2, 1>([grad, x], |[grad, x]| {
+        let inverse = inverse_rms::<B>(&x, epsilon);
+        [B::float_mul(grad, B::float_mul(x, inverse))]
+    });
+    sum_rows::<B>(products)
 }
 
 pub(crate) mod autodiff {
@@ -90,12 +103,20 @@ pub(crate) mod autodiff {
         weight: Tracked<B>,
         epsilon: f64,
     ) -> Tracked<B> {
-        match RmsNorm.prepare::<C>([x.node.clone(), weight.node.clone()]).compute_bound().stateful() {
-            OpsKind::Tracked(prep) => {
-                let state = (x.primitive.clone(), weight.primitive.clone(), epsilon);
-                prep.finish(state, B::rms_norm(x.primitive, weight.primitive, epsilon))
-            }
-            OpsKind::UnTracked(prep) => prep.finish(B::rms_norm(x.primitive, weight.primitive, epsilon)),
+        let normed = B::rms_norm(x.primitive.clone(), weight.primitive.clone(), epsilon);
+        record::<B, C>(x, weight, epsilon, normed)
+    }
+
+    /// The step from `x` to `normed`, which has been computed already.
+    pub(crate) fn record<B: KernelBackend, C: CheckpointStrategy>(
+        x: Tracked<B>,
+        weight: Tracked<B>,
+        epsilon: f64,
+        normed: FloatTensor<B>,
+    ) -> Tracked<B> {
+        match RmsNorm.prepare::<C>([x.node, weight.node]).compute_bound().stateful() {
+            OpsKind::Tracked(prep) => prep.finish((x.primitive, weight.primitive, epsilon), normed),
+            OpsKind::UnTracked(prep) => prep.finish(normed),
         }
     }
 }
@@ -140,8 +161,9 @@ pub(crate) mod flex {
         )
     }
 
+    /// `1 / sqrt(mean(x²) + ε)`.
     #[inline(always)]
-    fn inverse_rms(row: &[f32], epsilon: f32) -> f32 {
+    pub(crate) fn inverse_rms(row: &[f32], epsilon: f32) -> f32 {
         1.0 / (lanes::sum2(row, row) / row.len() as f32 + epsilon).sqrt()
     }
 }
@@ -150,15 +172,22 @@ pub(crate) mod flex {
 mod tests {
     use super::*;
     use crate::TrainBackend;
-    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+    use crate::ops::oracle::{
+        Array, ROW_LENGTHS, View, agrees, agrees_in_f16, compare, gradients_agree, on_every_backend, read,
+    };
+    use burn::tensor::DType;
 
     const EPSILON: f64 = 1e-6;
 
     fn oracle(inputs: &[&Array]) -> Array {
+        oracle_with(inputs, EPSILON)
+    }
+
+    fn oracle_with(inputs: &[&Array], epsilon: f64) -> Array {
         let [x, weight] = inputs else { panic!("two inputs") };
         x.map_rows(|_, row| {
             let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
-            row.iter().zip(&weight.values).map(|(x, w)| x / (mean + EPSILON).sqrt() * w).collect()
+            row.iter().zip(&weight.values).map(|(x, w)| x / (mean + epsilon).sqrt() * w).collect()
         })
     }
 
@@ -169,8 +198,39 @@ mod tests {
     }
 
     fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
-        for shape in [&[1, 1][..], &[1, 896], &[7, 1], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128]] {
+        for shape in [&[7, 1][..], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128], &[0, 33]] {
             check::<B>(device, &Array::random(1, shape));
+        }
+        for length in ROW_LENGTHS {
+            let inputs = [&Array::random(1, &[3, length]), &Array::random(2, &[length])];
+            let op =
+                |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::rms_norm(t[0].clone(), t[1].clone(), 1e-12);
+            agrees::<B::InnerBackend>(device, &inputs, 1e-5, op, &oracle_with(&inputs, 1e-12));
+        }
+    }
+
+    fn f16_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for length in ROW_LENGTHS {
+            // Squares of these overflow f16.
+            let mut x = Array::random(1, &[3, length]).map(|v| v * 1e4);
+            x.values[length] = f64::NAN;
+            let op =
+                |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::rms_norm(t[0].clone(), t[1].clone(), EPSILON);
+            agrees_in_f16::<B::InnerBackend>(device, &[&x, &Array::random(2, &[length])], op, oracle);
+        }
+    }
+
+    fn the_gradient_of_each_length_is_that_of_the_reference<B: TrainBackend>(device: &B::Device) {
+        for length in ROW_LENGTHS {
+            let arrays = [(1, vec![3, length]), (2, vec![length]), (3, vec![3, length])];
+            let inputs = arrays.map(|(seed, shape)| Array::random(seed, &shape));
+            let run = |op: fn(_, _, _, f64) -> FloatTensor<B::InnerBackend>| {
+                let [x, weight, grad] =
+                    inputs.each_ref().map(|input| input.on::<B::InnerBackend>(device, DType::F32, View::Rows));
+                read::<B::InnerBackend>(op(x, weight, grad, EPSILON))
+            };
+            let expected = run(reference_backward_input::<B::InnerBackend>);
+            compare(&format!("{length}"), &run(B::InnerBackend::rms_norm_backward_input), &expected, 1e-5);
         }
     }
 
@@ -199,6 +259,8 @@ mod tests {
 
     on_every_backend!(
         every_shape_agrees_with_the_oracle,
+        f16_agrees_with_the_oracle,
+        the_gradient_of_each_length_is_that_of_the_reference,
         zeros_stay_zero_and_large_values_do_not_overflow,
         nan_spoils_its_own_row_only,
         gradients_agree_with_differences,

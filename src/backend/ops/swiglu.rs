@@ -4,8 +4,11 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
-use super::{primitive, tensor};
+use super::{primitive, rowwise, tensor};
 use crate::KernelBackend;
+
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
 
 /// `gate · sigmoid(gate) · up`, element by element.
 ///
@@ -20,8 +23,11 @@ fn sigmoid<B: Backend>(x: FloatTensor<B>) -> FloatTensor<B> {
     B::float_recip(B::float_add_scalar(B::float_exp(B::float_neg(x)), 1.0.into()))
 }
 
-pub(crate) fn reference<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
-    B::float_mul(B::float_mul(gate.clone(), sigmoid::<B>(gate)), up)
+/// [`swiglu`] in Burn's own ops: what a kernel is measured against.
+pub fn reference<B: Backend>(gate: FloatTensor<B>, up: FloatTensor<B>) -> FloatTensor<B> {
+    let [product] =
+        rowwise::<B, 2, 1>([gate, up], |[gate, up]| [B::float_mul(B::float_mul(gate.clone(), sigmoid::<B>(gate)), up)]);
+    product
 }
 
 /// `silu'(g) = s·(1 + g·(1 − s))` with `s = sigmoid(g)`.
@@ -30,11 +36,14 @@ pub(crate) fn reference_backward<B: Backend>(
     up: FloatTensor<B>,
     grad: FloatTensor<B>,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let s = sigmoid::<B>(gate.clone());
-    let silu = B::float_mul(gate.clone(), s.clone());
-    let rest = B::float_add_scalar(B::float_neg(s.clone()), 1.0.into());
-    let slope = B::float_mul(s, B::float_add_scalar(B::float_mul(gate, rest), 1.0.into()));
-    (B::float_mul(B::float_mul(grad.clone(), up), slope), B::float_mul(grad, silu))
+    let [d_gate, d_up] = rowwise::<B, 3, 2>([gate, up, grad], |[gate, up, grad]| {
+        let s = sigmoid::<B>(gate.clone());
+        let silu = B::float_mul(gate.clone(), s.clone());
+        let rest = B::float_add_scalar(B::float_neg(s.clone()), 1.0.into());
+        let slope = B::float_mul(s, B::float_add_scalar(B::float_mul(gate, rest), 1.0.into()));
+        [B::float_mul(B::float_mul(grad.clone(), up), slope), B::float_mul(grad, silu)]
+    });
+    (d_gate, d_up)
 }
 
 pub(crate) mod autodiff {
@@ -123,7 +132,7 @@ pub(crate) mod flex {
 mod tests {
     use super::*;
     use crate::TrainBackend;
-    use crate::ops::oracle::{Array, agrees, gradients_agree, on_every_backend};
+    use crate::ops::oracle::{Array, ROW_LENGTHS, agrees, agrees_in_f16, gradients_agree, on_every_backend};
 
     fn oracle(inputs: &[&Array]) -> Array {
         let [gate, up] = inputs else { panic!("two inputs") };
@@ -137,8 +146,21 @@ mod tests {
     }
 
     fn every_shape_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
-        for shape in [&[1, 1][..], &[1, 896], &[7, 1], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128]] {
+        for shape in [&[7, 1][..], &[3, 5], &[2, 3, 17], &[33, 1025], &[300, 128], &[0, 33]] {
             check::<B>(device, &Array::random(1, shape).map(|v| v * 20.0), &Array::random(2, shape));
+        }
+        for length in ROW_LENGTHS {
+            let shape = [3, length];
+            check::<B>(device, &Array::random(1, &shape).map(|v| v * 20.0), &Array::random(2, &shape));
+        }
+    }
+
+    fn f16_agrees_with_the_oracle<B: TrainBackend>(device: &B::Device) {
+        for (length, size) in ROW_LENGTHS.into_iter().zip([8.0, 1e4].into_iter().cycle()) {
+            let mut gate = Array::random(1, &[3, length]).map(|v| v * size);
+            gate.values[length] = f64::NAN;
+            let op = |t: Vec<FloatTensor<B::InnerBackend>>| B::InnerBackend::swiglu(t[0].clone(), t[1].clone());
+            agrees_in_f16::<B::InnerBackend>(device, &[&gate, &Array::random(2, &[3, length])], op, oracle);
         }
     }
 
@@ -174,6 +196,7 @@ mod tests {
 
     on_every_backend!(
         every_shape_agrees_with_the_oracle,
+        f16_agrees_with_the_oracle,
         a_gate_of_any_size_opens_or_closes,
         nan_spoils_its_own_element_only,
         gradients_agree_with_differences,

@@ -2,13 +2,17 @@
 
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
-use burn::tensor::DType;
+use burn::tensor::backend::AutodiffBackend;
 use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Shape, TensorMetadata};
 
 use crate::KernelBackend;
 use crate::ops::attention::AttentionLayout;
 use crate::ops::cross_entropy::Targets;
-use crate::ops::{attention, cross_entropy, gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax, swiglu};
+use crate::ops::{
+    add_layer_norm, add_rms_norm, attention, cross_entropy, gelu, layer_norm, linear, lora_linear, rms_norm, rope,
+    softmax, swiglu,
+};
 
 /// The autodiff primitive over an inner backend.
 pub(crate) type Tracked<B> = FloatTensor<Autodiff<B>>;
@@ -16,6 +20,14 @@ pub(crate) type Tracked<B> = FloatTensor<Autodiff<B>>;
 /// Whether a gradient will be asked of this tensor. A state that only an untracked parent needs is not kept.
 pub(crate) fn is_tracked<B: KernelBackend>(tensor: &Tracked<B>) -> bool {
     !tensor.node.requirement.is_none()
+}
+
+/// A parent that may be absent: then an untracked empty leaf, of which no gradient will be asked.
+pub(crate) fn parent<B: KernelBackend>(tensor: Option<Tracked<B>>, like: &FloatTensor<B>) -> Tracked<B> {
+    tensor.unwrap_or_else(|| {
+        let none = B::float_empty(Shape::from(vec![0]), &B::float_device(like), like.dtype().into());
+        <Autodiff<B> as AutodiffBackend>::from_inner(none)
+    })
 }
 
 // `write_rows` and `rope_into` have no line: a cache is not trained through, and the references differentiate.
@@ -34,8 +46,20 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn layer_norm(x: Tracked<B>, weight: Tracked<B>, bias: Tracked<B>, epsilon: f64) -> Tracked<B> {
         layer_norm::autodiff::layer_norm::<B, C>(x, weight, bias, epsilon)
     }
-    fn softmax(x: Tracked<B>) -> Tracked<B> {
-        softmax::autodiff::softmax::<B, C>(x)
+    fn add_rms_norm(x: Tracked<B>, residual: Tracked<B>, weight: Tracked<B>, epsilon: f64) -> (Tracked<B>, Tracked<B>) {
+        add_rms_norm::autodiff::add_rms_norm::<B, C>(x, residual, weight, epsilon)
+    }
+    fn add_layer_norm(
+        x: Tracked<B>,
+        residual: Tracked<B>,
+        weight: Tracked<B>,
+        bias: Tracked<B>,
+        epsilon: f64,
+    ) -> Tracked<B> {
+        add_layer_norm::autodiff::add_layer_norm::<B, C>(x, residual, weight, bias, epsilon)
+    }
+    fn softmax(x: Tracked<B>, scale: f64, mask: Option<Tracked<B>>) -> Tracked<B> {
+        softmax::autodiff::softmax::<B, C>(x, scale, mask)
     }
     fn rope(x: Tracked<B>, cos: Tracked<B>, sin: Tracked<B>) -> Tracked<B> {
         rope::autodiff::rope::<B, C>(x, cos, sin)
@@ -43,8 +67,8 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn swiglu(gate: Tracked<B>, up: Tracked<B>) -> Tracked<B> {
         swiglu::autodiff::swiglu::<B, C>(gate, up)
     }
-    fn gelu(x: Tracked<B>) -> Tracked<B> {
-        gelu::autodiff::gelu::<B, C>(x)
+    fn gelu(x: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
+        gelu::autodiff::gelu::<B, C>(x, bias)
     }
     fn linear(x: Tracked<B>, weight: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
         linear::autodiff::linear::<B, C>(x, weight, bias)

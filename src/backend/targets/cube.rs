@@ -1,99 +1,212 @@
 //! What wgpu and CUDA share: the kernels written in CubeCL. Each runtime has its own impl, so that one can differ from the others.
 
+pub(crate) mod rows;
+
 /// The lines of one runtime.
 macro_rules! cube_kernels {
     ($backend:ty) => {
-        impl $crate::KernelBackend for $backend {
-            fn reads_weights(device: &Self::Device, dtype: burn::tensor::DType) -> bool {
-                use burn::tensor::DType;
-                use burn::tensor::backend::Backend;
-                match dtype {
-                    DType::F32 => true,
-                    DType::F16 | DType::BF16 => Self::supports_dtype(device, dtype),
-                    _ => false,
-                }
-            }
+        const _: () = {
+            use burn::tensor::DType;
+            use burn::tensor::backend::Backend;
+            use burn::tensor::ops::FloatTensor;
+            use $crate::ops::{add_layer_norm, add_rms_norm, attention, gelu, layer_norm, linear, lora_linear};
+            use $crate::ops::{rms_norm, rope, softmax, swiglu, write_rows};
+            use $crate::targets::cube::rows;
 
-            fn rope(
-                x: burn::tensor::ops::FloatTensor<Self>,
-                cos: burn::tensor::ops::FloatTensor<Self>,
-                sin: burn::tensor::ops::FloatTensor<Self>,
-            ) -> burn::tensor::ops::FloatTensor<Self> {
-                use $crate::ops::rope;
-                if rope::cube::takes(&[x.dtype, cos.dtype, sin.dtype], x.meta.num_elements()) {
-                    return rope::cube::forward(x, cos, sin);
+            impl $crate::KernelBackend for $backend {
+                fn reads_weights(device: &Self::Device, dtype: DType) -> bool {
+                    match dtype {
+                        DType::F32 => true,
+                        DType::F16 | DType::BF16 => Self::supports_dtype(device, dtype),
+                        _ => false,
+                    }
                 }
-                rope::reference::<Self>(x, cos, sin)
-            }
-            fn rope_into(
-                target: burn::tensor::ops::FloatTensor<Self>,
-                x: burn::tensor::ops::FloatTensor<Self>,
-                cos: burn::tensor::ops::FloatTensor<Self>,
-                sin: burn::tensor::ops::FloatTensor<Self>,
-                start: usize,
-            ) -> burn::tensor::ops::FloatTensor<Self> {
-                use $crate::ops::rope;
-                if rope::cube::takes(&[target.dtype, x.dtype, cos.dtype, sin.dtype], x.meta.num_elements()) {
-                    return rope::cube::forward_into(target, x, cos, sin, start);
-                }
-                Self::write_rows(target, Self::rope(x, cos, sin), start)
-            }
-            fn write_rows(
-                target: burn::tensor::ops::FloatTensor<Self>,
-                rows: burn::tensor::ops::FloatTensor<Self>,
-                start: usize,
-            ) -> burn::tensor::ops::FloatTensor<Self> {
-                use $crate::ops::write_rows;
-                if write_rows::cube::takes(target.dtype, rows.dtype, rows.meta.num_elements()) {
-                    return write_rows::cube::forward(target, rows, start);
-                }
-                write_rows::reference::<Self>(target, rows, start)
-            }
 
-            fn linear(
-                x: burn::tensor::ops::FloatTensor<Self>,
-                weight: burn::tensor::ops::FloatTensor<Self>,
-                bias: Option<burn::tensor::ops::FloatTensor<Self>>,
-            ) -> burn::tensor::ops::FloatTensor<Self> {
-                use $crate::ops::linear;
-                let formats = ((x.dtype, x.meta.shape()), (weight.dtype, weight.meta.shape()));
-                if linear::cube::takes(formats.0, formats.1, bias.as_ref().map(|bias| bias.dtype)) {
-                    return linear::cube::forward(x, weight, bias, None);
+                fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
+                    if rope::cube::takes(&[x.dtype, cos.dtype, sin.dtype], x.meta.num_elements()) {
+                        return rope::cube::forward(x, cos, sin);
+                    }
+                    rope::reference::<Self>(x, cos, sin)
                 }
-                linear::reference::<Self>(x, weight, bias)
-            }
-            fn lora_linear(
-                x: burn::tensor::ops::FloatTensor<Self>,
-                weight: burn::tensor::ops::FloatTensor<Self>,
-                bias: Option<burn::tensor::ops::FloatTensor<Self>>,
-                low: burn::tensor::ops::FloatTensor<Self>,
-                b: burn::tensor::ops::FloatTensor<Self>,
-                scale: f64,
-            ) -> burn::tensor::ops::FloatTensor<Self> {
-                use $crate::ops::{linear, lora_linear};
-                let formats = ((x.dtype, x.meta.shape()), (weight.dtype, weight.meta.shape()));
-                if linear::cube::takes(formats.0, formats.1, bias.as_ref().map(|bias| bias.dtype))
-                    && linear::cube::adds((low.dtype, low.meta.shape()), b.dtype)
-                {
-                    let update = linear::cube::Update { low, b, scale: scale as f32 };
-                    return linear::cube::forward(x, weight, bias, Some(update));
+                fn rope_into(
+                    target: FloatTensor<Self>,
+                    x: FloatTensor<Self>,
+                    cos: FloatTensor<Self>,
+                    sin: FloatTensor<Self>,
+                    start: usize,
+                ) -> FloatTensor<Self> {
+                    if rope::cube::takes(&[target.dtype, x.dtype, cos.dtype, sin.dtype], x.meta.num_elements()) {
+                        return rope::cube::forward_into(target, x, cos, sin, start);
+                    }
+                    Self::write_rows(target, Self::rope(x, cos, sin), start)
                 }
-                lora_linear::reference::<Self>(x, weight, bias, low, b, scale)
-            }
+                fn write_rows(target: FloatTensor<Self>, rows: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
+                    if write_rows::cube::takes(target.dtype, rows.dtype, rows.meta.num_elements()) {
+                        return write_rows::cube::forward(target, rows, start);
+                    }
+                    write_rows::reference::<Self>(target, rows, start)
+                }
 
-            fn attention(
-                q: burn::tensor::ops::FloatTensor<Self>,
-                k: burn::tensor::ops::FloatTensor<Self>,
-                v: burn::tensor::ops::FloatTensor<Self>,
-                layout: &$crate::ops::attention::AttentionLayout,
-            ) -> burn::tensor::ops::FloatTensor<Self> {
-                use $crate::ops::attention;
-                if attention::cube::takes(q.meta.shape(), [q.dtype, k.dtype, v.dtype], layout) {
-                    return attention::cube::forward(q, k, v, layout);
+                fn linear(
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    bias: Option<FloatTensor<Self>>,
+                ) -> FloatTensor<Self> {
+                    let formats = ((x.dtype, x.meta.shape()), (weight.dtype, weight.meta.shape()));
+                    if linear::cube::takes(formats.0, formats.1, bias.as_ref().map(|bias| bias.dtype)) {
+                        return linear::cube::forward(x, weight, bias, None);
+                    }
+                    linear::reference::<Self>(x, weight, bias)
                 }
-                attention::reference::<Self>(q, k, v, layout)
+                fn lora_linear(
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    bias: Option<FloatTensor<Self>>,
+                    low: FloatTensor<Self>,
+                    b: FloatTensor<Self>,
+                    scale: f64,
+                ) -> FloatTensor<Self> {
+                    let formats = ((x.dtype, x.meta.shape()), (weight.dtype, weight.meta.shape()));
+                    if linear::cube::takes(formats.0, formats.1, bias.as_ref().map(|bias| bias.dtype))
+                        && linear::cube::adds((low.dtype, low.meta.shape()), b.dtype)
+                    {
+                        let update = linear::cube::Update { low, b, scale: scale as f32 };
+                        return linear::cube::forward(x, weight, bias, Some(update));
+                    }
+                    lora_linear::reference::<Self>(x, weight, bias, low, b, scale)
+                }
+
+                fn attention(
+                    q: FloatTensor<Self>,
+                    k: FloatTensor<Self>,
+                    v: FloatTensor<Self>,
+                    layout: &$crate::ops::attention::AttentionLayout,
+                ) -> FloatTensor<Self> {
+                    if attention::cube::takes(q.meta.shape(), [q.dtype, k.dtype, v.dtype], layout) {
+                        return attention::cube::forward(q, k, v, layout);
+                    }
+                    attention::reference::<Self>(q, k, v, layout)
+                }
+
+                fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+                    if rows::takes(&[&x], &[&weight]) {
+                        return rms_norm::cube::forward(x, weight, epsilon);
+                    }
+                    rms_norm::reference::<Self>(x, weight, epsilon)
+                }
+
+                fn rms_norm_backward_input(
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    grad: FloatTensor<Self>,
+                    epsilon: f64,
+                ) -> FloatTensor<Self> {
+                    if rows::takes(&[&x, &grad], &[&weight]) {
+                        return rms_norm::cube::backward_input(x, weight, grad, epsilon);
+                    }
+                    rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
+                }
+
+                fn layer_norm(
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    bias: FloatTensor<Self>,
+                    epsilon: f64,
+                ) -> FloatTensor<Self> {
+                    if rows::takes(&[&x], &[&weight, &bias]) {
+                        return layer_norm::cube::forward(x, weight, bias, epsilon);
+                    }
+                    layer_norm::reference::<Self>(x, weight, bias, epsilon)
+                }
+
+                fn layer_norm_backward_input(
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    grad: FloatTensor<Self>,
+                    epsilon: f64,
+                ) -> FloatTensor<Self> {
+                    if rows::takes(&[&x, &grad], &[&weight]) {
+                        return layer_norm::cube::backward_input(x, weight, grad, epsilon);
+                    }
+                    layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
+                }
+
+                fn add_rms_norm(
+                    x: FloatTensor<Self>,
+                    residual: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    epsilon: f64,
+                ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                    if rows::takes(&[&x, &residual], &[&weight]) {
+                        return add_rms_norm::cube::forward(x, residual, weight, epsilon);
+                    }
+                    add_rms_norm::reference::<Self>(x, residual, weight, epsilon)
+                }
+
+                fn add_layer_norm(
+                    x: FloatTensor<Self>,
+                    residual: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    bias: FloatTensor<Self>,
+                    epsilon: f64,
+                ) -> FloatTensor<Self> {
+                    if rows::takes(&[&x, &residual], &[&weight, &bias]) {
+                        return add_layer_norm::cube::forward(x, residual, weight, bias, epsilon);
+                    }
+                    add_layer_norm::reference::<Self>(x, residual, weight, bias, epsilon)
+                }
+
+                fn softmax(x: FloatTensor<Self>, scale: f64, mask: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+                    if rows::takes(&[&x], &mask.iter().collect::<Vec<_>>()) {
+                        return softmax::cube::forward(x, scale, mask);
+                    }
+                    softmax::reference::<Self>(x, scale, mask)
+                }
+
+                fn softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
+                    if rows::takes(&[&y, &grad], &[]) {
+                        return softmax::cube::backward(y, grad, scale);
+                    }
+                    softmax::reference_backward::<Self>(y, grad, scale)
+                }
+
+                fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+                    if rows::takes_elements(&[&gate, &up], &[]) {
+                        return swiglu::cube::forward(gate, up);
+                    }
+                    swiglu::reference::<Self>(gate, up)
+                }
+
+                fn swiglu_backward(
+                    gate: FloatTensor<Self>,
+                    up: FloatTensor<Self>,
+                    grad: FloatTensor<Self>,
+                ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+                    if rows::takes_elements(&[&gate, &up, &grad], &[]) {
+                        return swiglu::cube::backward(gate, up, grad);
+                    }
+                    swiglu::reference_backward::<Self>(gate, up, grad)
+                }
+
+                fn gelu(x: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+                    if rows::takes_elements(&[&x], &bias.iter().collect::<Vec<_>>()) {
+                        return gelu::cube::forward(x, bias);
+                    }
+                    gelu::reference::<Self>(x, bias)
+                }
+
+                fn gelu_backward(
+                    x: FloatTensor<Self>,
+                    bias: Option<FloatTensor<Self>>,
+                    grad: FloatTensor<Self>,
+                ) -> FloatTensor<Self> {
+                    if rows::takes_elements(&[&x, &grad], &bias.iter().collect::<Vec<_>>()) {
+                        return gelu::cube::backward(x, bias, grad);
+                    }
+                    gelu::reference_backward::<Self>(x, bias, grad)
+                }
             }
-        }
+        };
     };
 }
 pub(crate) use cube_kernels;

@@ -17,7 +17,9 @@ pub(crate) use rows::{Rows, contiguous, tensor};
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::attention::{self, AttentionLayout};
-use crate::ops::{gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax, swiglu, write_rows};
+use crate::ops::{
+    add_layer_norm, add_rms_norm, gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax, swiglu, write_rows,
+};
 use crate::process::{cpu_instructions, cpu_name};
 
 /// The CPU by burn-flex.
@@ -105,14 +107,37 @@ impl KernelBackend for Flex {
         layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
     }
 
-    fn softmax(x: FlexTensor) -> FlexTensor {
-        if all_f32([&x]) { softmax::flex::forward(x) } else { softmax::reference::<Self>(x) }
-    }
-    fn softmax_backward(y: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        if all_f32([&y, &grad]) {
-            return softmax::flex::backward(y, grad);
+    fn add_rms_norm(x: FlexTensor, residual: FlexTensor, weight: FlexTensor, epsilon: f64) -> (FlexTensor, FlexTensor) {
+        if all_f32([&x, &residual, &weight]) {
+            return add_rms_norm::flex::forward(x, residual, weight, epsilon);
         }
-        softmax::reference_backward::<Self>(y, grad)
+        add_rms_norm::reference::<Self>(x, residual, weight, epsilon)
+    }
+
+    fn add_layer_norm(
+        x: FlexTensor,
+        residual: FlexTensor,
+        weight: FlexTensor,
+        bias: FlexTensor,
+        epsilon: f64,
+    ) -> FlexTensor {
+        if all_f32([&x, &residual, &weight, &bias]) {
+            return add_layer_norm::flex::forward(x, residual, weight, bias, epsilon);
+        }
+        add_layer_norm::reference::<Self>(x, residual, weight, bias, epsilon)
+    }
+
+    fn softmax(x: FlexTensor, scale: f64, mask: Option<FlexTensor>) -> FlexTensor {
+        if all_f32([&x, mask.as_ref().unwrap_or(&x)]) {
+            return softmax::flex::forward(x, scale, mask);
+        }
+        softmax::reference::<Self>(x, scale, mask)
+    }
+    fn softmax_backward(y: FlexTensor, grad: FlexTensor, scale: f64) -> FlexTensor {
+        if all_f32([&y, &grad]) {
+            return softmax::flex::backward(y, grad, scale);
+        }
+        softmax::reference_backward::<Self>(y, grad, scale)
     }
 
     fn rope(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
@@ -132,11 +157,17 @@ impl KernelBackend for Flex {
         swiglu::reference_backward::<Self>(gate, up, grad)
     }
 
-    fn gelu(x: FlexTensor) -> FlexTensor {
-        if all_f32([&x]) { gelu::flex::forward(x) } else { gelu::reference::<Self>(x) }
+    fn gelu(x: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+        if all_f32([&x, bias.as_ref().unwrap_or(&x)]) {
+            return gelu::flex::forward(x, bias);
+        }
+        gelu::reference::<Self>(x, bias)
     }
-    fn gelu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        if all_f32([&x, &grad]) { gelu::flex::backward(x, grad) } else { gelu::reference_backward::<Self>(x, grad) }
+    fn gelu_backward(x: FlexTensor, bias: Option<FlexTensor>, grad: FlexTensor) -> FlexTensor {
+        if all_f32([&x, bias.as_ref().unwrap_or(&x), &grad]) {
+            return gelu::flex::backward(x, bias, grad);
+        }
+        gelu::reference_backward::<Self>(x, bias, grad)
     }
 
     fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {

@@ -12,7 +12,10 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorI
 
 use crate::KernelBackend;
 use crate::ops::attention::{self, AttentionLayout};
-use crate::ops::{linear, lora_linear, rope, write_rows};
+use crate::ops::{
+    add_layer_norm, add_rms_norm, gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax, swiglu, write_rows,
+};
+use crate::targets::cube::rows;
 
 impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
     fn reads_weights(device: &Self::Device, dtype: DType) -> bool {
@@ -110,6 +113,187 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
         let run = move |[q, k, v]: [FloatTensor<B>; 3]| <B as KernelBackend>::attention(q, k, v, &layout);
         whole::<B, 3>("firebrick attention", [q, k, v], shape, DType::F32, run)
     }
+
+    fn rms_norm(x: FloatTensor<Self>, weight: FloatTensor<Self>, epsilon: f64) -> FloatTensor<Self> {
+        if !rows::takes(&[&x], &[&weight]) {
+            return rms_norm::reference::<Self>(x, weight, epsilon);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        whole::<B, 2>("firebrick rms_norm", [x, weight], shape, dtype, move |[x, weight]| {
+            <B as KernelBackend>::rms_norm(x, weight, epsilon)
+        })
+    }
+
+    fn rms_norm_backward_input(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        if !rows::takes(&[&x, &grad], &[&weight]) {
+            return rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        whole::<B, 3>("firebrick rms_norm backward", [x, weight, grad], shape, dtype, move |[x, weight, grad]| {
+            <B as KernelBackend>::rms_norm_backward_input(x, weight, grad, epsilon)
+        })
+    }
+
+    fn layer_norm(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        if !rows::takes(&[&x], &[&weight, &bias]) {
+            return layer_norm::reference::<Self>(x, weight, bias, epsilon);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        whole::<B, 3>("firebrick layer_norm", [x, weight, bias], shape, dtype, move |[x, weight, bias]| {
+            <B as KernelBackend>::layer_norm(x, weight, bias, epsilon)
+        })
+    }
+
+    fn layer_norm_backward_input(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        if !rows::takes(&[&x, &grad], &[&weight]) {
+            return layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        whole::<B, 3>("firebrick layer_norm backward", [x, weight, grad], shape, dtype, move |[x, weight, grad]| {
+            <B as KernelBackend>::layer_norm_backward_input(x, weight, grad, epsilon)
+        })
+    }
+
+    fn add_rms_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if !rows::takes(&[&x, &residual], &[&weight]) {
+            return add_rms_norm::reference::<Self>(x, residual, weight, epsilon);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        let outputs = [(shape.clone(), dtype), (shape, dtype)];
+        let [first, second] = whole_to::<B, 3, 2>(
+            "firebrick add_rms_norm",
+            [x, residual, weight],
+            outputs,
+            move |[x, residual, weight]| <B as KernelBackend>::add_rms_norm(x, residual, weight, epsilon).into(),
+        );
+        (first, second)
+    }
+
+    fn add_layer_norm(
+        x: FloatTensor<Self>,
+        residual: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        bias: FloatTensor<Self>,
+        epsilon: f64,
+    ) -> FloatTensor<Self> {
+        if !rows::takes(&[&x, &residual], &[&weight, &bias]) {
+            return add_layer_norm::reference::<Self>(x, residual, weight, bias, epsilon);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        whole::<B, 4>(
+            "firebrick add_layer_norm",
+            [x, residual, weight, bias],
+            shape,
+            dtype,
+            move |[x, residual, weight, bias]| <B as KernelBackend>::add_layer_norm(x, residual, weight, bias, epsilon),
+        )
+    }
+
+    fn softmax(x: FloatTensor<Self>, scale: f64, mask: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        if !rows::takes(&[&x], &mask.iter().collect::<Vec<_>>()) {
+            return softmax::reference::<Self>(x, scale, mask);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        match mask {
+            None => whole::<B, 1>("firebrick softmax", [x], shape, dtype, move |[x]| {
+                <B as KernelBackend>::softmax(x, scale, None)
+            }),
+            Some(mask) => whole::<B, 2>("firebrick softmax", [x, mask], shape, dtype, move |[x, mask]| {
+                <B as KernelBackend>::softmax(x, scale, Some(mask))
+            }),
+        }
+    }
+
+    fn softmax_backward(y: FloatTensor<Self>, grad: FloatTensor<Self>, scale: f64) -> FloatTensor<Self> {
+        if !rows::takes(&[&y, &grad], &[]) {
+            return softmax::reference_backward::<Self>(y, grad, scale);
+        }
+        let (shape, dtype) = (y.shape.clone(), y.dtype);
+        whole::<B, 2>("firebrick softmax backward", [y, grad], shape, dtype, move |[y, grad]| {
+            <B as KernelBackend>::softmax_backward(y, grad, scale)
+        })
+    }
+
+    fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
+        if !rows::takes_elements(&[&gate, &up], &[]) {
+            return swiglu::reference::<Self>(gate, up);
+        }
+        let (shape, dtype) = (gate.shape.clone(), gate.dtype);
+        whole::<B, 2>("firebrick swiglu", [gate, up], shape, dtype, move |[gate, up]| {
+            <B as KernelBackend>::swiglu(gate, up)
+        })
+    }
+
+    fn swiglu_backward(
+        gate: FloatTensor<Self>,
+        up: FloatTensor<Self>,
+        grad: FloatTensor<Self>,
+    ) -> (FloatTensor<Self>, FloatTensor<Self>) {
+        if !rows::takes_elements(&[&gate, &up, &grad], &[]) {
+            return swiglu::reference_backward::<Self>(gate, up, grad);
+        }
+        let (shape, dtype) = (gate.shape.clone(), gate.dtype);
+        let outputs = [(shape.clone(), dtype), (shape, dtype)];
+        let [first, second] =
+            whole_to::<B, 3, 2>("firebrick swiglu backward", [gate, up, grad], outputs, move |[gate, up, grad]| {
+                <B as KernelBackend>::swiglu_backward(gate, up, grad).into()
+            });
+        (first, second)
+    }
+
+    fn gelu(x: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
+        if !rows::takes_elements(&[&x], &bias.iter().collect::<Vec<_>>()) {
+            return gelu::reference::<Self>(x, bias);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        match bias {
+            None => whole::<B, 1>("firebrick gelu", [x], shape, dtype, move |[x]| <B as KernelBackend>::gelu(x, None)),
+            Some(bias) => whole::<B, 2>("firebrick gelu", [x, bias], shape, dtype, move |[x, bias]| {
+                <B as KernelBackend>::gelu(x, Some(bias))
+            }),
+        }
+    }
+
+    fn gelu_backward(
+        x: FloatTensor<Self>,
+        bias: Option<FloatTensor<Self>>,
+        grad: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if !rows::takes_elements(&[&x, &grad], &bias.iter().collect::<Vec<_>>()) {
+            return gelu::reference_backward::<Self>(x, bias, grad);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        match bias {
+            None => whole::<B, 2>("firebrick gelu backward", [x, grad], shape, dtype, move |[x, grad]| {
+                <B as KernelBackend>::gelu_backward(x, None, grad)
+            }),
+            Some(bias) => {
+                whole::<B, 3>("firebrick gelu backward", [x, grad, bias], shape, dtype, move |[x, grad, bias]| {
+                    <B as KernelBackend>::gelu_backward(x, Some(bias), grad)
+                })
+            }
+        }
+    }
 }
 
 /// Records `run` as one op with one output.
@@ -120,35 +304,48 @@ fn whole<B: FusionBackend, const N: usize>(
     dtype: DType,
     run: impl Fn([FloatTensor<B>; N]) -> FloatTensor<B> + Send + Sync + 'static,
 ) -> FusionTensor<B::FusionRuntime> {
+    let [output] = whole_to::<B, N, 1>(name, inputs, [(shape, dtype)], move |inputs| [run(inputs)]);
+    output
+}
+
+/// Records `run` as one op with outputs of these shapes and dtypes.
+fn whole_to<B: FusionBackend, const N: usize, const M: usize>(
+    name: &'static str,
+    inputs: [FusionTensor<B::FusionRuntime>; N],
+    outputs: [(Shape, DType); M],
+    run: impl Fn([FloatTensor<B>; N]) -> [FloatTensor<B>; M] + Send + Sync + 'static,
+) -> [FusionTensor<B::FusionRuntime>; M] {
     let client = inputs[0].client.clone();
     // Before the inputs become descriptions: the streams they were recorded on must be known.
     let streams = OperationStreams::with_inputs(inputs.iter());
-    let output = TensorIr::uninit(client.create_empty_handle(), shape, dtype);
-    let ir = CustomOpIr::new(name, &inputs.map(FusionTensor::into_ir), &[output]);
-    let operation = Whole::<B, _, N> { ir: ir.clone(), run, backend: PhantomData };
-    client.register(streams, OperationIr::Custom(ir), operation).output()
+    let outputs = outputs.map(|(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape, dtype));
+    let ir = CustomOpIr::new(name, &inputs.map(FusionTensor::into_ir), &outputs);
+    let operation = Whole::<B, _, N, M> { ir: ir.clone(), run, backend: PhantomData };
+    client.register(streams, OperationIr::Custom(ir), operation).outputs()
 }
 
-struct Whole<B, F, const N: usize> {
+struct Whole<B, F, const N: usize, const M: usize> {
     ir: CustomOpIr,
     run: F,
     backend: PhantomData<fn() -> B>,
 }
 
-impl<B, F, const N: usize> fmt::Debug for Whole<B, F, N> {
+impl<B, F, const N: usize, const M: usize> fmt::Debug for Whole<B, F, N, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.ir.fmt(f)
     }
 }
 
-impl<B, F, const N: usize> Operation<B::FusionRuntime> for Whole<B, F, N>
+impl<B, F, const N: usize, const M: usize> Operation<B::FusionRuntime> for Whole<B, F, N, M>
 where
     B: FusionBackend,
-    F: Fn([FloatTensor<B>; N]) -> FloatTensor<B> + Send + Sync,
+    F: Fn([FloatTensor<B>; N]) -> [FloatTensor<B>; M] + Send + Sync,
 {
     fn execute(&self, handles: &mut HandleContainer<<B::FusionRuntime as FusionRuntime>::FusionHandle>) {
-        let (inputs, [output]) = self.ir.as_fixed::<N, 1>();
-        let result = (self.run)(inputs.each_ref().map(|input| handles.get_float_tensor::<B>(input)));
-        handles.register_float_tensor::<B>(&output.id, result);
+        let (inputs, outputs) = self.ir.as_fixed::<N, M>();
+        let results = (self.run)(inputs.each_ref().map(|input| handles.get_float_tensor::<B>(input)));
+        for (output, result) in outputs.iter().zip(results) {
+            handles.register_float_tensor::<B>(&output.id, result);
+        }
     }
 }

@@ -48,12 +48,21 @@ impl<B: KernelBackend> Linear<B> {
 
     /// `[rows, in]` → `[rows, out]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.mapped(x, self.bias.clone())
+    }
+
+    /// As [`forward`](Self::forward), the bias left to the op that comes next.
+    pub fn forward_without_bias(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        self.mapped(x, None)
+    }
+
+    fn mapped(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
         let Some(lora) = &self.lora else {
-            return linear(x, self.weight.clone(), self.bias.clone());
+            return linear(x, self.weight.clone(), bias);
         };
         let dropped = lora.dropout.map(|dropout| x.clone() * dropout.mask(x.dims(), &x));
         let matrices = [lora.a.clone(), lora.b.clone()];
-        lora_linear(x, dropped, self.weight.clone(), self.bias.clone(), matrices, lora.scale)
+        lora_linear(x, dropped, self.weight.clone(), bias, matrices, lora.scale)
     }
 
     /// The layer on the backend underneath autodiff, sharing storage.

@@ -77,6 +77,37 @@ impl Rows {
         }
         tensor(out, self.tensor.shape())
     }
+
+    /// As [`map`](Self::map), to two tensors: `kernel(index, row, first, second)`.
+    #[inline(always)]
+    pub(crate) fn map_to_two(
+        &self,
+        kernel: impl Fn(usize, &[f32], &mut [f32], &mut [f32]) + Sync,
+    ) -> (FlexTensor, FlexTensor) {
+        let data = self.all();
+        let width = self.width.max(1);
+        let (mut one, mut two) = (vec![0.0; data.len()], vec![0.0; data.len()]);
+        let run = |first: usize, data: &[f32], one: &mut [f32], two: &mut [f32]| {
+            lanes::vectorised(
+                #[inline(always)]
+                || {
+                    let outs = one.chunks_exact_mut(width).zip(two.chunks_exact_mut(width));
+                    for (index, (row, (one, two))) in data.chunks_exact(width).zip(outs).enumerate() {
+                        kernel(first + index, row, one, two);
+                    }
+                },
+            );
+        };
+        if data.len() < PARALLEL_ELEMENTS {
+            run(0, data, &mut one, &mut two);
+        } else {
+            let block = self.count().div_ceil(4 * rayon::current_num_threads()).max(1);
+            let outs = one.par_chunks_mut(block * width).zip(two.par_chunks_mut(block * width));
+            let blocks = data.par_chunks(block * width).zip(outs).enumerate();
+            blocks.for_each(|(index, (data, (one, two)))| run(index * block, data, one, two));
+        }
+        (tensor(one, self.tensor.shape()), tensor(two, self.tensor.shape()))
+    }
 }
 
 /// An f32 tensor that takes over `data`.
@@ -117,6 +148,13 @@ mod tests {
             });
             let expected: Vec<f32> = (0..rows).flat_map(|_| (0..width).map(|i| i as f32)).collect();
             assert_eq!(Rows::new(&y).all(), expected);
+            let (same, indices) = Rows::new(&x).map_to_two(|index, row, same, indices| {
+                same.copy_from_slice(row);
+                indices.fill(index as f32);
+            });
+            assert_eq!(Rows::new(&same).all(), Rows::new(&x).all());
+            let expected: Vec<f32> = (0..rows).flat_map(|row| vec![row as f32; width]).collect();
+            assert_eq!(Rows::new(&indices).all(), expected);
         }
     }
 }
