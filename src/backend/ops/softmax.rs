@@ -63,14 +63,12 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! Maximum, exponentials with their sum, division: three passes over a row that fits the cache, rows in parallel.
-    use burn_flex::FlexTensor;
+    use crate::targets::cpu::{RowTensor, Rows, lanes};
 
-    use crate::targets::flex::{Rows, lanes};
-
-    pub(crate) fn forward(x: FlexTensor) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(x: T) -> T::Output {
         Rows::new(&x).map(
             #[inline(always)]
             |_, row, out| {
@@ -80,7 +78,7 @@ pub(crate) mod flex {
         )
     }
 
-    pub(crate) fn backward(y: FlexTensor, grad: FlexTensor) -> FlexTensor {
+    pub(crate) fn backward<T: RowTensor>(y: T, grad: T) -> T::Output {
         let grads = Rows::new(&grad);
         Rows::new(&y).map(
             #[inline(always)]

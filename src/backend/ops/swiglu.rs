@@ -75,14 +75,12 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! One pass with a vectorised exponential, rows in parallel.
-    use burn_flex::FlexTensor;
+    use crate::targets::cpu::{RowTensor, Rows, lanes};
 
-    use crate::targets::flex::{Rows, lanes};
-
-    pub(crate) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(gate: T, up: T) -> T::Output {
         let ups = Rows::new(&up);
         Rows::new(&gate).map(
             #[inline(always)]
@@ -95,10 +93,9 @@ pub(crate) mod flex {
         )
     }
 
-    pub(crate) fn backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
+    pub(crate) fn backward_gate<T: RowTensor>(gate: T, up: T, grad: T) -> T::Output {
         let (ups, grads) = (Rows::new(&up), Rows::new(&grad));
-        let gates = Rows::new(&gate);
-        let d_gate = gates.map(
+        Rows::new(&gate).map(
             #[inline(always)]
             |index, gate, out| {
                 for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
@@ -106,16 +103,19 @@ pub(crate) mod flex {
                     *out = d * u * (s * (1.0 + g * (1.0 - s)));
                 }
             },
-        );
-        let d_up = gates.map(
+        )
+    }
+
+    pub(crate) fn backward_up<T: RowTensor>(gate: T, grad: T) -> T::Output {
+        let grads = Rows::new(&grad);
+        Rows::new(&gate).map(
             #[inline(always)]
             |index, gate, out| {
                 for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
                     *out = d * (g / (1.0 + lanes::exp(-g)));
                 }
             },
-        );
-        (d_gate, d_up)
+        )
     }
 }
 

@@ -1,17 +1,112 @@
-//! burn-candle: the CPU, CUDA and Metal by candle's kernels; one type, and a device for each.
+//! burn-candle: the CPU, CUDA and Metal by candle's kernels; one type, and a device for each. The norm-like ops have kernels of ours on
+//! the CPU, those that Flex runs, and shaders of ours on Metal; what they do not take is the reference.
 
 #![allow(deprecated)] // burn-candle 0.21 is deprecated as a crate: its successors have no Metal of their own for training.
 
-use burn_candle::{Candle, CandleDevice};
+mod kernel;
+#[cfg(all(feature = "candle-metal", target_os = "macos"))]
+mod shaders;
 
+use burn::tensor::TensorMetadata;
+use burn_candle::{Candle, CandleDevice, CandleTensor};
+
+use self::kernel::run;
+use super::shader;
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
+use crate::ops::{gelu, layer_norm, rms_norm, rope, softmax, swiglu};
 use crate::process::cpu_name;
 
 /// Candle in full precision; weights keep a dtype of their own.
 pub type Backend = Candle<f32, i64>;
 
-impl KernelBackend for Backend {}
+/// Rows and their width.
+fn rows(tensor: &CandleTensor) -> (usize, usize) {
+    let shape = tensor.shape();
+    let width = shape[shape.num_dims() - 1];
+    (shape.num_elements() / width.max(1), width)
+}
+
+impl KernelBackend for Backend {
+    fn rms_norm(x: CandleTensor, weight: CandleTensor, epsilon: f64) -> CandleTensor {
+        let (rows, width) = rows(&x);
+        let launch = || shader::rms_norm(rows, width, epsilon);
+        run("rms_norm", [&x, &weight], Some(&launch), |[x, weight]| rms_norm::cpu::forward(x, weight, epsilon))
+            .unwrap_or_else(|| rms_norm::reference::<Self>(x, weight, epsilon))
+    }
+    fn rms_norm_backward_input(
+        x: CandleTensor,
+        weight: CandleTensor,
+        grad: CandleTensor,
+        epsilon: f64,
+    ) -> CandleTensor {
+        run("rms_norm_backward_input", [&x, &weight, &grad], None, |[x, weight, grad]| {
+            rms_norm::cpu::backward_input(x, weight, grad, epsilon)
+        })
+        .unwrap_or_else(|| rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon))
+    }
+
+    fn layer_norm(x: CandleTensor, weight: CandleTensor, bias: CandleTensor, epsilon: f64) -> CandleTensor {
+        let (rows, width) = rows(&x);
+        let launch = || shader::layer_norm(rows, width, epsilon);
+        run("layer_norm", [&x, &weight, &bias], Some(&launch), |[x, weight, bias]| {
+            layer_norm::cpu::forward(x, weight, bias, epsilon)
+        })
+        .unwrap_or_else(|| layer_norm::reference::<Self>(x, weight, bias, epsilon))
+    }
+    fn layer_norm_backward_input(
+        x: CandleTensor,
+        weight: CandleTensor,
+        grad: CandleTensor,
+        epsilon: f64,
+    ) -> CandleTensor {
+        run("layer_norm_backward_input", [&x, &weight, &grad], None, |[x, weight, grad]| {
+            layer_norm::cpu::backward_input(x, weight, grad, epsilon)
+        })
+        .unwrap_or_else(|| layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon))
+    }
+
+    fn softmax(x: CandleTensor) -> CandleTensor {
+        let (rows, width) = rows(&x);
+        let launch = || shader::softmax(rows, width, 1.0, None);
+        run("softmax", [&x], Some(&launch), |[x]| softmax::cpu::forward(x))
+            .unwrap_or_else(|| softmax::reference::<Self>(x))
+    }
+    fn softmax_backward(y: CandleTensor, grad: CandleTensor) -> CandleTensor {
+        run("softmax_backward", [&y, &grad], None, |[y, grad]| softmax::cpu::backward(y, grad))
+            .unwrap_or_else(|| softmax::reference_backward::<Self>(y, grad))
+    }
+
+    fn rope(x: CandleTensor, cos: CandleTensor, sin: CandleTensor) -> CandleTensor {
+        let shape = x.shape();
+        let launch = || shader::rope(shape[0], shape[1], shape[2]);
+        run("rope", [&x, &cos, &sin], Some(&launch), |[x, cos, sin]| rope::cpu::forward(x, cos, sin))
+            .unwrap_or_else(|| rope::reference::<Self>(x, cos, sin))
+    }
+
+    fn swiglu(gate: CandleTensor, up: CandleTensor) -> CandleTensor {
+        let launch = || shader::swiglu(gate.shape().num_elements());
+        run("swiglu", [&gate, &up], Some(&launch), |[gate, up]| swiglu::cpu::forward(gate, up))
+            .unwrap_or_else(|| swiglu::reference::<Self>(gate.clone(), up.clone()))
+    }
+    fn swiglu_backward(gate: CandleTensor, up: CandleTensor, grad: CandleTensor) -> (CandleTensor, CandleTensor) {
+        let inputs = [&gate, &up, &grad];
+        let d_gate =
+            run("swiglu_backward", inputs, None, |[gate, up, grad]| swiglu::cpu::backward_gate(gate, up, grad));
+        let d_up = run("swiglu_backward", [&gate, &grad], None, |[gate, grad]| swiglu::cpu::backward_up(gate, grad));
+        d_gate.zip(d_up).unwrap_or_else(|| swiglu::reference_backward::<Self>(gate, up, grad))
+    }
+
+    fn gelu(x: CandleTensor) -> CandleTensor {
+        let launch = || shader::gelu(x.shape().num_elements(), None);
+        run("gelu", [&x], Some(&launch), |[x]| gelu::cpu::forward(x))
+            .unwrap_or_else(|| gelu::reference::<Self>(x.clone()))
+    }
+    fn gelu_backward(x: CandleTensor, grad: CandleTensor) -> CandleTensor {
+        run("gelu_backward", [&x, &grad], None, |[x, grad]| gelu::cpu::backward(x, grad))
+            .unwrap_or_else(|| gelu::reference_backward::<Self>(x, grad))
+    }
+}
 
 /// The one processor.
 pub(crate) fn devices() -> Vec<Found<CandleDevice>> {

@@ -1,14 +1,13 @@
 //! burn-flex: kernels for x86-64 and aarch64, picked at run time. A dtype without a kernel (f64 in the gradient tests) takes the reference.
 
 pub(crate) mod dot;
-pub(crate) mod lanes;
 pub(crate) mod matrix;
-mod rows;
 
-use burn::tensor::DType;
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexDevice, FlexTensor};
 
-pub(crate) use rows::{Rows, contiguous, tensor};
+pub(crate) use super::cpu::lanes;
+use super::cpu::{self, RowTensor};
 
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
@@ -30,6 +29,40 @@ fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
+/// A tensor as rows.
+pub(crate) type Rows = cpu::Rows<FlexTensor>;
+
+/// The same values with their elements in order, not necessarily from the start of the buffer: copied only if they are strided.
+/// (`FlexTensor::to_contiguous` copies a view of whole rows as well, which for a cache or a stacked weight is most of the work.)
+pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
+    if tensor.layout().is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
+}
+
+/// An f32 tensor that takes over `data`.
+pub(crate) fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(data, shape))
+}
+
+impl RowTensor for FlexTensor {
+    type Output = Self;
+
+    fn shape(&self) -> Shape {
+        TensorMetadata::shape(self)
+    }
+    fn contiguous(&self) -> Self {
+        contiguous(self)
+    }
+    fn buffer(&self) -> &[f32] {
+        self.storage()
+    }
+    fn offset(&self) -> usize {
+        self.layout().start_offset()
+    }
+    fn output(data: Vec<f32>, shape: Shape) -> Self {
+        tensor(data, shape)
+    }
+}
+
 impl KernelBackend for Flex {
     fn has_f64() -> bool {
         true
@@ -40,62 +73,63 @@ impl KernelBackend for Flex {
 
     fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight]) {
-            return rms_norm::flex::forward(x, weight, epsilon);
+            return rms_norm::cpu::forward(x, weight, epsilon);
         }
         rms_norm::reference::<Self>(x, weight, epsilon)
     }
     fn rms_norm_backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight, &grad]) {
-            return rms_norm::flex::backward_input(x, weight, grad, epsilon);
+            return rms_norm::cpu::backward_input(x, weight, grad, epsilon);
         }
         rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
     }
 
     fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight, &bias]) {
-            return layer_norm::flex::forward(x, weight, bias, epsilon);
+            return layer_norm::cpu::forward(x, weight, bias, epsilon);
         }
         layer_norm::reference::<Self>(x, weight, bias, epsilon)
     }
     fn layer_norm_backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight, &grad]) {
-            return layer_norm::flex::backward_input(x, weight, grad, epsilon);
+            return layer_norm::cpu::backward_input(x, weight, grad, epsilon);
         }
         layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
     }
 
     fn softmax(x: FlexTensor) -> FlexTensor {
-        if all_f32([&x]) { softmax::flex::forward(x) } else { softmax::reference::<Self>(x) }
+        if all_f32([&x]) { softmax::cpu::forward(x) } else { softmax::reference::<Self>(x) }
     }
     fn softmax_backward(y: FlexTensor, grad: FlexTensor) -> FlexTensor {
         if all_f32([&y, &grad]) {
-            return softmax::flex::backward(y, grad);
+            return softmax::cpu::backward(y, grad);
         }
         softmax::reference_backward::<Self>(y, grad)
     }
 
     fn rope(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
         if all_f32([&x, &cos, &sin]) {
-            return rope::flex::forward(x, cos, sin);
+            return rope::cpu::forward(x, cos, sin);
         }
         rope::reference::<Self>(x, cos, sin)
     }
 
     fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
-        if all_f32([&gate, &up]) { swiglu::flex::forward(gate, up) } else { swiglu::reference::<Self>(gate, up) }
+        if all_f32([&gate, &up]) { swiglu::cpu::forward(gate, up) } else { swiglu::reference::<Self>(gate, up) }
     }
     fn swiglu_backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
         if all_f32([&gate, &up, &grad]) {
-            return swiglu::flex::backward(gate, up, grad);
+            let d_up = swiglu::cpu::backward_up(gate.clone(), grad.clone());
+            return (swiglu::cpu::backward_gate(gate, up, grad), d_up);
         }
         swiglu::reference_backward::<Self>(gate, up, grad)
     }
 
     fn gelu(x: FlexTensor) -> FlexTensor {
-        if all_f32([&x]) { gelu::flex::forward(x) } else { gelu::reference::<Self>(x) }
+        if all_f32([&x]) { gelu::cpu::forward(x) } else { gelu::reference::<Self>(x) }
     }
     fn gelu_backward(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
-        if all_f32([&x, &grad]) { gelu::flex::backward(x, grad) } else { gelu::reference_backward::<Self>(x, grad) }
+        if all_f32([&x, &grad]) { gelu::cpu::backward(x, grad) } else { gelu::reference_backward::<Self>(x, grad) }
     }
 
     fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {

@@ -55,7 +55,7 @@ pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, weight: CubeTensor<R>) -
 }
 
 #[cube(launch)]
-fn row_times_weight<W: Float, N: Size>(
+pub(crate) fn row_times_weight<W: Float, N: Size>(
     x: &Tensor<Vector<f32, N>>,
     weight: &Tensor<Vector<W, N>>,
     y: &mut Tensor<f32>,
