@@ -23,7 +23,7 @@ const KERNELS: &[(&str, fn() -> Vec<Case>)] = &[("row_times_weight", row_times_w
 
 /// A kernel made wrong on purpose: in its source, for that, by which it must be noticed.
 const MUTATIONS: &[(&str, &str, &str, &str)] = &[
-    ("row_times_weight", "threadgroup_barrier(mem_flags::mem_threadgroup);", "", "race: a threadgroup cell"),
+    ("row_times_weight", "threadgroup_barrier(mem_flags::mem_threadgroup);", "", "threadgroup memory"),
     ("row_times_weight", "/ uint(2);", "/ uint(4);", "instead of"),
 ];
 
@@ -232,6 +232,6 @@ fn every_mutation_of_a_generated_kernel_is_caught() {
             assert!(case.source.contains(from), "{kernel} no longer contains `{from}`:\n{}", case.source);
             check(&workbench, case, &case.source.replacen(from, to, 1)).is_err_and(|wrong| wrong.contains(caught_by))
         });
-        assert!(caught, "{kernel}: nobody noticed `{to}` for `{from}`");
+        assert!(caught, "{kernel}: nobody noticed `{to}` for `{from}` by `{caught_by}`");
     }
 }
