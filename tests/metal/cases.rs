@@ -89,7 +89,8 @@ pub(super) fn wrong(case: &Case, dtype: Dtype, outputs: &[Vec<u8>]) -> Option<St
         for (at, (actual, &expected)) in dtype.values(bytes).into_iter().zip(expected).enumerate() {
             let expected = dtype.round(expected);
             let same = actual == expected || actual.is_nan() && expected.is_nan();
-            if !same && !((actual - expected).abs() <= tolerance * expected.abs().max(1.0)) {
+            let close = (actual - expected).abs() <= tolerance * expected.abs().max(1.0);
+            if !same && !close {
                 return Some(format!("element {at} of output {number} is {actual} instead of {expected}"));
             }
         }

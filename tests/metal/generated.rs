@@ -185,7 +185,8 @@ fn check(workbench: &Workbench, case: &Case, source: &str) -> Result<(), String>
         let actual = bytes.as_chunks().0.iter().map(|bytes| f64::from(f32::from_le_bytes(*bytes)));
         for (at, (actual, &expected)) in actual.zip(expected).enumerate() {
             let same = actual.is_nan() && expected.is_nan();
-            if !same && !((actual - expected).abs() <= case.tolerance * expected.abs().max(1.0)) {
+            let close = (actual - expected).abs() <= case.tolerance * expected.abs().max(1.0);
+            if !same && !close {
                 return Err(format!("element {at} is {actual} instead of {expected}"));
             }
         }

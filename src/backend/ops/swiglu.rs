@@ -93,9 +93,10 @@ pub(crate) mod cpu {
         )
     }
 
-    pub(crate) fn backward_gate<T: RowTensor>(gate: T, up: T, grad: T) -> T::Output {
+    pub(crate) fn backward<T: RowTensor>(gate: T, up: T, grad: T) -> (T::Output, T::Output) {
         let (ups, grads) = (Rows::new(&up), Rows::new(&grad));
-        Rows::new(&gate).map(
+        let gates = Rows::new(&gate);
+        let d_gate = gates.map(
             #[inline(always)]
             |index, gate, out| {
                 for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
@@ -103,19 +104,16 @@ pub(crate) mod cpu {
                     *out = d * u * (s * (1.0 + g * (1.0 - s)));
                 }
             },
-        )
-    }
-
-    pub(crate) fn backward_up<T: RowTensor>(gate: T, grad: T) -> T::Output {
-        let grads = Rows::new(&grad);
-        Rows::new(&gate).map(
+        );
+        let d_up = gates.map(
             #[inline(always)]
             |index, gate, out| {
                 for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
                     *out = d * (g / (1.0 + lanes::exp(-g)));
                 }
             },
-        )
+        );
+        (d_gate, d_up)
     }
 }
 

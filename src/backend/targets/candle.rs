@@ -31,8 +31,11 @@ impl KernelBackend for Backend {
     fn rms_norm(x: CandleTensor, weight: CandleTensor, epsilon: f64) -> CandleTensor {
         let (rows, width) = rows(&x);
         let launch = || shader::rms_norm(rows, width, epsilon);
-        run("rms_norm", [&x, &weight], Some(&launch), |[x, weight]| rms_norm::cpu::forward(x, weight, epsilon))
-            .unwrap_or_else(|| rms_norm::reference::<Self>(x, weight, epsilon))
+        match run("rms_norm", [&x, &weight], Some(&launch), |[x, weight]| [rms_norm::cpu::forward(x, weight, epsilon)])
+        {
+            Some([y]) => y,
+            None => rms_norm::reference::<Self>(x, weight, epsilon),
+        }
     }
     fn rms_norm_backward_input(
         x: CandleTensor,
@@ -40,19 +43,23 @@ impl KernelBackend for Backend {
         grad: CandleTensor,
         epsilon: f64,
     ) -> CandleTensor {
-        run("rms_norm_backward_input", [&x, &weight, &grad], None, |[x, weight, grad]| {
-            rms_norm::cpu::backward_input(x, weight, grad, epsilon)
-        })
-        .unwrap_or_else(|| rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon))
+        match run("rms_norm_backward_input", [&x, &weight, &grad], None, |[x, weight, grad]| {
+            [rms_norm::cpu::backward_input(x, weight, grad, epsilon)]
+        }) {
+            Some([dx]) => dx,
+            None => rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon),
+        }
     }
 
     fn layer_norm(x: CandleTensor, weight: CandleTensor, bias: CandleTensor, epsilon: f64) -> CandleTensor {
         let (rows, width) = rows(&x);
         let launch = || shader::layer_norm(rows, width, epsilon);
-        run("layer_norm", [&x, &weight, &bias], Some(&launch), |[x, weight, bias]| {
-            layer_norm::cpu::forward(x, weight, bias, epsilon)
-        })
-        .unwrap_or_else(|| layer_norm::reference::<Self>(x, weight, bias, epsilon))
+        match run("layer_norm", [&x, &weight, &bias], Some(&launch), |[x, weight, bias]| {
+            [layer_norm::cpu::forward(x, weight, bias, epsilon)]
+        }) {
+            Some([y]) => y,
+            None => layer_norm::reference::<Self>(x, weight, bias, epsilon),
+        }
     }
     fn layer_norm_backward_input(
         x: CandleTensor,
@@ -60,51 +67,69 @@ impl KernelBackend for Backend {
         grad: CandleTensor,
         epsilon: f64,
     ) -> CandleTensor {
-        run("layer_norm_backward_input", [&x, &weight, &grad], None, |[x, weight, grad]| {
-            layer_norm::cpu::backward_input(x, weight, grad, epsilon)
-        })
-        .unwrap_or_else(|| layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon))
+        match run("layer_norm_backward_input", [&x, &weight, &grad], None, |[x, weight, grad]| {
+            [layer_norm::cpu::backward_input(x, weight, grad, epsilon)]
+        }) {
+            Some([dx]) => dx,
+            None => layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon),
+        }
     }
 
     fn softmax(x: CandleTensor) -> CandleTensor {
         let (rows, width) = rows(&x);
         let launch = || shader::softmax(rows, width, 1.0, None);
-        run("softmax", [&x], Some(&launch), |[x]| softmax::cpu::forward(x))
-            .unwrap_or_else(|| softmax::reference::<Self>(x))
+        match run("softmax", [&x], Some(&launch), |[x]| [softmax::cpu::forward(x)]) {
+            Some([y]) => y,
+            None => softmax::reference::<Self>(x),
+        }
     }
     fn softmax_backward(y: CandleTensor, grad: CandleTensor) -> CandleTensor {
-        run("softmax_backward", [&y, &grad], None, |[y, grad]| softmax::cpu::backward(y, grad))
-            .unwrap_or_else(|| softmax::reference_backward::<Self>(y, grad))
+        match run("softmax_backward", [&y, &grad], None, |[y, grad]| [softmax::cpu::backward(y, grad)]) {
+            Some([dx]) => dx,
+            None => softmax::reference_backward::<Self>(y, grad),
+        }
     }
 
     fn rope(x: CandleTensor, cos: CandleTensor, sin: CandleTensor) -> CandleTensor {
         let shape = x.shape();
         let launch = || shader::rope(shape[0], shape[1], shape[2]);
-        run("rope", [&x, &cos, &sin], Some(&launch), |[x, cos, sin]| rope::cpu::forward(x, cos, sin))
-            .unwrap_or_else(|| rope::reference::<Self>(x, cos, sin))
+        match run("rope", [&x, &cos, &sin], Some(&launch), |[x, cos, sin]| [rope::cpu::forward(x, cos, sin)]) {
+            Some([y]) => y,
+            None => rope::reference::<Self>(x, cos, sin),
+        }
     }
 
     fn swiglu(gate: CandleTensor, up: CandleTensor) -> CandleTensor {
-        let launch = || shader::swiglu(gate.shape().num_elements());
-        run("swiglu", [&gate, &up], Some(&launch), |[gate, up]| swiglu::cpu::forward(gate, up))
-            .unwrap_or_else(|| swiglu::reference::<Self>(gate.clone(), up.clone()))
+        let elements = gate.shape().num_elements();
+        let launch = || shader::swiglu(elements);
+        match run("swiglu", [&gate, &up], Some(&launch), |[gate, up]| [swiglu::cpu::forward(gate, up)]) {
+            Some([y]) => y,
+            None => swiglu::reference::<Self>(gate, up),
+        }
     }
     fn swiglu_backward(gate: CandleTensor, up: CandleTensor, grad: CandleTensor) -> (CandleTensor, CandleTensor) {
-        let inputs = [&gate, &up, &grad];
-        let d_gate =
-            run("swiglu_backward", inputs, None, |[gate, up, grad]| swiglu::cpu::backward_gate(gate, up, grad));
-        let d_up = run("swiglu_backward", [&gate, &grad], None, |[gate, grad]| swiglu::cpu::backward_up(gate, grad));
-        d_gate.zip(d_up).unwrap_or_else(|| swiglu::reference_backward::<Self>(gate, up, grad))
+        match run("swiglu_backward", [&gate, &up, &grad], None, |[gate, up, grad]| {
+            let (d_gate, d_up) = swiglu::cpu::backward(gate, up, grad);
+            [d_gate, d_up]
+        }) {
+            Some([d_gate, d_up]) => (d_gate, d_up),
+            None => swiglu::reference_backward::<Self>(gate, up, grad),
+        }
     }
 
     fn gelu(x: CandleTensor) -> CandleTensor {
-        let launch = || shader::gelu(x.shape().num_elements(), None);
-        run("gelu", [&x], Some(&launch), |[x]| gelu::cpu::forward(x))
-            .unwrap_or_else(|| gelu::reference::<Self>(x.clone()))
+        let elements = x.shape().num_elements();
+        let launch = || shader::gelu(elements, None);
+        match run("gelu", [&x], Some(&launch), |[x]| [gelu::cpu::forward(x)]) {
+            Some([y]) => y,
+            None => gelu::reference::<Self>(x),
+        }
     }
     fn gelu_backward(x: CandleTensor, grad: CandleTensor) -> CandleTensor {
-        run("gelu_backward", [&x, &grad], None, |[x, grad]| gelu::cpu::backward(x, grad))
-            .unwrap_or_else(|| gelu::reference_backward::<Self>(x, grad))
+        match run("gelu_backward", [&x, &grad], None, |[x, grad]| [gelu::cpu::backward(x, grad)]) {
+            Some([dx]) => dx,
+            None => gelu::reference_backward::<Self>(x, grad),
+        }
     }
 }
 

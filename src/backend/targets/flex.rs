@@ -119,8 +119,7 @@ impl KernelBackend for Flex {
     }
     fn swiglu_backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
         if all_f32([&gate, &up, &grad]) {
-            let d_up = swiglu::cpu::backward_up(gate.clone(), grad.clone());
-            return (swiglu::cpu::backward_gate(gate, up, grad), d_up);
+            return swiglu::cpu::backward(gate, up, grad);
         }
         swiglu::reference_backward::<Self>(gate, up, grad)
     }

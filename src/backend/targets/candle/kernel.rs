@@ -49,26 +49,25 @@ impl RowTensor for Slice<'_> {
     }
 }
 
-/// Runs `compute` on the CPU or what `launch` says on Metal, and gives back a tensor of the first input's shape and dtype. `None` where
+/// Runs `compute` on the CPU or what `launch` says on Metal, and gives back tensors of the first input's shape and dtype. `None` where
 /// there is no kernel for the device or the dtypes, and for a tensor without elements.
 ///
 /// # Panics
 /// If candle fails.
-pub(super) fn run<const N: usize>(
+pub(super) fn run<const N: usize, const M: usize>(
     name: &'static str,
     inputs: [&CandleTensor; N],
     launch: Option<&dyn Fn() -> Launch>,
-    compute: impl Fn([Slice<'_>; N]) -> Vec<f32>,
-) -> Option<CandleTensor> {
+    compute: impl Fn([Slice<'_>; N]) -> [Vec<f32>; M],
+) -> Option<[CandleTensor; M]> {
     let tensors = inputs.map(inner);
-    let narrow = |dtype: DType| matches!(dtype, DType::F16 | DType::BF16);
+    let dtype = tensors[0].dtype();
     let runs = match tensors[0].device() {
-        Device::Cpu => tensors.iter().all(|tensor| tensor.dtype() == DType::F32 || narrow(tensor.dtype())),
+        Device::Cpu => tensors.iter().all(|tensor| matches!(tensor.dtype(), DType::F32 | DType::F16 | DType::BF16)),
         Device::Metal(_) => {
-            let dtype = tensors[0].dtype();
-            let written = launch.is_some() && matches!(dtype, DType::F32 | DType::F16);
             cfg!(all(feature = "candle-metal", target_os = "macos"))
-                && written
+                && launch.is_some()
+                && matches!(dtype, DType::F32 | DType::F16)
                 && tensors.iter().all(|tensor| tensor.dtype() == dtype)
         }
         Device::Cuda(_) => false,
@@ -76,23 +75,31 @@ pub(super) fn run<const N: usize>(
     if !runs || tensors.iter().any(|tensor| tensor.elem_count() == 0) {
         return None;
     }
-    let output = apply(name, tensors, launch, compute);
-    Some(CandleTensor::new(output.unwrap_or_else(|error| panic!("{name}: {error}"))))
+    let outputs = apply(name, tensors, launch, compute).unwrap_or_else(|error| panic!("{name}: {error}"));
+    Some(outputs.map(CandleTensor::new))
 }
 
-fn apply<const N: usize>(
+fn apply<const N: usize, const M: usize>(
     name: &'static str,
     tensors: [&Tensor; N],
     launch: Option<&dyn Fn() -> Launch>,
-    compute: impl Fn([Slice<'_>; N]) -> Vec<f32>,
-) -> Result<Tensor> {
+    compute: impl Fn([Slice<'_>; N]) -> [Vec<f32>; M],
+) -> Result<[Tensor; M]> {
     // Whole rows of a larger tensor are contiguous and are not copied.
     let inputs = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
-    inputs[0].apply_op1_no_bwd(&Kernel::<N, _> { name, inputs: &inputs, launch, compute })
+    let stacked = inputs[0].apply_op1_no_bwd(&Kernel::<N, M, _> { name, inputs: &inputs, launch, compute })?;
+    let outputs: Result<Vec<_>> =
+        (0..M).map(|number| if M == 1 { Ok(stacked.clone()) } else { stacked.get(number) }).collect();
+    outputs?.try_into().map_err(|_| candle_core::Error::Msg("as many outputs as were asked for".to_owned()))
+}
+
+/// The shape of several outputs in one tensor, which is all that a custom op of candle can give: an axis in front.
+fn stacked(shape: &candle_core::Shape, outputs: usize) -> candle_core::Shape {
+    if outputs == 1 { shape.clone() } else { candle_core::Shape::from([&[outputs], shape.dims()].concat()) }
 }
 
 /// All inputs travel in the op itself, of which candle sees the first: it has custom ops of at most three, and ours take four.
-struct Kernel<'k, const N: usize, F> {
+struct Kernel<'k, const N: usize, const M: usize, F> {
     name: &'static str,
     inputs: &'k [Tensor],
     #[cfg_attr(
@@ -103,7 +110,7 @@ struct Kernel<'k, const N: usize, F> {
     compute: F,
 }
 
-impl<const N: usize, F: Fn([Slice<'_>; N]) -> Vec<f32>> CustomOp1 for Kernel<'_, N, F> {
+impl<const N: usize, const M: usize, F: Fn([Slice<'_>; N]) -> [Vec<f32>; M]> CustomOp1 for Kernel<'_, N, M, F> {
     fn name(&self) -> &'static str {
         self.name
     }
@@ -112,13 +119,17 @@ impl<const N: usize, F: Fn([Slice<'_>; N]) -> Vec<f32>> CustomOp1 for Kernel<'_,
         let held: Vec<_> = self.inputs.iter().map(Tensor::storage_and_layout).collect();
         let values = held.iter().map(|(storage, layout)| widened(storage, layout)).collect::<Result<Vec<_>>>()?;
         let slices = std::array::from_fn(|index| Slice { values: &values[index], shape: held[index].1.shape() });
-        let output = (self.compute)(slices);
+        let outputs = (self.compute)(slices).into_iter().reduce(|mut all, next| {
+            all.extend(next);
+            all
+        });
+        let output = outputs.unwrap_or_default();
         let output = match storage {
             CpuStorage::F16(_) => CpuStorage::F16(output.into_iter().map(f16::from_f32).collect()),
             CpuStorage::BF16(_) => CpuStorage::BF16(output.into_iter().map(bf16::from_f32).collect()),
             _ => CpuStorage::F32(output),
         };
-        Ok((output, layout.shape().clone()))
+        Ok((output, stacked(layout.shape(), M)))
     }
 
     #[cfg(all(feature = "candle-metal", target_os = "macos"))]
@@ -127,10 +138,12 @@ impl<const N: usize, F: Fn([Slice<'_>; N]) -> Vec<f32>> CustomOp1 for Kernel<'_,
         _: &candle_core::MetalStorage,
         layout: &Layout,
     ) -> Result<(candle_core::MetalStorage, candle_core::Shape)> {
-        match self.launch {
-            Some(launch) => super::shaders::forward(self.name, self.inputs, &launch(), layout.shape()),
-            None => candle_core::bail!("{} has no shader", self.name),
-        }
+        let Some(launch) = self.launch.map(|launch| launch()) else {
+            candle_core::bail!("{} has no shader", self.name)
+        };
+        assert_eq!(launch.outputs, M, "{}: outputs", self.name);
+        let output = super::shaders::forward(self.name, self.inputs, &launch, layout.shape().elem_count())?;
+        Ok((output, stacked(layout.shape(), M)))
     }
 }
 
@@ -161,8 +174,8 @@ mod tests {
                 (columns, vec![2.0, 4.0, 10.0, 12.0, 18.0, 20.0]),
             ] {
                 let view = CandleTensor::new(view);
-                let doubled = run("double", [&view], None, |[x]| x.buffer().iter().map(|x| 2.0 * x).collect());
-                let doubled = doubled.unwrap();
+                let doubled = run("double", [&view], None, |[x]| [x.buffer().iter().map(|x| 2.0 * x).collect()]);
+                let [doubled] = doubled.unwrap();
                 assert_eq!((inner(&doubled).dtype(), inner(&doubled).shape()), (dtype, inner(&view).shape()));
                 let values =
                     inner(&doubled).flatten_all().unwrap().to_dtype(DType::F32).unwrap().to_vec1::<f32>().unwrap();
@@ -172,8 +185,18 @@ mod tests {
     }
 
     #[test]
+    fn several_outputs_come_apart() {
+        let values = |tensor: &CandleTensor| inner(tensor).to_vec2::<f32>().unwrap();
+        let x = CandleTensor::new(Tensor::new(&[[1.0f32, 2.0], [3.0, 4.0]], &Device::Cpu).unwrap());
+        let negated = |x: Slice<'_>| x.buffer().iter().map(|x| -x).collect();
+        let [same, negative] = run("both", [&x], None, |[x]| [x.buffer().to_vec(), negated(x)]).unwrap();
+        assert_eq!(values(&same), [[1.0, 2.0], [3.0, 4.0]]);
+        assert_eq!(values(&negative), [[-1.0, -2.0], [-3.0, -4.0]]);
+    }
+
+    #[test]
     fn nothing_and_what_is_not_ours_is_left_to_the_reference() {
-        let compute = |[x]: [Slice<'_>; 1]| x.buffer().to_vec();
+        let compute = |[x]: [Slice<'_>; 1]| [x.buffer().to_vec()];
         for (shape, dtype) in [((0, 4), DType::F32), ((4, 0), DType::F32), ((2, 2), DType::F64)] {
             let tensor = CandleTensor::new(Tensor::zeros(shape, dtype, &Device::Cpu).unwrap());
             assert!(run("copy", [&tensor], None, compute).is_none());

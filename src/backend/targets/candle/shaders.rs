@@ -4,7 +4,7 @@ use std::collections::HashMap;
 use std::sync::{LazyLock, Mutex, PoisonError};
 
 use candle_core::backend::BackendStorage;
-use candle_core::{DType, MetalDevice, MetalError, MetalStorage, Result, Shape, Storage, Tensor};
+use candle_core::{DType, MetalDevice, MetalError, MetalStorage, Result, Storage, Tensor};
 use candle_metal_kernels::metal::ComputePipeline;
 use objc2_metal::{MTLCompileOptions, MTLResourceUsage, MTLSize};
 
@@ -33,8 +33,8 @@ fn pipeline(device: &MetalDevice, op: &str, function: String) -> Result<ComputeP
     Ok(pipeline)
 }
 
-/// Runs the launch on contiguous inputs of one dtype. Several outputs come as one tensor with an axis in front.
-pub(super) fn forward(name: &str, inputs: &[Tensor], launch: &Launch, shape: &Shape) -> Result<(MetalStorage, Shape)> {
+/// Runs the launch on contiguous inputs of one dtype; its outputs of so many elements lie one behind the other.
+pub(super) fn forward(name: &str, inputs: &[Tensor], launch: &Launch, elements: usize) -> Result<MetalStorage> {
     let held: Vec<_> = inputs.iter().map(Tensor::storage_and_layout).collect();
     let mut buffers = Vec::with_capacity(held.len());
     for (storage, layout) in &held {
@@ -54,7 +54,6 @@ pub(super) fn forward(name: &str, inputs: &[Tensor], launch: &Launch, shape: &Sh
     if pipeline.max_total_threads_per_threadgroup() < launch.threads {
         candle_core::bail!("{name}: this device has no threadgroups of {}", launch.threads);
     }
-    let elements = shape.elem_count();
     let output = device.new_buffer(elements * launch.outputs, dtype, name)?;
     let encoder = device.command_encoder()?;
     encoder.set_compute_pipeline_state(&pipeline);
@@ -78,7 +77,5 @@ pub(super) fn forward(name: &str, inputs: &[Tensor], launch: &Launch, shape: &Sh
         MTLSize { width: launch.threadgroups, height: 1, depth: 1 },
         MTLSize { width: launch.threads, height: 1, depth: 1 },
     );
-    let shape =
-        if launch.outputs == 1 { shape.clone() } else { Shape::from([&[launch.outputs], shape.dims()].concat()) };
-    Ok((MetalStorage::new(output, device.clone(), elements * launch.outputs, dtype), shape))
+    Ok(MetalStorage::new(output, device.clone(), elements * launch.outputs, dtype))
 }
