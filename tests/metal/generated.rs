@@ -19,13 +19,16 @@ use crate::ops::linear::cube::row_times_weight;
 use crate::ops::oracle::Array;
 
 /// A kernel and the cases it must pass: a line for each function under `#[cube(launch)]`.
-const KERNELS: &[(&str, fn() -> Vec<Case>)] = &[("row_times_weight", row_times_weight_cases)];
+const KERNELS: &[(&str, Cases)] = &[("row_times_weight", row_times_weight_cases)];
 
 /// A kernel made wrong on purpose: in its source, for that, by which it must be noticed.
 const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     ("row_times_weight", "threadgroup_barrier(mem_flags::mem_threadgroup);", "", "threadgroup memory"),
     ("row_times_weight", "/ uint(2);", "/ uint(4);", "instead of"),
 ];
+
+/// Makes the cases of a kernel.
+type Cases = fn() -> Vec<Case>;
 
 /// A generated source with what it is launched on.
 struct Case {
