@@ -27,6 +27,12 @@ pub mod device;
 #[cfg(feature = "cube")]
 pub mod launches;
 pub mod map;
+#[cfg(test)]
+#[path = "../../tests/metal/tests.rs"]
+mod metal;
+#[cfg(all(test, feature = "metal-source"))]
+#[path = "../../tests/metal/generated.rs"]
+mod metal_source;
 pub mod ops;
 pub mod process;
 pub mod select;

@@ -4,6 +4,8 @@
 pub(crate) mod autodiff;
 #[cfg(feature = "candle")]
 pub(crate) mod candle;
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu;
 #[cfg(feature = "cube")]
 pub(crate) mod cube;
 #[cfg(feature = "cuda")]
@@ -12,5 +14,9 @@ pub(crate) mod cuda;
 pub(crate) mod flex;
 #[cfg(feature = "cube")]
 mod fusion;
+// Elsewhere only the tests read them.
+#[cfg(any(test, feature = "candle"))]
+#[cfg_attr(not(all(feature = "candle-metal", target_os = "macos")), allow(dead_code))]
+pub(crate) mod shader;
 #[cfg(feature = "wgpu")]
 pub(crate) mod wgpu;

@@ -104,21 +104,13 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! The sum is written where the result will be, and normed there; rows in parallel.
-    use burn_flex::FlexTensor;
+    use crate::ops::layer_norm::cpu::statistics;
+    use crate::targets::cpu::{RowTensor, Rows};
 
-    use crate::ops::layer_norm::flex::statistics;
-    use crate::targets::flex::Rows;
-
-    pub(crate) fn forward(
-        x: FlexTensor,
-        residual: FlexTensor,
-        weight: FlexTensor,
-        bias: FlexTensor,
-        epsilon: f64,
-    ) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(x: T, residual: T, weight: T, bias: T, epsilon: f64) -> T::Output {
         let residuals = Rows::new(&residual);
         let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
         let (weight, bias) = (weight.all(), bias.all());

@@ -84,20 +84,13 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! The sum is written, summed up and normed while its row is in the first-level cache; rows in parallel.
-    use burn_flex::FlexTensor;
+    use crate::ops::rms_norm::cpu::inverse_rms;
+    use crate::targets::cpu::{RowTensor, Rows};
 
-    use crate::ops::rms_norm::flex::inverse_rms;
-    use crate::targets::flex::Rows;
-
-    pub(crate) fn forward(
-        x: FlexTensor,
-        residual: FlexTensor,
-        weight: FlexTensor,
-        epsilon: f64,
-    ) -> (FlexTensor, FlexTensor) {
+    pub(crate) fn forward<T: RowTensor>(x: T, residual: T, weight: T, epsilon: f64) -> (T::Output, T::Output) {
         let residuals = Rows::new(&residual);
         let weight = Rows::new(&weight);
         let weight = weight.all();

@@ -109,12 +109,10 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! One pass with a vectorised error function, rows in parallel.
-    use burn_flex::FlexTensor;
-
-    use crate::targets::flex::{Rows, lanes};
+    use crate::targets::cpu::{RowTensor, Rows, lanes};
 
     /// Beyond these an f32 of `1 ± erf` is exactly 2 or 0, while the approximation is off by a rounding that a large `x` would multiply.
     const SATURATED: f32 = 5.65;
@@ -127,7 +125,7 @@ pub(crate) mod flex {
         if x < -SATURATED { 0.0 } else { above }
     }
 
-    pub(crate) fn forward(x: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(x: T, bias: Option<T>) -> T::Output {
         let Some(bias) = bias else {
             return Rows::new(&x).map(
                 #[inline(always)]
@@ -151,7 +149,7 @@ pub(crate) mod flex {
         )
     }
 
-    pub(crate) fn backward(x: FlexTensor, bias: Option<FlexTensor>, grad: FlexTensor) -> FlexTensor {
+    pub(crate) fn backward<T: RowTensor>(x: T, bias: Option<T>, grad: T) -> T::Output {
         let rows = Rows::new(&x);
         let grads = Rows::new(&grad);
         let Some(bias) = bias else {

@@ -133,14 +133,12 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! Three passes over a row that fits the first-level cache, rows in parallel.
-    use burn_flex::FlexTensor;
+    use crate::targets::cpu::{RowTensor, Rows, lanes};
 
-    use crate::targets::flex::{Rows, lanes};
-
-    pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, epsilon: f64) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(x: T, weight: T, bias: T, epsilon: f64) -> T::Output {
         let rows = Rows::new(&x);
         let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
         let (weight, bias) = (weight.all(), bias.all());
@@ -155,7 +153,7 @@ pub(crate) mod flex {
         )
     }
 
-    pub(crate) fn backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
+    pub(crate) fn backward_input<T: RowTensor>(x: T, weight: T, grad: T, epsilon: f64) -> T::Output {
         let rows = Rows::new(&x);
         let grads = Rows::new(&grad);
         let weight = Rows::new(&weight);

@@ -121,14 +121,12 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! Two passes over a row that fits the first-level cache, rows in parallel.
-    use burn_flex::FlexTensor;
+    use crate::targets::cpu::{RowTensor, Rows, lanes};
 
-    use crate::targets::flex::{Rows, lanes};
-
-    pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(x: T, weight: T, epsilon: f64) -> T::Output {
         let rows = Rows::new(&x);
         let weight = Rows::new(&weight);
         let weight = weight.all();
@@ -143,7 +141,7 @@ pub(crate) mod flex {
         )
     }
 
-    pub(crate) fn backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
+    pub(crate) fn backward_input<T: RowTensor>(x: T, weight: T, grad: T, epsilon: f64) -> T::Output {
         let rows = Rows::new(&x);
         let grads = Rows::new(&grad);
         let weight = Rows::new(&weight);

@@ -105,20 +105,16 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! One pass: a token's heads are rotated together, tokens in parallel.
-    use burn::tensor::{Shape, TensorMetadata};
-    use burn_flex::FlexTensor;
+    use crate::targets::cpu::{RowTensor, Rows};
 
-    use crate::targets::flex::Rows;
-
-    pub(crate) fn forward(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(x: T, cos: T, sin: T) -> T::Output {
         let shape = x.shape();
-        let (tokens, heads, dim) = (shape[0], shape[1], shape[2]);
+        let (heads, dim) = (shape[1], shape[2]);
         let (cos, sin) = (Rows::new(&cos), Rows::new(&sin));
-        let x = x.reshape(Shape::from(vec![tokens, heads * dim]));
-        let rotated = Rows::new(&x).map(
+        Rows::of_width(&x, heads * dim).map(
             #[inline(always)]
             |token, row, out| {
                 let (cos, sin) = (cos.row(token), sin.row(token));
@@ -131,8 +127,7 @@ pub(crate) mod flex {
                     }
                 }
             },
-        );
-        rotated.reshape(shape)
+        )
     }
 }
 

@@ -106,14 +106,12 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! Maximum, exponentials with their sum, division: three passes over a row that fits the cache, rows in parallel.
-    use burn_flex::FlexTensor;
+    use crate::targets::cpu::{RowTensor, Rows, lanes};
 
-    use crate::targets::flex::{Rows, lanes};
-
-    pub(crate) fn forward(x: FlexTensor, scale: f64, mask: Option<FlexTensor>) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(x: T, scale: f64, mask: Option<T>) -> T::Output {
         let scale = scale as f32;
         let masks = mask.as_ref().map(Rows::new);
         Rows::new(&x).map(
@@ -133,7 +131,7 @@ pub(crate) mod flex {
         )
     }
 
-    pub(crate) fn backward(y: FlexTensor, grad: FlexTensor, scale: f64) -> FlexTensor {
+    pub(crate) fn backward<T: RowTensor>(y: T, grad: T, scale: f64) -> T::Output {
         let scale = scale as f32;
         let grads = Rows::new(&grad);
         Rows::new(&y).map(

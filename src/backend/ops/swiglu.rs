@@ -84,14 +84,12 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(feature = "flex")]
-pub(crate) mod flex {
+#[cfg(feature = "cpu")]
+pub(crate) mod cpu {
     //! One pass with a vectorised exponential, rows in parallel.
-    use burn_flex::FlexTensor;
+    use crate::targets::cpu::{RowTensor, Rows, lanes};
 
-    use crate::targets::flex::{Rows, lanes};
-
-    pub(crate) fn forward(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
+    pub(crate) fn forward<T: RowTensor>(gate: T, up: T) -> T::Output {
         let ups = Rows::new(&up);
         Rows::new(&gate).map(
             #[inline(always)]
@@ -104,7 +102,7 @@ pub(crate) mod flex {
         )
     }
 
-    pub(crate) fn backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
+    pub(crate) fn backward<T: RowTensor>(gate: T, up: T, grad: T) -> (T::Output, T::Output) {
         let (ups, grads) = (Rows::new(&up), Rows::new(&grad));
         let gates = Rows::new(&gate);
         let d_gate = gates.map(

@@ -1,18 +1,17 @@
 //! burn-flex: kernels for x86-64 and aarch64, picked at run time. A dtype without a kernel (f64 in the gradient tests) takes the reference.
 
 pub(crate) mod dot;
-pub(crate) mod lanes;
 pub(crate) mod matrix;
 pub(crate) mod product;
-mod rows;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexDevice, FlexTensor};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
-pub(crate) use rows::{Rows, contiguous, tensor};
+pub(crate) use super::cpu::lanes;
+use super::cpu::{self, RowTensor};
 
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
@@ -66,6 +65,40 @@ impl Drop for Finished<'_> {
     }
 }
 
+/// A tensor as rows.
+pub(crate) type Rows = cpu::Rows<FlexTensor>;
+
+/// The same values with their elements in order, not necessarily from the start of the buffer: copied only if they are strided.
+/// (`FlexTensor::to_contiguous` copies a view of whole rows as well, which for a cache or a stacked weight is most of the work.)
+pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
+    if tensor.layout().is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
+}
+
+/// An f32 tensor that takes over `data`.
+pub(crate) fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
+    FlexTensor::from_data(TensorData::new(data, shape))
+}
+
+impl RowTensor for FlexTensor {
+    type Output = Self;
+
+    fn shape(&self) -> Shape {
+        TensorMetadata::shape(self)
+    }
+    fn contiguous(&self) -> Self {
+        contiguous(self)
+    }
+    fn buffer(&self) -> &[f32] {
+        self.storage()
+    }
+    fn offset(&self) -> usize {
+        self.layout().start_offset()
+    }
+    fn output(data: Vec<f32>, shape: Shape) -> Self {
+        tensor(data, shape)
+    }
+}
+
 impl KernelBackend for Flex {
     fn has_f64() -> bool {
         true
@@ -83,33 +116,33 @@ impl KernelBackend for Flex {
 
     fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight]) {
-            return rms_norm::flex::forward(x, weight, epsilon);
+            return rms_norm::cpu::forward(x, weight, epsilon);
         }
         rms_norm::reference::<Self>(x, weight, epsilon)
     }
     fn rms_norm_backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight, &grad]) {
-            return rms_norm::flex::backward_input(x, weight, grad, epsilon);
+            return rms_norm::cpu::backward_input(x, weight, grad, epsilon);
         }
         rms_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
     }
 
     fn layer_norm(x: FlexTensor, weight: FlexTensor, bias: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight, &bias]) {
-            return layer_norm::flex::forward(x, weight, bias, epsilon);
+            return layer_norm::cpu::forward(x, weight, bias, epsilon);
         }
         layer_norm::reference::<Self>(x, weight, bias, epsilon)
     }
     fn layer_norm_backward_input(x: FlexTensor, weight: FlexTensor, grad: FlexTensor, epsilon: f64) -> FlexTensor {
         if all_f32([&x, &weight, &grad]) {
-            return layer_norm::flex::backward_input(x, weight, grad, epsilon);
+            return layer_norm::cpu::backward_input(x, weight, grad, epsilon);
         }
         layer_norm::reference_backward_input::<Self>(x, weight, grad, epsilon)
     }
 
     fn add_rms_norm(x: FlexTensor, residual: FlexTensor, weight: FlexTensor, epsilon: f64) -> (FlexTensor, FlexTensor) {
         if all_f32([&x, &residual, &weight]) {
-            return add_rms_norm::flex::forward(x, residual, weight, epsilon);
+            return add_rms_norm::cpu::forward(x, residual, weight, epsilon);
         }
         add_rms_norm::reference::<Self>(x, residual, weight, epsilon)
     }
@@ -122,50 +155,50 @@ impl KernelBackend for Flex {
         epsilon: f64,
     ) -> FlexTensor {
         if all_f32([&x, &residual, &weight, &bias]) {
-            return add_layer_norm::flex::forward(x, residual, weight, bias, epsilon);
+            return add_layer_norm::cpu::forward(x, residual, weight, bias, epsilon);
         }
         add_layer_norm::reference::<Self>(x, residual, weight, bias, epsilon)
     }
 
     fn softmax(x: FlexTensor, scale: f64, mask: Option<FlexTensor>) -> FlexTensor {
         if all_f32([&x, mask.as_ref().unwrap_or(&x)]) {
-            return softmax::flex::forward(x, scale, mask);
+            return softmax::cpu::forward(x, scale, mask);
         }
         softmax::reference::<Self>(x, scale, mask)
     }
     fn softmax_backward(y: FlexTensor, grad: FlexTensor, scale: f64) -> FlexTensor {
         if all_f32([&y, &grad]) {
-            return softmax::flex::backward(y, grad, scale);
+            return softmax::cpu::backward(y, grad, scale);
         }
         softmax::reference_backward::<Self>(y, grad, scale)
     }
 
     fn rope(x: FlexTensor, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
         if all_f32([&x, &cos, &sin]) {
-            return rope::flex::forward(x, cos, sin);
+            return rope::cpu::forward(x, cos, sin);
         }
         rope::reference::<Self>(x, cos, sin)
     }
 
     fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {
-        if all_f32([&gate, &up]) { swiglu::flex::forward(gate, up) } else { swiglu::reference::<Self>(gate, up) }
+        if all_f32([&gate, &up]) { swiglu::cpu::forward(gate, up) } else { swiglu::reference::<Self>(gate, up) }
     }
     fn swiglu_backward(gate: FlexTensor, up: FlexTensor, grad: FlexTensor) -> (FlexTensor, FlexTensor) {
         if all_f32([&gate, &up, &grad]) {
-            return swiglu::flex::backward(gate, up, grad);
+            return swiglu::cpu::backward(gate, up, grad);
         }
         swiglu::reference_backward::<Self>(gate, up, grad)
     }
 
     fn gelu(x: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
         if all_f32([&x, bias.as_ref().unwrap_or(&x)]) {
-            return gelu::flex::forward(x, bias);
+            return gelu::cpu::forward(x, bias);
         }
         gelu::reference::<Self>(x, bias)
     }
     fn gelu_backward(x: FlexTensor, bias: Option<FlexTensor>, grad: FlexTensor) -> FlexTensor {
         if all_f32([&x, bias.as_ref().unwrap_or(&x), &grad]) {
-            return gelu::flex::backward(x, bias, grad);
+            return gelu::cpu::backward(x, bias, grad);
         }
         gelu::reference_backward::<Self>(x, bias, grad)
     }
@@ -187,7 +220,7 @@ impl KernelBackend for Flex {
     ) -> FlexTensor {
         let reads = |tensor: &FlexTensor| linear::flex::reads(tensor.dtype());
         let formats = all_f32([&x, &low, &b]) && reads(&weight) && bias.as_ref().is_none_or(reads);
-        if formats && [&x, &weight, &b].iter().all(|tensor| tensor.shape().num_elements() > 0) {
+        if formats && [&x, &weight, &b].iter().all(|tensor| TensorMetadata::shape(*tensor).num_elements() > 0) {
             return linear::flex::forward_with_update(x, weight, bias, low, b, scale);
         }
         lora_linear::reference::<Self>(x, weight, bias, low, b, scale)

@@ -86,7 +86,7 @@ pub(crate) fn forward<R: CubeRuntime>(
 
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
-fn rows_times_weight<W: Float, N: Size>(
+pub(crate) fn rows_times_weight<W: Float, N: Size>(
     x: &Tensor<Vector<f32, N>>,
     weight: &Tensor<Vector<W, N>>,
     bias: &ComptimeOption<Tensor<f32>>,

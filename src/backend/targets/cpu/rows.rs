@@ -1,7 +1,6 @@
 //! A float tensor seen as rows of its last axis: the shape every norm-like kernel works on.
 
-use burn::tensor::{Shape, TensorData, TensorMetadata};
-use burn_flex::FlexTensor;
+use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use super::lanes;
@@ -9,52 +8,67 @@ use super::lanes;
 /// Below this many elements the work is done before another thread has woken up.
 const PARALLEL_ELEMENTS: usize = 1 << 15;
 
-/// The same values with their elements in order, not necessarily from the start of the buffer: copied only if they are strided.
-/// (`FlexTensor::to_contiguous` copies a view of whole rows as well, which for a cache or a stacked weight is most of the work.)
-pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
-    if tensor.layout().is_contiguous() { tensor.clone() } else { tensor.to_contiguous() }
+/// An f32 tensor in the memory of the CPU.
+pub(crate) trait RowTensor: Sync + Sized {
+    /// What is made of new values: a tensor, or the values alone.
+    type Output;
+
+    /// Its axes.
+    fn shape(&self) -> Shape;
+    /// The same values with their elements in order: copied only if they are strided.
+    fn contiguous(&self) -> Self;
+    /// The whole buffer, of which a view may be a part.
+    fn buffer(&self) -> &[f32];
+    /// Where in the buffer the first element is.
+    fn offset(&self) -> usize;
+    /// Takes over `data`.
+    fn output(data: Vec<f32>, shape: Shape) -> Self::Output;
 }
 
-/// An f32 tensor, contiguous, as rows.
-pub(crate) struct Rows {
-    tensor: FlexTensor,
+/// A tensor, contiguous, as rows.
+pub(crate) struct Rows<T> {
+    tensor: T,
     offset: usize,
     width: usize,
+    elements: usize,
 }
 
-impl Rows {
+impl<T: RowTensor> Rows<T> {
     /// Views `tensor` as rows of its last axis; copies it only if it is strided.
-    pub(crate) fn new(tensor: &FlexTensor) -> Self {
-        let tensor = contiguous(tensor);
+    pub(crate) fn new(tensor: &T) -> Self {
         let shape = tensor.shape();
-        let width = shape[shape.num_dims() - 1];
-        let offset = tensor.layout().start_offset();
-        Self { tensor, offset, width }
+        Self::of_width(tensor, shape[shape.num_dims() - 1])
+    }
+
+    /// Views `tensor` as rows of so many elements, whatever its axes; copies it only if it is strided.
+    pub(crate) fn of_width(tensor: &T, width: usize) -> Self {
+        let tensor = tensor.contiguous();
+        let (offset, elements) = (tensor.offset(), tensor.shape().num_elements());
+        Self { tensor, offset, width, elements }
     }
 
     /// Every element, in order.
     pub(crate) fn all(&self) -> &[f32] {
-        // `storage` is the whole buffer, of which a view may be a part.
-        &self.tensor.storage::<f32>()[self.offset..self.offset + self.tensor.shape().num_elements()]
+        &self.tensor.buffer()[self.offset..self.offset + self.elements]
     }
 
     /// One row.
     #[inline(always)]
     pub(crate) fn row(&self, index: usize) -> &[f32] {
         let start = self.offset + index * self.width;
-        &self.tensor.storage::<f32>()[start..start + self.width]
+        &self.tensor.buffer()[start..start + self.width]
     }
 
     /// How many rows there are.
     pub(crate) fn count(&self) -> usize {
-        self.tensor.shape().num_elements().checked_div(self.width).unwrap_or(0)
+        self.elements.checked_div(self.width).unwrap_or(0)
     }
 
     /// A tensor of the same shape, each row computed by `kernel(index, row, out)`, in parallel when it pays.
     ///
     /// The kernel's closure must say `#[inline(always)]`, for the reason given at [`lanes::vectorised`].
     #[inline(always)]
-    pub(crate) fn map(&self, kernel: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> FlexTensor {
+    pub(crate) fn map(&self, kernel: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> T::Output {
         let data = self.all();
         let width = self.width.max(1);
         let mut out = vec![0.0; data.len()];
@@ -75,7 +89,7 @@ impl Rows {
             let blocks = data.par_chunks(block * width).zip(out.par_chunks_mut(block * width));
             blocks.enumerate().for_each(|(index, (data, out))| run(index * block, data, out));
         }
-        tensor(out, self.tensor.shape())
+        T::output(out, self.tensor.shape())
     }
 
     /// As [`map`](Self::map), to two tensors: `kernel(index, row, first, second)`.
@@ -83,7 +97,7 @@ impl Rows {
     pub(crate) fn map_to_two(
         &self,
         kernel: impl Fn(usize, &[f32], &mut [f32], &mut [f32]) + Sync,
-    ) -> (FlexTensor, FlexTensor) {
+    ) -> (T::Output, T::Output) {
         let data = self.all();
         let width = self.width.max(1);
         let (mut one, mut two) = (vec![0.0; data.len()], vec![0.0; data.len()]);
@@ -106,18 +120,16 @@ impl Rows {
             let blocks = data.par_chunks(block * width).zip(outs).enumerate();
             blocks.for_each(|(index, (data, (one, two)))| run(index * block, data, one, two));
         }
-        (tensor(one, self.tensor.shape()), tensor(two, self.tensor.shape()))
+        (T::output(one, self.tensor.shape()), T::output(two, self.tensor.shape()))
     }
 }
 
-/// An f32 tensor that takes over `data`.
-pub(crate) fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(data, shape))
-}
-
-#[cfg(test)]
+#[cfg(all(test, feature = "flex"))]
 mod tests {
+    use burn_flex::FlexTensor;
+
     use super::*;
+    use crate::targets::flex::tensor;
 
     fn counted(shape: [usize; 2]) -> FlexTensor {
         tensor((0..shape[0] * shape[1]).map(|i| i as f32).collect(), Shape::from(shape))

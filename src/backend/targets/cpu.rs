@@ -1,0 +1,6 @@
+//! The CPU, whoever owns the memory: rows of a tensor and vectorised arithmetic on them. The ops' `cpu` modules are written over these.
+
+pub(crate) mod lanes;
+mod rows;
+
+pub(crate) use rows::{RowTensor, Rows};
