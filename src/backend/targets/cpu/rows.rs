@@ -1,9 +1,12 @@
 //! A float tensor seen as rows of its last axis: the shape every norm-like kernel works on.
 
+use std::mem::MaybeUninit;
+
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use super::lanes;
+use crate::process::prefer_large_pages;
 
 /// Below this many elements the work is done before another thread has woken up.
 const PARALLEL_ELEMENTS: usize = 1 << 15;
@@ -64,31 +67,35 @@ impl<T: RowTensor> Rows<T> {
         self.elements.checked_div(self.width).unwrap_or(0)
     }
 
-    /// A tensor of the same shape, each row computed by `kernel(index, row, out)`, in parallel when it pays.
+    /// A tensor of the same shape, each row computed by `kernel(index, row, out)`, in parallel when it pays. At first `out` is the row itself,
+    /// which is at hand, and costs less to copy than a whole tensor to clear beforehand.
     ///
     /// The kernel's closure must say `#[inline(always)]`, for the reason given at [`lanes::vectorised`].
     #[inline(always)]
     pub(crate) fn map(&self, kernel: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> T::Output {
         let data = self.all();
         let width = self.width.max(1);
-        let mut out = vec![0.0; data.len()];
-        let run = |first: usize, data: &[f32], out: &mut [f32]| {
+        let mut out = unwritten(data.len());
+        let run = |first: usize, data: &[f32], out: &mut [MaybeUninit<f32>]| {
             lanes::vectorised(
                 #[inline(always)]
                 || {
                     for (index, (row, out)) in data.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-                        kernel(first + index, row, out);
+                        kernel(first + index, row, out.write_copy_of_slice(row));
                     }
                 },
             );
         };
+        let spare = &mut out.spare_capacity_mut()[..data.len()];
         if data.len() < PARALLEL_ELEMENTS {
-            run(0, data, &mut out);
+            run(0, data, spare);
         } else {
             let block = self.count().div_ceil(4 * rayon::current_num_threads()).max(1);
-            let blocks = data.par_chunks(block * width).zip(out.par_chunks_mut(block * width));
+            let blocks = data.par_chunks(block * width).zip(spare.par_chunks_mut(block * width));
             blocks.enumerate().for_each(|(index, (data, out))| run(index * block, data, out));
         }
+        // SAFETY: `data` is made of whole rows, and each was written.
+        unsafe { out.set_len(data.len()) };
         T::output(out, self.tensor.shape())
     }
 
@@ -100,28 +107,42 @@ impl<T: RowTensor> Rows<T> {
     ) -> (T::Output, T::Output) {
         let data = self.all();
         let width = self.width.max(1);
-        let (mut one, mut two) = (vec![0.0; data.len()], vec![0.0; data.len()]);
-        let run = |first: usize, data: &[f32], one: &mut [f32], two: &mut [f32]| {
+        let (mut one, mut two) = (unwritten(data.len()), unwritten(data.len()));
+        let run = |first: usize, data: &[f32], one: &mut [MaybeUninit<f32>], two: &mut [MaybeUninit<f32>]| {
             lanes::vectorised(
                 #[inline(always)]
                 || {
                     let outs = one.chunks_exact_mut(width).zip(two.chunks_exact_mut(width));
                     for (index, (row, (one, two))) in data.chunks_exact(width).zip(outs).enumerate() {
-                        kernel(first + index, row, one, two);
+                        kernel(first + index, row, one.write_copy_of_slice(row), two.write_copy_of_slice(row));
                     }
                 },
             );
         };
+        let spare = [&mut one, &mut two].map(|out: &mut Vec<f32>| &mut out.spare_capacity_mut()[..data.len()]);
+        let [spare_one, spare_two] = spare;
         if data.len() < PARALLEL_ELEMENTS {
-            run(0, data, &mut one, &mut two);
+            run(0, data, spare_one, spare_two);
         } else {
             let block = self.count().div_ceil(4 * rayon::current_num_threads()).max(1);
-            let outs = one.par_chunks_mut(block * width).zip(two.par_chunks_mut(block * width));
+            let outs = spare_one.par_chunks_mut(block * width).zip(spare_two.par_chunks_mut(block * width));
             let blocks = data.par_chunks(block * width).zip(outs).enumerate();
             blocks.for_each(|(index, (data, (one, two)))| run(index * block, data, one, two));
         }
+        // SAFETY: `data` is made of whole rows, and each was written to both.
+        unsafe {
+            one.set_len(data.len());
+            two.set_len(data.len());
+        }
         (T::output(one, self.tensor.shape()), T::output(two, self.tensor.shape()))
     }
+}
+
+/// Room for so many values.
+fn unwritten(count: usize) -> Vec<f32> {
+    let mut values = Vec::with_capacity(count);
+    prefer_large_pages(values.spare_capacity_mut());
+    values
 }
 
 #[cfg(all(test, feature = "flex"))]
