@@ -118,13 +118,23 @@ fn every_kernel_is_in_the_registry() {
     assert_eq!(kernels, mutated, "every kernel has a mutation that must be caught");
 }
 
-/// Runs every case on that of its sources.
-fn check_all(source: impl Fn(&Case) -> &String + Sync) {
+/// CubeCL compares each index with the length of its buffer, reads zero behind it and writes nothing there. With lengths without end
+/// every index stands as the kernel has computed it.
+fn unchecked(source: &str) -> String {
+    let endless = |line: &str| match line.split_once(" = info.static_meta[") {
+        Some((declared, _)) => format!("{declared} = uint(4294967295);\n"),
+        None => format!("{line}\n"),
+    };
+    source.lines().map(endless).collect()
+}
+
+/// Runs every case on its source, changed like that.
+fn check_all(change: impl Fn(&str) -> String + Sync) {
     let workbench = Workbench::new();
     let wrong: Vec<String> = on_all_cores(KERNELS, |(name, cases)| {
         let mut wrong = Vec::new();
         for group in by_source(&cases()) {
-            let Err(error) = check(&workbench, &group, source(group[0])) else {
+            let Err(error) = check(&workbench, &group, &change(&group[0].source)) else {
                 group.iter().for_each(|case| println!("{name}, {}: passed", case.what));
                 continue;
             };
@@ -139,13 +149,13 @@ fn check_all(source: impl Fn(&Case) -> &String + Sync) {
 #[test]
 #[ignore = "needs clang-19"]
 fn every_generated_kernel_agrees_with_the_oracle() {
-    check_all(|case| &case.source);
+    check_all(str::to_owned);
 }
 
 #[test]
 #[ignore = "needs clang-19"]
 fn no_kernel_needs_its_indices_checked() {
-    check_all(|case| &case.unchecked);
+    check_all(unchecked);
 }
 
 #[test]

@@ -29,8 +29,6 @@ type Bound<T> = <T as CubeType>::ExpandType;
 pub(super) struct Case {
     pub(super) what: String,
     pub(super) source: String,
-    /// The same without CubeCL's checks of each index, which read zero behind a buffer and write nothing there.
-    pub(super) unchecked: String,
     pub(super) run: Run,
     /// What must be in the buffers that are written, and their format.
     pub(super) expected: Vec<(Dtype, Vec<f64>)>,
@@ -191,15 +189,12 @@ impl Arguments {
         let settings = KernelSettings::default().cube_dim(CubeDim::new_1d(units)).address_type(AddressType::U32);
         let definition = self.builder.build(settings.kernel_name(name));
         let address = AddressType::U32.unsigned_type();
-        let compile = |definition, mode| {
-            let compiled = MslCompiler::default().compile(definition, &CompilationOptions::default(), mode, address);
-            compiled.unwrap_or_else(|error| panic!("{name}: {error:?}")).to_string()
-        };
-        let source = compile(definition.clone(), ExecutionMode::Checked);
-        let unchecked = compile(definition, ExecutionMode::Unchecked);
+        let compiled =
+            MslCompiler::default().compile(definition, &CompilationOptions::default(), ExecutionMode::Checked, address);
+        let source = compiled.unwrap_or_else(|error| panic!("{name}: {error:?}")).to_string();
         let info = self.info.finish(AddressType::U32).data;
         self.buffers.push(Buffer::input(info.iter().flat_map(|word| word.to_le_bytes()).collect()));
         let run = Run { function: name.to_owned(), grid, threadgroup: [units, 1, 1], buffers: self.buffers };
-        Case { what, source, unchecked, run, expected: self.expected, tolerance: 2e-6 }
+        Case { what, source, run, expected: self.expected, tolerance: 2e-6 }
     }
 }
