@@ -11,21 +11,21 @@ use crate::targets::shader::{self, Launch};
 pub(super) const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub(super) enum Dtype {
+pub(crate) enum Dtype {
     F32,
     F16,
 }
 
 impl Dtype {
     /// The value nearest in this dtype.
-    pub(super) fn round(self, value: f64) -> f64 {
+    pub(crate) fn round(self, value: f64) -> f64 {
         match self {
             Self::F32 => f64::from(value as f32),
             Self::F16 => f16::from_f64(value).to_f64(),
         }
     }
 
-    fn size(self) -> usize {
+    pub(crate) fn size(self) -> usize {
         match self {
             Self::F32 => 4,
             Self::F16 => 2,
@@ -39,14 +39,14 @@ impl Dtype {
         }
     }
 
-    fn bytes(self, values: &[f64]) -> Vec<u8> {
+    pub(crate) fn bytes(self, values: &[f64]) -> Vec<u8> {
         match self {
             Self::F32 => values.iter().flat_map(|&v| (v as f32).to_le_bytes()).collect(),
             Self::F16 => values.iter().flat_map(|&v| f16::from_f64(v).to_le_bytes()).collect(),
         }
     }
 
-    fn values(self, bytes: &[u8]) -> Vec<f64> {
+    pub(crate) fn values(self, bytes: &[u8]) -> Vec<f64> {
         match self {
             Self::F32 => bytes.as_chunks().0.iter().map(|b| f64::from(f32::from_le_bytes(*b))).collect(),
             Self::F16 => bytes.as_chunks().0.iter().map(|b| f16::from_le_bytes(*b).to_f64()).collect(),

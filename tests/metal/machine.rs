@@ -1,9 +1,9 @@
 //! Builds the machine and the shaders with clang, and talks to it.
 
-use std::cell::Cell;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use tempfile::TempDir;
 
@@ -14,7 +14,7 @@ const HERE: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/metal");
 /// A folder with the machine in it.
 pub(crate) struct Workbench {
     folder: TempDir,
-    files: Cell<usize>,
+    files: AtomicUsize,
 }
 
 /// A shader that was compiled.
@@ -78,7 +78,7 @@ impl Workbench {
             .arg(folder.path().join("machine"))
             .arg(Path::new(HERE).join("machine.cpp"));
         compiled(command).unwrap_or_else(|error| panic!("{error}"));
-        Self { folder, files: Cell::new(0) }
+        Self { folder, files: AtomicUsize::new(0) }
     }
 
     /// Builds a shader from its Metal source, after checking that no pointer in it leaves its address space.
@@ -118,7 +118,7 @@ impl Workbench {
 
     /// A name that no other file has.
     fn file(&self, ending: &str) -> PathBuf {
-        let number = self.files.replace(self.files.get() + 1);
+        let number = self.files.fetch_add(1, Ordering::Relaxed);
         self.folder.path().join(format!("{number}{ending}"))
     }
 }

@@ -3,11 +3,11 @@
 use super::cases::Dtype;
 
 /// Element by element, in the dtype of the tensors.
-pub(super) fn add(x: &[f64], residual: &[f64], dtype: Dtype) -> Vec<f64> {
+pub(crate) fn add(x: &[f64], residual: &[f64], dtype: Dtype) -> Vec<f64> {
     x.iter().zip(residual).map(|(x, r)| dtype.round(x + r)).collect()
 }
 
-pub(super) fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
+pub(crate) fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
     let row = |row: &[f64]| -> Vec<f64> {
         let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;
         row.iter().zip(weight).map(|(x, w)| x / (mean + epsilon).sqrt() * w).collect()
@@ -15,7 +15,7 @@ pub(super) fn rms_norm(x: &[f64], weight: &[f64], epsilon: f64) -> Vec<f64> {
     x.chunks_exact(weight.len()).flat_map(row).collect()
 }
 
-pub(super) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], epsilon: f64) -> Vec<f64> {
+pub(crate) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], epsilon: f64) -> Vec<f64> {
     let row = |row: &[f64]| -> Vec<f64> {
         let mean = row.iter().sum::<f64>() / row.len() as f64;
         let variance = row.iter().map(|x| (x - mean).powi(2)).sum::<f64>() / row.len() as f64;
@@ -25,7 +25,7 @@ pub(super) fn layer_norm(x: &[f64], weight: &[f64], bias: &[f64], epsilon: f64) 
     x.chunks_exact(weight.len()).flat_map(row).collect()
 }
 
-pub(super) fn softmax(x: &[f64], width: usize, scale: f64, mask: Option<&[f64]>) -> Vec<f64> {
+pub(crate) fn softmax(x: &[f64], width: usize, scale: f64, mask: Option<&[f64]>) -> Vec<f64> {
     let row = |(index, row): (usize, &[f64])| -> Vec<f64> {
         let masks = mask.map(|mask| mask.chunks_exact(width).cycle().nth(index).expect("a mask has rows"));
         let scaled: Vec<f64> = (0..width).map(|i| row[i] * scale + masks.map_or(0.0, |mask| mask[i])).collect();
@@ -36,7 +36,7 @@ pub(super) fn softmax(x: &[f64], width: usize, scale: f64, mask: Option<&[f64]>)
     x.chunks_exact(width).enumerate().flat_map(row).collect()
 }
 
-pub(super) fn rope(x: &[f64], cos: &[f64], sin: &[f64], heads: usize, dim: usize) -> Vec<f64> {
+pub(crate) fn rope(x: &[f64], cos: &[f64], sin: &[f64], heads: usize, dim: usize) -> Vec<f64> {
     let half = dim / 2;
     let head = |(index, head): (usize, &[f64])| -> Vec<f64> {
         let (low, high) = head.split_at(half);
@@ -47,11 +47,11 @@ pub(super) fn rope(x: &[f64], cos: &[f64], sin: &[f64], heads: usize, dim: usize
     x.chunks_exact(dim).enumerate().flat_map(head).collect()
 }
 
-pub(super) fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
+pub(crate) fn swiglu(gate: &[f64], up: &[f64]) -> Vec<f64> {
     gate.iter().zip(up).map(|(g, u)| g / (1.0 + (-g).exp()) * u).collect()
 }
 
-pub(super) fn gelu(x: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
+pub(crate) fn gelu(x: &[f64], bias: Option<&[f64]>) -> Vec<f64> {
     let biased = x.iter().enumerate().map(|(i, x)| x + bias.map_or(0.0, |bias| bias[i % bias.len()]));
     biased.map(|x| 0.5 * x * (1.0 + error_function(x * std::f64::consts::FRAC_1_SQRT_2))).collect()
 }

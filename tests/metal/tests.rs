@@ -6,12 +6,13 @@
 mod cases;
 mod machine;
 mod mutations;
-mod reference;
+pub(crate) mod reference;
 mod translate;
 
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+pub(crate) use cases::Dtype;
 use cases::{Case, DTYPES, cases, wrong};
 pub(crate) use machine::{Buffer, Run, Workbench};
 

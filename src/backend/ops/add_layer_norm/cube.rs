@@ -41,7 +41,7 @@ pub(crate) fn forward<R: CubeRuntime>(
 }
 
 #[cube(launch)]
-fn add_norm<F: Float, W: Float, N: Size>(
+pub(crate) fn add_norm<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     residual: &Tensor<Vector<F, N>>,
     weight: &Tensor<Vector<W, N>>,

@@ -87,7 +87,7 @@ pub(crate) fn forward<R: CubeRuntime>(
 /// `dim` columns of values go to `lanes` units, and each tile's keys to `units / lanes` parts of the cube.
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
-fn attend<N: Size>(
+pub(crate) fn attend<N: Size>(
     q: &Tensor<Vector<f32, N>>,
     k: &Tensor<Vector<f32, N>>,
     v: &Tensor<f32>,

@@ -102,7 +102,7 @@ fn input<F: Float, W: Float, N: Size>(
 }
 
 #[cube(launch)]
-fn activated<F: Float, W: Float, N: Size>(
+pub(crate) fn activated<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     bias: &Tensor<Vector<W, N>>,
     y: &mut Tensor<Vector<F, N>>,
@@ -126,7 +126,7 @@ fn activated<F: Float, W: Float, N: Size>(
 
 /// `gelu'(x) = Φ(x) + x·φ(x)`. Where the density is zero so is the product, whatever `x` is.
 #[cube(launch)]
-fn activated_backward<F: Float, W: Float, N: Size>(
+pub(crate) fn activated_backward<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     bias: &Tensor<Vector<W, N>>,
     grad: &Tensor<Vector<F, N>>,

@@ -117,7 +117,7 @@ pub(crate) fn write_normed<F: Float, W: Float, N: Size>(
 }
 
 #[cube(launch)]
-fn norm<F: Float, W: Float, N: Size>(
+pub(crate) fn norm<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     weight: &Tensor<Vector<W, N>>,
     bias: &Tensor<Vector<W, N>>,
@@ -144,7 +144,7 @@ fn norm<F: Float, W: Float, N: Size>(
 
 /// With `h = weight·grad` and `c` the centred row: `dx = (h − mean(h) − c·mean(h·c)/σ²) / σ`.
 #[cube(launch)]
-fn norm_backward<F: Float, W: Float, N: Size>(
+pub(crate) fn norm_backward<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     weight: &Tensor<Vector<W, N>>,
     grad: &Tensor<Vector<F, N>>,

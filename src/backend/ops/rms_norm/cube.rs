@@ -99,7 +99,7 @@ pub(crate) fn write_normed<F: Float, W: Float, N: Size>(
 }
 
 #[cube(launch)]
-fn norm<F: Float, W: Float, N: Size>(
+pub(crate) fn norm<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     weight: &Tensor<Vector<W, N>>,
     normed: &mut Tensor<Vector<F, N>>,
@@ -125,7 +125,7 @@ fn norm<F: Float, W: Float, N: Size>(
 
 /// With `h = weight·grad`: `dx = r·(h − x·r²·mean(h·x))`, `r` the inverse root mean square.
 #[cube(launch)]
-fn norm_backward<F: Float, W: Float, N: Size>(
+pub(crate) fn norm_backward<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     weight: &Tensor<Vector<W, N>>,
     grad: &Tensor<Vector<F, N>>,

@@ -66,7 +66,7 @@ fn turn_into<R: CubeRuntime>(
 
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
-fn turn_pairs(
+pub(crate) fn turn_pairs(
     x: &Tensor<f32>,
     cos: &Tensor<f32>,
     sin: &Tensor<f32>,

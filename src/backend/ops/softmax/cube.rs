@@ -60,7 +60,7 @@ pub(crate) fn backward<R: CubeRuntime>(y: CubeTensor<R>, grad: CubeTensor<R>, sc
 }
 
 #[cube(launch)]
-fn exponentials<F: Float, M: Float, N: Size>(
+pub(crate) fn exponentials<F: Float, M: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,
     mask: &Tensor<Vector<M, N>>,
     y: &mut Tensor<Vector<F, N>>,
@@ -119,7 +119,7 @@ fn exponentials<F: Float, M: Float, N: Size>(
 
 /// `dx = scale·y·(grad − Σ grad·y)`.
 #[cube(launch)]
-fn exponentials_backward<F: Float, N: Size>(
+pub(crate) fn exponentials_backward<F: Float, N: Size>(
     y: &Tensor<Vector<F, N>>,
     grad: &Tensor<Vector<F, N>>,
     gradient: &mut Tensor<Vector<F, N>>,

@@ -54,7 +54,7 @@ pub(crate) fn backward<R: CubeRuntime>(
 }
 
 #[cube(launch)]
-fn gated<F: Float, N: Size>(
+pub(crate) fn gated<F: Float, N: Size>(
     gate: &Tensor<Vector<F, N>>,
     up: &Tensor<Vector<F, N>>,
     y: &mut Tensor<Vector<F, N>>,
@@ -74,7 +74,7 @@ fn gated<F: Float, N: Size>(
 }
 
 #[cube(launch)]
-fn gated_backward<F: Float, N: Size>(
+pub(crate) fn gated_backward<F: Float, N: Size>(
     gate: &Tensor<Vector<F, N>>,
     up: &Tensor<Vector<F, N>>,
     grad: &Tensor<Vector<F, N>>,

@@ -54,7 +54,7 @@ fn place<R: CubeRuntime>(target: &CubeTensor<R>, values: CubeTensor<R>, start: u
 }
 
 #[cube(launch)]
-fn place_values<E: Float>(
+pub(crate) fn place_values<E: Float>(
     values: &Tensor<E>,
     target: &mut Tensor<E>,
     count: u32,

@@ -5,8 +5,8 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
-use cubecl::client::ComputeClient;
 use cubecl::features::Plane;
+use cubecl::ir::{DeviceProperties, HardwareProperties};
 use cubecl::prelude::*;
 
 /// The longest row whose values fit the registers of a cube of 256 units, 64 for each. Longer ones run the reference.
@@ -64,16 +64,21 @@ pub(crate) struct Rows {
 impl Rows {
     /// For rows like those of `x`, together with `vectors` of a row's length in another dtype, perhaps. `None` where there are no rows.
     pub(crate) fn of<R: CubeRuntime>(x: &CubeTensor<R>, vectors: DType) -> Option<Self> {
-        let shape = x.shape();
-        let length = shape.last().copied().filter(|&length| length > 0 && shape.num_elements() > 0)?;
-        let count = shape.num_elements() / length;
-        let width = width(&x.client, length, x.dtype.size().max(vectors.size()));
+        Self::on(x.client.properties(), &x.shape(), x.dtype.size().max(vectors.size()))
+    }
+
+    /// For rows of this shape on such a device, of elements of `size` bytes.
+    pub(crate) fn on(device: &DeviceProperties, shape: &[usize], size: usize) -> Option<Self> {
+        let elements: usize = shape.iter().product();
+        let length = shape.last().copied().filter(|_| elements > 0)?;
+        let count = elements / length;
+        let hardware = &device.hardware;
+        let width = width(hardware, length, size);
         let vectors = length / width;
-        let hardware = &x.client.properties().hardware;
         let most = (hardware.max_units_per_cube as usize).clamp(1, UNITS[1]);
         let most = most.next_power_of_two() >> usize::from(!most.is_power_of_two());
         let units = vectors.div_ceil(TURNS).next_power_of_two().max(UNITS[0]).min(most);
-        let has_planes = x.client.properties().features.plane.contains(Plane::Ops);
+        let has_planes = device.features.plane.contains(Plane::Ops);
         let plane = hardware.plane_size_max as usize;
         let one_size = plane > 1 && hardware.plane_size_min as usize == plane && units.is_multiple_of(plane);
         let plan =
@@ -96,19 +101,26 @@ pub(crate) struct Elements {
 impl Elements {
     /// For each element of `x`, together with a row in another dtype, perhaps. `None` where there are none.
     pub(crate) fn of<R: CubeRuntime>(x: &CubeTensor<R>, vectors: DType) -> Option<Self> {
-        let shape = x.shape();
-        let length = shape.last().copied().filter(|_| shape.num_elements() > 0)?;
-        let width = width(&x.client, length, x.dtype.size().max(vectors.size()));
-        let units = x.client.properties().hardware.max_units_per_cube.min(256);
-        let vectors = shape.num_elements() / width;
+        Self::on(x.client.properties(), &x.shape(), x.dtype.size().max(vectors.size()))
+    }
+
+    /// For each element of rows of this shape on such a device, of `size` bytes.
+    pub(crate) fn on(device: &DeviceProperties, shape: &[usize], size: usize) -> Option<Self> {
+        let elements: usize = shape.iter().product();
+        let length = shape.last().copied().filter(|_| elements > 0)?;
+        let width = width(&device.hardware, length, size);
+        let units = device.hardware.max_units_per_cube.min(256);
+        let vectors = elements / width;
         let (cubes, units) = (cubes(vectors.div_ceil(units as usize)), CubeDim::new_1d(units));
         Some(Self { cubes, units, width, vectors: vectors as u32 })
     }
 }
 
-/// Elements of `size` bytes that are read at once, of rows of this length.
-fn width<R: CubeRuntime>(client: &ComputeClient<R>, length: usize, size: usize) -> usize {
-    client.io_optimized_vector_sizes(size).filter(|&width| length.is_multiple_of(width)).max().unwrap_or(1)
+/// Elements of `size` bytes that are read at once, of rows of this length: the largest power of two that the device takes and that
+/// divides it.
+fn width(hardware: &HardwareProperties, length: usize, size: usize) -> usize {
+    let most = hardware.max_vector_size.min(hardware.load_width as usize / (8 * size)).max(1);
+    1 << most.trailing_zeros().min(length.trailing_zeros())
 }
 
 /// So many cubes, perhaps a few more, along two axes.
