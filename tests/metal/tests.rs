@@ -12,6 +12,7 @@ mod translate;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
+#[cfg(feature = "metal-source")]
 pub(crate) use cases::Dtype;
 use cases::{Case, DTYPES, cases, wrong};
 pub(crate) use machine::{Buffer, Run, Workbench};
