@@ -24,6 +24,7 @@ from pathlib import Path
 # On a machine that others use too, torch's threads lose most of their time spinning at barriers unless told to sleep there.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 THREADS = int(os.environ.get("BENCH_THREADS", "2"))
+PEERS = ("sentence-transformers", "torch", "onnxruntime")
 WORDS = "list sort python borrow value trait type city river model vector search large small read write open close".split()
 
 
@@ -98,10 +99,10 @@ def make_texts(tokenizer, lengths, seed):
     return texts
 
 
-def facts(commit):
+def facts(commit, peers):
+    """What every record says of where, when and beside what it was measured."""
     cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 10**9
-    peers = ("sentence-transformers", "torch", "onnxruntime")
     return {
         "backend": "flex", "threads": THREADS, "omp_wait_policy": os.environ["OMP_WAIT_POLICY"],
         "load_average": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d"), "commit": commit,
@@ -127,7 +128,7 @@ def whole_process(binary, folder, tokenizer, commit):
         "workload": "firebrick embed, whole process, E5-small-v2 shape, random weights, f32, 1000 distinct texts, 4 to 256 tokens",
         "tokens": tokens, "seconds": [round(s, 3) for s in seconds],
         "texts_per_second": {"firebrick": round(1000 / middle, 1)}, "tokens_per_second": {"firebrick": round(tokens / middle)},
-    } | facts(commit)
+    } | facts(commit, PEERS)
 
 
 def main():
@@ -187,7 +188,7 @@ def main():
                     "peer_seconds_over_ours": {peer: round(ratio(peer), 3) for peer in others},
                     "texts_per_second": {name: round(count / s, 1) for name, s in middle.items()},
                     "tokens_per_second": {name: round(tokens / s) for name, s in middle.items()},
-                } | facts(arguments.commit)
+                } | facts(arguments.commit, PEERS)
                 out.write(json.dumps(record) + "\n")
                 out.flush()
                 print(count, mix, record["peer_seconds_over_ours"], record["texts_per_second"], flush=True)

@@ -9,15 +9,12 @@ median over the rounds of the peer's seconds over ours in that round, so that ab
 import argparse
 import json
 import os
-import platform
 import statistics
 import subprocess
 import time
-from importlib.metadata import version
 from pathlib import Path
 
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-THREADS = int(os.environ.get("BENCH_THREADS", "2"))
+from embed_beside import THREADS, facts
 
 
 def values(count, seed):
@@ -108,7 +105,6 @@ def main():
     parser.add_argument("--commit", default="")
     arguments = parser.parse_args()
     sides = {"firebrick": Server(arguments.ours), "torch": pytorch(), "mlx": mlx(), "candle": Server(arguments.candle), "copy": pytorch(True)}
-    cpu = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
     names = list(sides)
     with arguments.out.open("a") as out:
         for op in ("softmax", "layer_norm", "rms_norm"):
@@ -130,15 +126,14 @@ def main():
                     name: round(statistics.median(a / b for a, b in zip(times[name], times["firebrick"])), 3)
                     for name in names[1:]
                 }
+                told = facts(arguments.commit, ("torch", "mlx"))
+                told["versions"]["candle-core"] = "0.10.2"
                 moved = 2 * 4 * rows * width
                 record = {
-                    "workload": f"{op}, [{rows}, {width}], f32", "backend": "flex", "threads": THREADS, "calls": calls,
+                    "workload": f"{op}, [{rows}, {width}], f32", "calls": calls,
                     "rounds": arguments.rounds, "peer_seconds_over_ours": ratio,
                     "gigabytes_per_second": {name: round(moved / statistics.median(times[name]) / 1e9, 2) for name in names},
-                    "load_average": round(os.getloadavg()[0], 1), "date": time.strftime("%Y-%m-%d"), "commit": arguments.commit,
-                    "machine": {"cpu": f"{os.cpu_count()} shared virtual cores, {cpu}", "os": platform.platform(terse=True)},
-                    "versions": {"torch": version("torch"), "mlx": version("mlx"), "candle-core": "0.10.2"},
-                }
+                } | told
                 out.write(json.dumps(record) + "\n")
                 out.flush()
                 print(record["workload"], ratio, record["gigabytes_per_second"], flush=True)

@@ -69,7 +69,7 @@ pub(crate) mod autodiff {
     use burn::backend::autodiff::ops::{Backward, Ops, OpsKind};
 
     use super::*;
-    use crate::targets::autodiff::{Tracked, is_tracked};
+    use crate::targets::autodiff::{Tracked, is_tracked, parent};
 
     #[derive(Debug)]
     struct Linear;
@@ -98,15 +98,7 @@ pub(crate) mod autodiff {
         weight: Tracked<B>,
         bias: Option<Tracked<B>>,
     ) -> Tracked<B> {
-        // Without a bias the third parent is an untracked empty leaf: no gradient will be asked of it.
-        let bias_node = match &bias {
-            Some(bias) => bias.node.clone(),
-            None => {
-                let device = B::float_device(&x.primitive);
-                let none = B::float_empty(Shape::from(vec![0]), &device, x.primitive.dtype().into());
-                <burn::backend::Autodiff<B> as burn::tensor::backend::AutodiffBackend>::from_inner(none).node
-            }
-        };
+        let bias_node = parent::<B>(bias.clone(), &x.primitive).node;
         let kept_x = is_tracked::<B>(&weight).then(|| x.primitive.clone());
         let kept_weight = is_tracked::<B>(&x).then(|| weight.primitive.clone());
         let output = <B as KernelBackend>::linear(x.primitive, weight.primitive, bias.map(|bias| bias.primitive));

@@ -144,8 +144,8 @@ pub(crate) fn multiply_by_column_blocks(
         let right = right.columns(0..columns, &mut scratch);
         return multiply(destination, into, left, right, true);
     }
-    let base = Shared(destination.data.as_mut_ptr());
     let length = destination.data.len();
+    let shared = SharedColumns::new(destination.data, stride);
     (0..columns.div_ceil(block)).into_par_iter().for_each_init(Vec::new, |scratch, index| {
         let range = index * block..columns.min((index + 1) * block);
         let right = right.columns(range.clone(), scratch);
@@ -153,21 +153,39 @@ pub(crate) fn multiply_by_column_blocks(
         assert!((rows - 1) * stride + range.end <= length);
         // SAFETY: the blocks are disjoint ranges of columns of the destination, which is borrowed for as long as this runs;
         // the assertions above prove that the strides stay inside it and inside the operands.
-        unsafe { raw(base.at(range.start), stride, into, left, right, Parallelism::None) };
+        unsafe { raw(shared.at(range.start), stride, into, left, right, Parallelism::None) };
     });
 }
 
-/// The start of a destination whose disjoint columns several threads write.
-#[derive(Clone, Copy)]
-struct Shared(*mut f32);
+/// A matrix of which several threads write columns of their own.
+pub(crate) struct SharedColumns {
+    start: *mut f32,
+    stride: usize,
+}
 // SAFETY: each thread writes only columns of its own.
-unsafe impl Send for Shared {}
+unsafe impl Send for SharedColumns {}
 // SAFETY: as above.
-unsafe impl Sync for Shared {}
+unsafe impl Sync for SharedColumns {}
 
-impl Shared {
-    fn at(self, column: usize) -> *mut f32 {
-        self.0.wrapping_add(column)
+impl SharedColumns {
+    /// Over a matrix whose rows are `stride` elements apart. The caller keeps `data` borrowed while this is used.
+    pub(crate) fn new(data: &mut [f32], stride: usize) -> Self {
+        Self { start: data.as_mut_ptr(), stride }
+    }
+
+    /// Where a column begins.
+    fn at(&self, column: usize) -> *mut f32 {
+        self.start.wrapping_add(column)
+    }
+
+    /// Part of a row.
+    ///
+    /// # Safety
+    /// The range must lie inside the matrix, and nobody else may hold any of it.
+    #[allow(clippy::mut_from_ref)] // Disjoint columns, as the caller promises.
+    pub(crate) unsafe fn part_of_row(&self, row: usize, first: usize, count: usize) -> &mut [f32] {
+        // SAFETY: the caller's promise.
+        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.stride + first), count) }
     }
 }
 

@@ -7,7 +7,7 @@
 use rayon::prelude::*;
 
 use super::dot::{InstructionSet, Stored};
-use super::matrix::Into;
+use super::matrix::{Into, SharedColumns};
 
 /// Columns after which sums are parked in the output, so that a panel and the weight rows beside it stay in the nearest caches.
 const DEPTH: usize = 512;
@@ -36,7 +36,7 @@ pub(crate) fn rows_times_weight<T: Stored>(
     assert!(x.len() == rows * inputs && weights.len() == outputs * inputs && out.len() == rows * outputs);
     let kernel = Kernel::of(set);
     let panels = Panels::pack(x, inputs, kernel.width);
-    let destination = Transposed { start: out.as_mut_ptr(), rows, outputs };
+    let destination = SharedColumns::new(out, outputs);
     let compute = |first: usize, weights: &[T]| {
         let mut widened = Vec::new();
         for (index, weights) in weights.chunks(kernel.height * inputs).enumerate() {
@@ -73,7 +73,7 @@ unsafe fn group(
     panels: &Panels,
     (weights, ahead): (&[f32], usize),
     into: Into,
-    out: &Transposed,
+    out: &SharedColumns,
     first: usize,
 ) {
     let height = weights.len() / panels.inputs;
@@ -81,13 +81,13 @@ unsafe fn group(
     for start in (0..panels.inputs).step_by(DEPTH) {
         let depth = DEPTH.min(panels.inputs - start);
         for (index, panel) in panels.data.chunks_exact(panels.inputs * kernel.width).enumerate() {
-            let rows = index * kernel.width..out.rows.min((index + 1) * kernel.width);
+            let rows = index * kernel.width..panels.rows.min((index + 1) * kernel.width);
             let panel = &panel[start * kernel.width..(start + depth) * kernel.width];
             let (left, ahead) = (&weights[start..], if index == 0 { ahead } else { 0 });
             kernel.tile((left, panels.inputs, ahead), height, panel, rows.len() <= kernel.width / 2, &mut sums);
             for (lane, row) in rows.enumerate() {
                 // SAFETY: the caller's promise.
-                let out = unsafe { out.columns(row, first, height) };
+                let out = unsafe { out.part_of_row(row, first, height) };
                 let sums = sums[lane..].iter().step_by(kernel.width);
                 if start > 0 || into == Into::Add {
                     out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
@@ -99,28 +99,10 @@ unsafe fn group(
     }
 }
 
-/// A matrix `[rows, outputs]` whose columns several threads write.
-struct Transposed {
-    start: *mut f32,
-    rows: usize,
-    outputs: usize,
-}
-// SAFETY: each thread writes only columns of its own.
-unsafe impl Sync for Transposed {}
-
-impl Transposed {
-    /// # Safety
-    /// The range must lie inside the matrix, and nobody else may hold any of it.
-    #[allow(clippy::mut_from_ref)] // Disjoint columns, as the caller promises.
-    unsafe fn columns(&self, row: usize, first: usize, count: usize) -> &mut [f32] {
-        // SAFETY: the caller's promise.
-        unsafe { std::slice::from_raw_parts_mut(self.start.add(row * self.outputs + first), count) }
-    }
-}
-
 /// The rows of `x` in panels of `width`, column by column; the last panel is filled up with zeros.
 struct Panels {
     data: Vec<f32>,
+    rows: usize,
     inputs: usize,
 }
 
@@ -144,7 +126,7 @@ impl Panels {
         } else {
             data.par_chunks_exact_mut(panel).zip(x.par_chunks(panel)).for_each(pack);
         }
-        Self { data, inputs }
+        Self { data, rows, inputs }
     }
 }
 
