@@ -43,6 +43,8 @@
 #[doc = include_str!("../README.md")]
 struct Readme;
 
+#[cfg(feature = "bench")]
+pub mod bench;
 pub mod gate;
 
 pub use firebrick_backend as backend;
