@@ -41,7 +41,7 @@ def workloads(models: Path) -> list[dict]:
         {"workload": "embed", "texts": texts, "model": e5},
     ]
     half = [w | {"dtype": "f16"} for w in plain if w["workload"] in ("matmul", "prefill", "generate")]
-    quantised = [w | {"dtype": t} for w in plain for t in ("q8_0", "q4_0") if w["workload"] in ("prefill", "generate")]
+    quantised = [w | {"dtype": t} for w in plain for t in ("q8_0", "q4_0") if w["workload"] in ("prefill", "generate", "embed")]
     return [w | {"dtype": "f32"} for w in plain] + half + quantised + [plain[-1] | {"dtype": "int8"}]
 
 

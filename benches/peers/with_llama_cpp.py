@@ -1,8 +1,8 @@
-"""llama.cpp through llama-cpp-python: `prefill` and `generate` of the GGUF beside a model's folder (models.py). Started by serve.py.
+"""llama.cpp through llama-cpp-python: `prefill`, `generate` and `embed` of the GGUF beside a model's folder (models.py). Started by serve.py.
 
 The dtype says which file: f32, f16, q8_0 or q4_0. The cache of keys and values is f32 with the first, llama.cpp's default of f16 with the
-others; everything else is as the library's own defaults have it. The C functions are called directly: the Python class over them copies
-logits that nobody asked for.
+others; everything else is as the library's own defaults have it. For the decoder the C functions are called directly, since the Python
+class over them copies logits that nobody asked for; `embed` is that class's, with the tokenizer and the pooling of llama.cpp.
 """
 
 import sys
@@ -32,18 +32,23 @@ def versions() -> dict:
     return {"llama-cpp-python": version("llama-cpp-python")}
 
 
+def gguf_of(w: dict) -> Path:
+    name = w.get("dtype", "f32")
+    if name not in DTYPES:
+        raise Unsupported(f"dtype {name}")
+    folder = Path(w["model"])
+    path = folder.with_name(f"{folder.name}-{name}.gguf")
+    if not path.exists():
+        raise Unsupported(f"no file {path.name}")
+    return path
+
+
 class Session:
     """A model and a context of `size` tokens; freed when it is dropped."""
 
     def __init__(self, w: dict, size: int):
-        name = w.get("dtype", "f32")
-        if name not in DTYPES:
-            raise Unsupported(f"dtype {name}")
-        folder = Path(w["model"])
-        path = folder.with_name(f"{folder.name}-{name}.gguf")
-        if not path.exists():
-            raise Unsupported(f"no file {path.name}")
         self.model = self.context = None
+        path = gguf_of(w)
         options = c.llama_model_default_params()
         options.n_gpu_layers = 0
         options.use_mmap = False  # in memory before the clock starts
@@ -55,7 +60,7 @@ class Session:
         options.n_ctx = size
         options.n_batch = max(size, options.n_ubatch)
         options.n_threads = options.n_threads_batch = THREADS
-        if name == "f32":
+        if w.get("dtype", "f32") == "f32":
             options.type_k = options.type_v = c.GGML_TYPE_F32
         self.context = c.llama_init_from_model(self.model, options)
         if not self.context:
@@ -111,5 +116,15 @@ def generate(w):
     return Work(call, lambda made: made[:8], parts=parts)
 
 
+def embed(w):
+    # 512 tokens at once, the library's default, hold several texts or the longest one.
+    model = c.Llama(
+        str(gguf_of(w)), embedding=True, n_ctx=512, n_batch=512, n_threads=THREADS, n_threads_batch=THREADS, use_mmap=False,
+        flash_attn=True, verbose=False,
+    )
+    texts = w["texts"]
+    return Work(lambda i: model.embed(texts[i], normalize=True), lambda vectors: [float(value) for value in vectors[0][:8]])
+
+
 def prepare(w: dict) -> Work:
-    return look_up({"prefill": prefill, "generate": generate}, w)
+    return look_up({"prefill": prefill, "generate": generate, "embed": embed}, w)
