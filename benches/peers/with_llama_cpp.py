@@ -117,7 +117,7 @@ def generate(w):
 
 
 def embed(w):
-    # 512 tokens at once, the library's default, hold several texts or the longest one.
+    # 512 tokens at once, the library's default, hold several texts or the longest one. Without flash attention it takes twice as long.
     model = c.Llama(
         str(gguf_of(w)), embedding=True, n_ctx=512, n_batch=512, n_threads=THREADS, n_threads_batch=THREADS, use_mmap=False,
         flash_attn=True, verbose=False,

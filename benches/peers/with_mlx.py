@@ -2,6 +2,9 @@
 
 MLX computes when asked to: every call ends in mx.eval of its result. f16 means that weights and activations are both float16; f32 loads an
 f16 folder as f32. The parts of `lora_step` are evaluated one after another, so that each has a time.
+
+MLX's CPU build for Linux comes with the reference BLAS, whose matrix products use one thread and no vector instructions to speak of: on
+that device a figure with a matrix product in it says nothing about MLX elsewhere.
 """
 
 import os

@@ -59,7 +59,8 @@ fn run(work: &mut Work, calls: usize, first: usize) -> Result<(f64, Option<Outpu
     Ok((begun.elapsed().as_secs_f64(), result))
 }
 
-fn answer(request: &Value, prepared: &mut Option<Work>) -> Result<Value, Fail> {
+fn answer(line: &str, prepared: &mut Option<Work>) -> Result<Value, Fail> {
+    let request: Value = serde_json::from_str(line)?;
     if !request["prepare"].is_null() {
         drop(prepared.take());
         forget_peak();
@@ -73,7 +74,7 @@ fn answer(request: &Value, prepared: &mut Option<Work>) -> Result<Value, Fail> {
         return Ok(json!({"released": true, "peak_rss_bytes": peak}));
     }
     let work = prepared.as_mut().ok_or("nothing is prepared")?;
-    let (seconds, result) = run(work, size(request, "calls")?, size(request, "input")?)?;
+    let (seconds, result) = run(work, size(&request, "calls")?, size(&request, "input")?)?;
     let begun = Instant::now();
     let values = result.ok_or("no calls were asked for")?.values()?;
     let mut answer = json!({"seconds": seconds, "after": begun.elapsed().as_secs_f64(), "values": values});
@@ -91,9 +92,9 @@ fn main() -> Result<(), Fail> {
     say(json!({"peer": "candle-peer", "versions": versions, "device": "cpu"}))?;
     let mut prepared = None;
     for line in std::io::stdin().lock().lines() {
-        let request = serde_json::from_str(&line?)?;
+        let line = line?;
         // A panic of the library is an answer too.
-        let answered = catch_unwind(AssertUnwindSafe(|| answer(&request, &mut prepared)));
+        let answered = catch_unwind(AssertUnwindSafe(|| answer(&line, &mut prepared)));
         let why = match answered {
             Ok(Ok(answer)) => {
                 say(answer)?;
