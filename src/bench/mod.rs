@@ -2,3 +2,4 @@
 //! its charts are rendered from `benches/records`, and every figure elsewhere is compared with the record it names.
 
 pub mod record;
+pub mod report;
