@@ -204,7 +204,9 @@ mod tests {
         assert!((1e8..1e13).contains(&copied), "{copied:e} bytes a second");
         let operations = operations::<Flex>(&device, DeviceKind::Cpu, DType::F32);
         assert!((1e8..1e14).contains(&operations), "{operations:e} operations a second");
-        println!("{cached:.1e} bytes of a cache, {memory:.1e} of memory, {copied:.1e} copied, {operations:.1e} operations");
+        println!(
+            "{cached:.1e} bytes of a cache, {memory:.1e} of memory, {copied:.1e} copied, {operations:.1e} operations"
+        );
     }
 
     #[test]
