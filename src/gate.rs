@@ -30,7 +30,7 @@ use firebrick_backend::device::{DeviceInfo, DeviceKind};
 use firebrick_backend::select::{BackendName, Job, SelectError, dispatch, dispatch_on, has_autotune};
 use serde::{Deserialize, Serialize};
 
-pub use self::memory::{remember, remembered};
+pub use self::memory::{cache_folder, remember, remembered};
 pub use self::ops::Op;
 
 /// Tokens of the sequences on which the adapter's gradients are checked.

@@ -35,6 +35,7 @@ mod metal;
 mod metal_source;
 pub mod ops;
 pub mod process;
+pub mod roof;
 pub mod select;
 mod targets;
 
@@ -73,6 +74,11 @@ pub trait KernelBackend: Backend {
     /// sleeps, while all ops of a piece are called from inside.
     fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
         pieces.into_iter().map(work).collect()
+    }
+
+    /// `x` in memory of its own: every byte is read once and written once, which no op on rows is faster than.
+    fn copied(x: FloatTensor<Self>) -> FloatTensor<Self> {
+        Self::float_mul_scalar(x, 1.0.into())
     }
 
     /// Root mean square norm over the last axis: `x / sqrt(mean(x²) + ε) · weight` (Zhang & Sennrich 2019).

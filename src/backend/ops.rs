@@ -18,6 +18,8 @@ pub mod write_rows;
 #[cfg(test)]
 mod determinism;
 #[cfg(test)]
+mod gradients;
+#[cfg(test)]
 pub(crate) mod oracle;
 
 use burn::tensor::backend::Backend;

@@ -54,6 +54,43 @@ fn named_cpu() -> Option<String> {
     Some(String::from_utf8_lossy(text).trim_end_matches('\0').trim().to_owned())
 }
 
+/// The memory of this computer in bytes; `None` where the system does not say.
+pub fn memory_bytes() -> Option<u64> {
+    #[cfg(unix)]
+    {
+        // SAFETY: these calls read a setting of the system and nothing else.
+        let (pages, page) = unsafe { (libc::sysconf(libc::_SC_PHYS_PAGES), libc::sysconf(libc::_SC_PAGE_SIZE)) };
+        Some(u64::try_from(pages).ok()? * u64::try_from(page).ok()?)
+    }
+    #[cfg(not(unix))]
+    None
+}
+
+/// The memory this process has resident now, in bytes; `None` where the system does not say.
+pub fn rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+}
+
+/// The operating system and its version as it tells them.
+pub fn os_name() -> String {
+    let version = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    format!("{} {}", std::env::consts::OS, version.trim()).trim_end().to_owned()
+}
+
+/// Threads of the CPU kernels.
+pub fn threads() -> usize {
+    #[cfg(feature = "cpu")]
+    {
+        rayon::current_num_threads()
+    }
+    #[cfg(not(feature = "cpu"))]
+    {
+        std::thread::available_parallelism().map_or(1, usize::from)
+    }
+}
+
 /// The widest vector instructions that kernels may pick on this processor.
 pub fn cpu_instructions() -> &'static str {
     #[cfg(target_arch = "x86_64")]

@@ -1,6 +1,7 @@
 //! The command line: one file for each verb, a clap struct and its job. What every verb shares is here and in `options.rs`.
 
 mod adapter;
+mod bench;
 mod chat;
 mod data;
 mod doctor;
@@ -52,6 +53,8 @@ enum Verb {
     Merge(merge::Merge),
     /// Show an adapter, or convert it between PEFT and mlx-lm.
     Adapter(adapter::AdapterCommand),
+    /// Time every workload on every backend, and beside other libraries.
+    Bench(Box<bench::Bench>),
     /// Examine every backend and device: can their results be trusted?
     Doctor(doctor::Doctor),
 }
@@ -70,6 +73,7 @@ impl Cli {
             Verb::Train(verb) => verb.run(everywhere),
             Verb::Merge(verb) => verb.run(everywhere),
             Verb::Adapter(verb) => verb.run(everywhere),
+            Verb::Bench(verb) => verb.run(everywhere),
             Verb::Doctor(verb) => verb.run(everywhere),
         }
     }

@@ -32,11 +32,16 @@ pub fn remembered(device: &DeviceInfo) -> Option<Report> {
     same.then_some(report)
 }
 
-fn file(device: &DeviceInfo) -> Option<PathBuf> {
+/// The folder for what may be made again: `FIREBRICK_CACHE`, else `firebrick` in the user's cache; nothing where no variable names one.
+pub fn cache_folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let folder = variable("FIREBRICK_CACHE")
+    variable("FIREBRICK_CACHE")
         .or_else(|| Some(variable("XDG_CACHE_HOME")?.join("firebrick")))
-        .or_else(|| Some(variable("HOME").or_else(|| variable("USERPROFILE"))?.join(".cache/firebrick")))?;
+        .or_else(|| Some(variable("HOME").or_else(|| variable("USERPROFILE"))?.join(".cache/firebrick")))
+}
+
+fn file(device: &DeviceInfo) -> Option<PathBuf> {
+    let folder = cache_folder()?;
     let report = blank(device);
     let facts = [&report.backend, &report.device, &report.driver, &report.version];
     let readable: String = facts[..2].iter().flat_map(|text| text.chars()).map(keep).collect();

@@ -152,7 +152,7 @@ pub(crate) enum View {
 }
 
 /// The dtypes to test on this backend: f32 runs the kernels, f64 the reference.
-fn dtypes<B: KernelBackend>() -> Vec<DType> {
+pub(crate) fn dtypes<B: KernelBackend>() -> Vec<DType> {
     if B::has_f64() { vec![DType::F32, DType::F64] } else { vec![DType::F32] }
 }
 

@@ -8,10 +8,11 @@ mod kernel;
 mod shaders;
 
 use burn::tensor::TensorMetadata;
+use burn::tensor::ops::FloatTensorOps;
 use burn_candle::{Candle, CandleDevice, CandleTensor};
 
 use self::kernel::run;
-use super::shader;
+use super::{cpu, shader};
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::{add_layer_norm, add_rms_norm, gelu, layer_norm, rms_norm, rope, softmax, swiglu};
@@ -28,6 +29,13 @@ fn rows(tensor: &CandleTensor) -> (usize, usize) {
 }
 
 impl KernelBackend for Backend {
+    fn copied(x: CandleTensor) -> CandleTensor {
+        match run("copied", [&x], None, |[x]| [cpu::copied(&x)]) {
+            Some([copy]) => copy,
+            None => Self::float_mul_scalar(x, 1.0.into()),
+        }
+    }
+
     fn rms_norm(x: CandleTensor, weight: CandleTensor, epsilon: f64) -> CandleTensor {
         let (rows, width) = rows(&x);
         let launch = || shader::rms_norm(rows, width, epsilon);

@@ -6,6 +6,7 @@ pub(crate) mod product;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
 use burn_flex::{Flex, FlexDevice, FlexTensor};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
@@ -112,6 +113,10 @@ impl KernelBackend for Flex {
     }
     fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
         concurrently(pieces, work)
+    }
+
+    fn copied(x: FlexTensor) -> FlexTensor {
+        if all_f32([&x]) { cpu::copied(&x) } else { Self::float_mul_scalar(x, 1.0.into()) }
     }
 
     fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {

@@ -1,40 +1,111 @@
-//! Answers as `benches/kernels_beside.rs` does, with candle's own kernels.
+//! candle's side of the benchmark matrix: answers the protocol of `benches/peers/protocol.py`, on the CPU.
 
-use std::io::BufRead;
+mod models;
+mod ops;
+mod work;
+
+use std::io::{BufRead, Write};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use candle_core::{Device, Tensor};
-use candle_nn::ops::{layer_norm, rms_norm, softmax_last_dim};
+use serde_json::{Value, json};
+use work::{Fail, INPUTS, Output, Work, size};
 
-fn values(count: usize, seed: usize) -> Vec<f32> {
-    (0..count).map(|at| ((at * 7919 + seed) % 2003) as f32 / 1001.0 - 1.0).collect()
+/// candle, gemm and rayon read the number of threads from one variable: starts this process anew with it set.
+#[cfg(unix)]
+fn set_threads() {
+    use std::os::unix::process::CommandExt;
+    let wanted = std::env::var("BENCH_THREADS").unwrap_or("2".into());
+    if std::env::var("RAYON_NUM_THREADS").as_ref() != Ok(&wanted) {
+        let own = std::env::current_exe().expect("this program has a path");
+        panic!("{}", std::process::Command::new(own).env("RAYON_NUM_THREADS", wanted).exec());
+    }
 }
 
-fn main() -> Result<(), Box<dyn std::error::Error>> {
+#[cfg(not(unix))]
+fn set_threads() {}
+
+/// The most memory this process had since `forget_peak`; only Linux says.
+fn peak_rss_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
+}
+
+fn forget_peak() {
+    // Where this is refused, the peak is that of the whole process.
+    let _ = std::fs::write("/proc/self/clear_refs", "5");
+}
+
+fn prepare(request: &Value) -> Result<Work, Fail> {
+    let name = request["workload"].as_str().ok_or("the workload has no name")?;
+    match name {
+        "prefill" => models::prefill(request),
+        "generate" => models::generate(request),
+        "embed" => models::embed(request),
+        "lora_step" => Err("candle has no LoRA, and its Qwen2 takes no adapter".into()),
+        _ => ops::prepare(name, request),
+    }
+}
+
+/// Seconds of `calls` calls, and what the last returned.
+fn run(work: &mut Work, calls: usize, first: usize) -> Result<(f64, Option<Output>), Fail> {
+    let mut result = None;
+    let begun = Instant::now();
+    for number in first..first + calls {
+        drop(result.take()); // before the next is made
+        result = Some((work.call)(number % INPUTS, &mut work.parts)?);
+    }
+    Ok((begun.elapsed().as_secs_f64(), result))
+}
+
+fn answer(line: &str, prepared: &mut Option<Work>) -> Result<Value, Fail> {
+    let request: Value = serde_json::from_str(line)?;
+    if !request["prepare"].is_null() {
+        drop(prepared.take());
+        forget_peak();
+        let work = prepared.insert(prepare(&request["prepare"])?);
+        let (seconds, _) = run(work, 1, 0)?;
+        return Ok(json!({"ready": true, "cold_seconds": seconds}));
+    }
+    if !request["release"].is_null() {
+        let peak = peak_rss_bytes();
+        drop(prepared.take());
+        return Ok(json!({"released": true, "peak_rss_bytes": peak}));
+    }
+    let work = prepared.as_mut().ok_or("nothing is prepared")?;
+    let (seconds, result) = run(work, size(&request, "calls")?, size(&request, "input")?)?;
+    let begun = Instant::now();
+    let values = result.ok_or("no calls were asked for")?.values()?;
+    let mut answer = json!({"seconds": seconds, "after": begun.elapsed().as_secs_f64(), "values": values});
+    if !work.parts.is_empty() {
+        answer["parts"] = json!(work.parts);
+    }
+    Ok(answer)
+}
+
+fn main() -> Result<(), Fail> {
+    set_threads();
+    let mut out = std::io::stdout().lock();
+    let mut say = |answer: Value| writeln!(out, "{answer}").and_then(|()| out.flush());
+    let versions = json!({"candle-core": "0.10.2", "candle-nn": "0.10.2", "candle-transformers": "0.10.2"});
+    say(json!({"peer": "candle-peer", "versions": versions, "device": "cpu"}))?;
+    let mut prepared = None;
     for line in std::io::stdin().lock().lines() {
-        let request: serde_json::Value = serde_json::from_str(&line?)?;
-        let size = |key: &str| request[key].as_u64().map(|value| value as usize).ok_or("a size is missing");
-        let (rows, width, calls) = (size("rows")?, size("width")?, size("calls")?);
-        let x = Tensor::from_vec(values(rows * width, 1), (rows, width), &Device::Cpu)?;
-        let vector = |seed| Tensor::from_vec(values(width, seed), width, &Device::Cpu);
-        let (weight, bias) = (vector(2)?, vector(3)?);
-        let compute = || match request["op"].as_str() {
-            Some("softmax") => softmax_last_dim(&x),
-            Some("layer_norm") => layer_norm(&x, &weight, &bias, 1e-5),
-            Some("rms_norm") => rms_norm(&x, &weight, 1e-6),
-            other => panic!("no op {other:?}"),
+        let line = line?;
+        // A panic of the library is an answer too.
+        let answered = catch_unwind(AssertUnwindSafe(|| answer(&line, &mut prepared)));
+        let why = match answered {
+            Ok(Ok(answer)) => {
+                say(answer)?;
+                continue;
+            }
+            Ok(Err(error)) => error.to_string(),
+            Err(_) => "candle panicked".into(),
         };
-        let mut result = compute()?;
-        for _ in 0..3 {
-            compute()?;
-        }
-        let begun = Instant::now();
-        for _ in 0..calls {
-            result = compute()?;
-        }
-        let seconds = begun.elapsed().as_secs_f64() / calls as f64;
-        let first: Vec<f32> = result.narrow(0, 0, 1)?.narrow(1, 0, 4)?.flatten_all()?.to_vec1()?;
-        println!("{}", serde_json::json!({"seconds": seconds, "first": first}));
+        eprintln!("{why}");
+        prepared = None;
+        say(json!({"unsupported": why.lines().next().unwrap_or_default()}))?;
     }
     Ok(())
 }

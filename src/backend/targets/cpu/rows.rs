@@ -9,7 +9,7 @@ use super::lanes;
 use crate::process::prefer_large_pages;
 
 /// Below this many elements the work is done before another thread has woken up.
-const PARALLEL_ELEMENTS: usize = 1 << 15;
+pub(crate) const PARALLEL_ELEMENTS: usize = 1 << 15;
 
 /// An f32 tensor in the memory of the CPU.
 pub(crate) trait RowTensor: Sync + Sized {
@@ -136,6 +136,14 @@ impl<T: RowTensor> Rows<T> {
         }
         (T::output(one, self.tensor.shape()), T::output(two, self.tensor.shape()))
     }
+}
+
+/// `x` in memory of its own.
+pub(crate) fn copied<T: RowTensor>(x: &T) -> T::Output {
+    Rows::new(x).map(
+        #[inline(always)]
+        |_, _, _| {},
+    )
 }
 
 /// Room for so many values.

@@ -1,0 +1,217 @@
+//! The most a device can do: bytes read, bytes copied, operations, each measured with work that does nothing else. A share of it says how
+//! much there is left to gain, and a result above it that something was not timed.
+
+use std::time::{Duration, Instant};
+
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Distribution, Shape};
+
+use crate::KernelBackend;
+use crate::device::DeviceKind;
+
+/// Bytes beyond which a buffer is in no cache: larger ones are as fast as this.
+const LARGEST: usize = 256 << 20;
+/// Calls are added until they take so long together.
+const LONG_ENOUGH: Duration = Duration::from_millis(20);
+/// The best of so many attempts: nothing but other work on the machine makes one slower than another.
+const ATTEMPTS: usize = 5;
+/// The widest product of square matrices that is tried, and how long one may take.
+const WIDEST: usize = 8192;
+const LONGEST_PRODUCT: Duration = Duration::from_millis(300);
+
+/// Bytes read in a second over and over from a buffer of so many, the cache's speed where that holds them.
+///
+/// # Panics
+/// If the device fails.
+pub fn read_bandwidth<B: KernelBackend>(device: &B::Device, kind: DeviceKind, bytes: usize) -> f64 {
+    let elements = elements(bytes);
+    #[cfg(feature = "cpu")]
+    if kind == DeviceKind::Cpu {
+        let values = vec![1.0f32; elements];
+        return bytes_of(elements) / fastest(|calls| (0..calls).for_each(|_| cpu::read(&values)));
+    }
+    let _ = kind;
+    let x = random::<B>(device, Shape::from([elements]));
+    bytes_of(elements) / synchronised::<B>(device, || B::float_sum(x.clone()))
+}
+
+/// Bytes read and written in a second by copies of a buffer, both together so many bytes.
+///
+/// # Panics
+/// If the device fails.
+pub fn copy_bandwidth<B: KernelBackend>(device: &B::Device, bytes: usize) -> f64 {
+    let elements = elements(bytes / 2);
+    let x = random::<B>(device, Shape::from([elements.div_ceil(1024), elements.min(1024)]));
+    let moved = 2.0 * bytes_of(elements.div_ceil(1024) * elements.min(1024));
+    moved / synchronised::<B>(device, || B::copied(x.clone()))
+}
+
+/// Operations in a second: of a CPU, fused multiplications and additions in f32 that never leave its registers, on all threads; elsewhere
+/// the best product of square matrices in `dtype`.
+///
+/// # Panics
+/// If the device fails.
+pub fn operations<B: KernelBackend>(device: &B::Device, kind: DeviceKind, dtype: DType) -> f64 {
+    #[cfg(feature = "cpu")]
+    if kind == DeviceKind::Cpu {
+        return cpu::operations();
+    }
+    let _ = kind;
+    let (mut best, mut width) = (0.0f64, 256);
+    while width <= WIDEST {
+        let [x, y] = [0; 2].map(|_| B::float_cast(random::<B>(device, Shape::from([width, width])), dtype.into()));
+        let seconds = synchronised::<B>(device, || B::float_matmul(x.clone(), y.clone()));
+        best = best.max(2.0 * (width as f64).powi(3) / seconds);
+        if seconds * 8.0 > LONGEST_PRODUCT.as_secs_f64() {
+            break;
+        }
+        width *= 2;
+    }
+    best
+}
+
+fn elements(bytes: usize) -> usize {
+    (bytes.min(LARGEST) / size_of::<f32>()).max(1)
+}
+
+fn bytes_of(elements: usize) -> f64 {
+    (elements * size_of::<f32>()) as f64
+}
+
+fn random<B: KernelBackend>(device: &B::Device, shape: Shape) -> FloatTensor<B> {
+    B::float_random(shape, Distribution::Uniform(-1.0, 1.0), device, DType::F32.into())
+}
+
+/// Seconds of a call of `op` by [`fastest`]; the clock stops when the device has finished.
+fn synchronised<B: KernelBackend>(device: &B::Device, op: impl Fn() -> FloatTensor<B>) -> f64 {
+    fastest(|calls| {
+        (0..calls).for_each(|_| drop(std::hint::black_box(op())));
+        B::sync(device).expect("the device finishes");
+    })
+}
+
+/// Seconds of one of the calls that `work` makes, the least of some attempts.
+fn fastest(mut work: impl FnMut(usize)) -> f64 {
+    let mut timed = |calls: usize| {
+        let begun = Instant::now();
+        work(calls);
+        begun.elapsed().as_secs_f64()
+    };
+    timed(1);
+    let mut calls = 1;
+    while timed(calls) < LONG_ENOUGH.as_secs_f64() && calls < 1 << 20 {
+        calls *= 2;
+    }
+    (0..ATTEMPTS).map(|_| timed(calls)).fold(f64::INFINITY, f64::min) / calls as f64
+}
+
+#[cfg(feature = "cpu")]
+mod cpu {
+    //! On all threads of the pool that the kernels use.
+    use std::hint::black_box;
+
+    use rayon::prelude::*;
+
+    use crate::targets::cpu::{PARALLEL_ELEMENTS, lanes};
+
+    pub(super) fn read(values: &[f32]) {
+        let sum = |part: &[f32]| {
+            lanes::vectorised(
+                #[inline(always)]
+                || lanes::sum(part),
+            )
+        };
+        if values.len() < PARALLEL_ELEMENTS {
+            black_box(sum(black_box(values)));
+            return;
+        }
+        let part = values.len().div_ceil(4 * rayon::current_num_threads());
+        black_box(black_box(values).par_chunks(part).map(sum).sum::<f32>());
+    }
+
+    /// Operations of a second, on all threads at once.
+    pub(super) fn operations() -> f64 {
+        const TURNS: usize = 20_000;
+        let (work, sums) = multiply_add();
+        let all = (2 * TURNS * sums * rayon::current_num_threads()) as f64;
+        all / super::fastest(|calls| {
+            (0..calls).for_each(|_| drop(rayon::broadcast(|_| work(TURNS))));
+        })
+    }
+
+    /// The loop for this processor, and how many sums it turns over at once.
+    fn multiply_add() -> (fn(usize), usize) {
+        #[cfg(target_arch = "x86_64")]
+        {
+            // SAFETY, of both: called only where the processor has what they are compiled for.
+            if std::arch::is_x86_feature_detected!("avx512f") {
+                return (|turns| unsafe { avx512(turns) }, WIDE);
+            }
+            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
+                return (|turns| unsafe { avx2(turns) }, NARROW);
+            }
+        }
+        (plain, NARROW)
+    }
+
+    /// Twelve registers of AVX-512, and of AVX2: enough to hide the latency of a multiplication behind the others, and few enough to stay
+    /// in registers.
+    const WIDE: usize = 192;
+    const NARROW: usize = 96;
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    fn avx512(turns: usize) {
+        turn_over::<WIDE>(turns);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    fn avx2(turns: usize) {
+        turn_over::<NARROW>(turns);
+    }
+
+    fn plain(turns: usize) {
+        turn_over::<NARROW>(turns);
+    }
+
+    #[inline(always)]
+    fn turn_over<const SUMS: usize>(turns: usize) {
+        let (factor, summand) = (black_box(0.999f32), black_box(0.001f32));
+        let mut sums = [black_box(1.0f32); SUMS];
+        for _ in 0..turns {
+            for sum in &mut sums {
+                *sum = sum.mul_add(factor, summand);
+            }
+        }
+        black_box(sums);
+    }
+}
+
+#[cfg(all(test, feature = "flex"))]
+mod tests {
+    use super::*;
+    use crate::backends::Flex;
+
+    #[test]
+    fn a_cache_is_no_slower_than_memory_and_memory_is_no_wonder() {
+        let device = Default::default();
+        let read = |bytes| read_bandwidth::<Flex>(&device, DeviceKind::Cpu, bytes);
+        let (cached, memory) = (read(64 << 10), read(64 << 20));
+        assert!(cached > 0.5 * memory, "{cached:e} and {memory:e} bytes a second");
+        assert!((1e8..1e13).contains(&memory), "{memory:e} bytes a second");
+        let copied = copy_bandwidth::<Flex>(&device, 64 << 20);
+        assert!((1e8..1e13).contains(&copied), "{copied:e} bytes a second");
+        let operations = operations::<Flex>(&device, DeviceKind::Cpu, DType::F32);
+        assert!((1e8..1e14).contains(&operations), "{operations:e} operations a second");
+        println!(
+            "{cached:.1e} bytes of a cache, {memory:.1e} of memory, {copied:.1e} copied, {operations:.1e} operations"
+        );
+    }
+
+    #[test]
+    fn a_device_without_a_probe_of_its_own_is_measured_by_products() {
+        let operations = operations::<Flex>(&Default::default(), DeviceKind::Software, DType::F32);
+        assert!((1e7..1e14).contains(&operations), "{operations:e} operations a second");
+    }
+}

@@ -1,0 +1,68 @@
+//! Our side of each workload: an op or a model on a backend, ready to be called on numbered inputs.
+
+mod model;
+mod op;
+mod texts;
+
+use std::path::PathBuf;
+
+use firebrick_backend::{KernelBackend, TrainBackend};
+
+pub(super) use model::decoder;
+pub use texts::texts;
+
+use super::measure::{Runner, Timed};
+use super::workload::{Kind, Workload};
+
+/// The folders that peers load too; without them weights are random, of the same shape.
+#[derive(Clone, Debug, Default)]
+pub struct Models {
+    /// Of Qwen2.5-0.5B's shape.
+    pub qwen: Option<PathBuf>,
+    /// Of E5-small-v2's shape.
+    pub e5: Option<PathBuf>,
+}
+
+/// The workload on a backend, with inputs and weights in its memory.
+///
+/// # Errors
+/// Why this backend cannot do it.
+pub fn runner<B: TrainBackend>(
+    workload: &Workload,
+    models: &Models,
+    device: &B::Device,
+) -> Result<Box<dyn Runner + Send>, String> {
+    if !B::supports_dtype(device, workload.dtype) && !B::InnerBackend::reads_weights(device, workload.dtype) {
+        return Err(format!("the device has no {:?}", workload.dtype));
+    }
+    Ok(match workload.kind {
+        Kind::Rows { .. }
+        | Kind::Matmul { .. }
+        | Kind::LoraForward { .. }
+        | Kind::Attention { .. }
+        | Kind::DecodeAttention { .. }
+        | Kind::Embedding { .. }
+        | Kind::Rope { .. }
+        | Kind::Mlp { .. } => Box::new(Timed(op::op::<B::InnerBackend>(workload, device))),
+        Kind::Layer { .. } => Box::new(Timed(model::layer::<B::InnerBackend>(workload, device)?)),
+        Kind::Prefill { tokens } => {
+            Box::new(Timed(model::prefill::<B::InnerBackend>(workload, tokens, models, device)?))
+        }
+        Kind::Generate { prompt, tokens } => {
+            Box::new(Timed(model::generate::<B::InnerBackend>(workload, prompt, tokens, models, device)?))
+        }
+        Kind::NextToken { after, cached: false } => {
+            Box::new(Timed(model::prefill::<B::InnerBackend>(workload, after + 1, models, device)?))
+        }
+        Kind::NextToken { after, cached: true } => {
+            Box::new(Timed(model::next_token::<B::InnerBackend>(workload, after, models, device)?))
+        }
+        Kind::Sampling => Box::new(Timed(model::sampling()?)),
+        Kind::LoraStep { tokens, rank, half } => {
+            Box::new(Timed(model::lora_step::<B>(workload, [tokens, rank], half, models, device)?))
+        }
+        Kind::Embed { texts, mixed } => {
+            Box::new(Timed(model::embed::<B::InnerBackend>(workload, texts, mixed, models, device)?))
+        }
+    })
+}
