@@ -21,24 +21,35 @@ pub fn label(workload: &Map<String, Value>) -> String {
     let mut words = Words { workload, used: vec!["workload", "dtype", "model"] };
     let name = workload.get("workload").and_then(Value::as_str).unwrap_or("nameless");
     let sizes = match name {
-        "softmax" | "layer_norm" | "rms_norm" | "copy" => words.shape(&["rows", "width"]),
+        "softmax" | "layer_norm" | "rms_norm" | "copy" | "add_rms_norm" | "add_layer_norm" | "swiglu" | "gelu" => {
+            words.shape(&["rows", "width"])
+        }
         "matmul" => words.shape(&["rows", "inputs"]) + &words.after(" → ", "outputs", ""),
         "lora_forward" => words.shape(&["rows", "features"]) + &words.after(" rank ", "rank", ""),
         "attention" => words.shape(&["tokens", "heads", "dim"]) + &words.after(" of ", "kv_heads", " kv heads"),
+        "decode_attention" => {
+            words.after("", "keys", " keys ")
+                + &words.shape(&["heads", "dim"])
+                + &words.after(" of ", "kv_heads", " kv heads")
+        }
         "embedding" => words.after("", "tokens", " of ") + &words.shape(&["vocabulary", "hidden"]),
         "rope" => words.shape(&["tokens", "heads", "dim"]),
         "mlp" => words.shape(&["tokens", "hidden"]) + &words.after(" → ", "intermediate", ""),
-        "prefill" => words.after("", "tokens", " tokens"),
+        "layer" | "prefill" => words.after("", "tokens", " tokens"),
         "generate" => words.after("", "tokens", " tokens") + &words.after(" after ", "prompt", ""),
         "lora_step" => {
             words.after("", "tokens", " tokens")
                 + &words.after(" rank ", "rank", "")
                 + &words.after(", ", "counted", " counted")
         }
-        "embed" => words.texts(),
+        "next_token" => words.after("after ", "after", "") + words.either("cached", ", cached", ", no cache"),
+        "sampling" => words.after("of ", "vocabulary", ""),
+        "memory" | "launches" => words.after("of ", "of", ""),
+        "embed" => words.texts() + &words.after(" of ", "lengths", " tokens"),
         _ => String::new(),
     };
     let mut label = format!("{name} {sizes}").trim_end().to_owned();
+    label += words.either("reference", " of Burn's own ops", "");
     for (name, value) in workload.iter().filter(|(name, _)| !words.used.contains(&name.as_str())) {
         label += &format!(", {name} {}", plain(value));
     }
@@ -67,6 +78,16 @@ impl Words<'_> {
     fn after(&mut self, before: &str, key: &'static str, after: &str) -> String {
         self.used.push(key);
         self.workload.get(key).map_or(String::new(), |value| format!("{before}{}{after}", plain(value)))
+    }
+
+    /// One of two texts by a key that is true or false; nothing if it is not there.
+    fn either(&mut self, key: &'static str, yes: &'static str, no: &'static str) -> &'static str {
+        self.used.push(key);
+        match self.workload.get(key).and_then(Value::as_bool) {
+            Some(true) => yes,
+            Some(false) => no,
+            None => "",
+        }
     }
 
     /// Four lists of texts are told by how many texts each has and how many words these have.

@@ -99,6 +99,18 @@ fn labels_say_every_key() {
         r#"{"workload": "lora_step", "tokens": 128, "rank": 8, "counted": "half", "model": "m", "dtype": "f32"}"#;
     assert_eq!(label(lora), "lora_step 128 tokens rank 8, half counted, m f32");
     assert_eq!(label(r#"{"workload": "embed", "texts": [["a b", "c"], ["d", "e"]]}"#), "embed 2 texts of 1 to 2 words");
+    assert_eq!(
+        label(r#"{"workload": "gelu", "rows": 1, "width": 896, "reference": true, "dtype": "f32"}"#),
+        "gelu [1, 896] of Burn's own ops f32"
+    );
+    assert_eq!(
+        label(r#"{"workload": "embed", "texts": 5, "lengths": "4 to 256", "dtype": "f32"}"#),
+        "embed 5 texts of 4 to 256 tokens f32"
+    );
+    assert_eq!(
+        label(r#"{"workload": "next_token", "after": 512, "cached": false, "dtype": "f32"}"#),
+        "next_token after 512, no cache f32"
+    );
     assert_eq!(label(r#"{"workload": "new", "size": 3, "dtype": "f32"}"#), "new, size 3 f32");
 }
 

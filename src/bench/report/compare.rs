@@ -59,7 +59,8 @@ pub fn tables(shown: &Shown) -> String {
         for (label, row) in &sheet.rows {
             let ours = sheet.columns.iter().filter(|column| column.device.kind != Kind::Software);
             for ours in ours.filter_map(|column| find(row, column)).filter(|ours| !ours.peer) {
-                if ours.status != Status::Measured {
+                // Without any ratio it says nothing here; why there is none is in the table of figures.
+                if !comparisons.iter().any(|found| std::ptr::eq(found.ours, ours)) {
                     continue;
                 }
                 let cells = peers.iter().map(|peer| {

@@ -1,10 +1,10 @@
 //! Beyond speed: shares of the roof, parts of a call, memory and launches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::super::record::{Record, Status};
 use super::Shown;
-use super::matrix::{Column, Sheet};
+use super::matrix::{Column, Reasons, Sheet, find};
 use super::table::{escaped, table, three};
 
 /// Parts in the order in which they happen. Others come after them, by name.
@@ -12,16 +12,28 @@ const PARTS: [&str; 5] = ["forward", "backward", "optimizer", "first_token", "pe
 
 /// The measured roof of each device, and how much of it each of our backends reaches.
 pub fn roof(shown: &Shown) -> String {
-    let mut roofs = BTreeSet::new();
-    for record in shown.records.iter().filter(|record| record.status == Status::Measured) {
+    // By backend and device: bytes a second by how much is moved, operations a second by dtype.
+    let mut roofs = BTreeMap::<Column, (Vec<f64>, BTreeMap<&str, f64>)>::new();
+    for record in shown.records.iter().filter(|record| record.status == Status::Measured && !record.peer) {
         if let Some(roof) = &record.roof {
-            let (bytes, operations) = (roof.bytes_per_second / 1e9, roof.operations_per_second / 1e9);
-            let (device, kind) = (escaped(&record.device.name), record.device.kind.name());
-            let figures = format!("{} GB/s and {} GFLOP/s", three(bytes), three(operations));
-            let threads = if record.threads == 0 { String::new() } else { format!(", threads: {}", record.threads) };
-            roofs.insert(format!("- {device} ({kind}): {figures}{threads}\n"));
+            let (bytes, operations) = roofs.entry(Column::of(record)).or_default();
+            bytes.push(roof.bytes_per_second / 1e9);
+            let dtype = record.workload.get("dtype").and_then(|dtype| dtype.as_str()).unwrap_or("no dtype");
+            if roof.operations_per_second > 0.0 {
+                let best = operations.entry(dtype).or_insert(0.0);
+                *best = best.max(roof.operations_per_second / 1e9);
+            }
         }
     }
+    let line = |(column, (bytes, operations)): (&Column, &(Vec<f64>, BTreeMap<&str, f64>))| {
+        let low = three(bytes.iter().copied().fold(f64::INFINITY, f64::min));
+        let high = three(bytes.iter().copied().fold(0.0, f64::max));
+        let bytes = if low == high { low } else { format!("{low} to {high}") };
+        let operations = operations.iter().map(|(dtype, best)| format!(", {} GFLOP/s in {dtype}", three(*best)));
+        let (device, kind) = (escaped(&column.device.name), column.device.kind.name());
+        format!("- `{}`, {device} ({kind}): {bytes} GB/s{}\n", column.implementation, operations.collect::<String>())
+    };
+    let roofs: String = roofs.iter().map(line).collect();
     let mut text = String::new();
     for sheet in Sheet::all(shown) {
         let ours: Vec<&Column> = sheet
@@ -51,11 +63,9 @@ pub fn roof(shown: &Shown) -> String {
     if roofs.is_empty() && text.is_empty() {
         return String::new();
     }
-    let roofs: String = roofs.into_iter().collect();
     format!(
-        "### Share of the roof\n\nThe roof is what the device was measured to do at best in this run, copying from and to main memory and
-multiplying large matrices:\n\n{roofs}\nA workload's share is the larger of both. What fits into a cache is not bound by main memory and
-may show more than 100 %.\n\n{text}"
+        "### Share of the roof\n\nThe roof is what the device was measured to do at best in this run: bytes a second when it only reads or
+copies as much, and operations a second in large matrix products of that dtype. A workload's share is the larger of both.\n\n{roofs}\n{text}"
     )
 }
 
@@ -105,36 +115,37 @@ pub fn parts(shown: &Shown) -> String {
 
 /// The most memory a process had, and the launches of a token.
 pub fn memory(shown: &Shown) -> String {
-    let mut rows = Vec::new();
-    for sheet in Sheet::all(shown) {
-        for (label, row) in &sheet.rows {
-            for column in &sheet.columns {
-                let record = row.iter().find(|record| Column::of(record) == *column);
-                // Of a single op the process itself is most of it.
-                let whole_model = record.is_some_and(|record| super::super::record::model(&record.workload).is_some());
-                let Some(record) = record.filter(|record| whole_model || record.launches_per_token.is_some()) else {
-                    continue;
-                };
-                if record.peak_bytes.is_none() && record.launches_per_token.is_none() {
-                    continue;
-                }
-                let unknown = || "not measured".to_owned();
-                let peak = record.peak_bytes.map_or_else(unknown, |bytes| three(bytes as f64 / 1e6));
-                let launches = record.launches_per_token.map_or_else(unknown, three);
-                rows.push(vec![escaped(label), column.title(&sheet.columns), peak, launches]);
+    let sheets = Sheet::with_memory(shown);
+    let told = |record: &Record| record.peak_bytes.is_some() || record.launches_per_token.is_some();
+    let all = || sheets.iter().flat_map(|sheet| &sheet.rows).flat_map(|(_, row)| row);
+    let mut columns: Vec<Column> = all().filter(|record| told(record)).map(|record| Column::of(record)).collect();
+    columns.sort();
+    columns.dedup();
+    let (mut rows, mut reasons) = (Vec::new(), Reasons::default());
+    for (label, row) in sheets.iter().flat_map(|sheet| &sheet.rows) {
+        type Figure = fn(&Record) -> Option<f64>;
+        let figures: [(&str, Figure); 2] = [
+            ("peak, MB", |record| record.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
+            ("launches a token", |record| record.launches_per_token),
+        ];
+        for (unit, figure) in figures {
+            if !row.iter().any(|record| figure(record).is_some()) {
+                continue;
             }
+            let cells = columns.iter().map(|column| match find(row, column) {
+                Some(record) if record.status == Status::Measured => {
+                    figure(record).map_or_else(|| "not measured".to_owned(), three)
+                }
+                other => reasons.cell(other),
+            });
+            rows.push([escaped(label), unit.to_owned()].into_iter().chain(cells).collect());
         }
     }
     if rows.is_empty() {
         return String::new();
     }
-    let mut header = ["workload", "implementation", "peak, MB", "launches per token"].map(str::to_owned).to_vec();
-    if rows.iter().all(|row| row[3] == "not measured") {
-        header.pop();
-        rows.iter_mut().for_each(|row| row.truncate(3));
-    }
-    format!(
-        "### Memory\n\nThe most the whole process had, the libraries it loaded included.\n\n{}",
-        table(2, &header, &rows)
-    )
+    let titles = columns.iter().map(|column| column.title(&columns));
+    let header: Vec<String> = ["workload".to_owned(), "unit".to_owned()].into_iter().chain(titles).collect();
+    let explained = "The most the whole process had, the libraries it loaded included.";
+    format!("### Memory and launches\n\n{explained}\n\n{}{}", table(2, &header, &rows), reasons.list())
 }

@@ -6,33 +6,26 @@ use super::super::record::{Device, Kind, Record, Status, Unit, key};
 use super::table::{escaped, listed, natural, table, three};
 use super::{ORDER, Shown};
 
-/// Workloads that share a table, with its title. What is in none is with the first.
-pub const GROUPS: [(&str, &[&str]); 4] = [
+/// Workloads that share a table, with its title. What is in none is with the second.
+const GROUPS: [(&str, &[&str]); 6] = [
+    ("Rows", &["copy", "softmax", "layer_norm", "add_layer_norm", "rms_norm", "add_rms_norm", "gelu", "swiglu"]),
     (
-        "Ops",
-        &[
-            "copy",
-            "softmax",
-            "layer_norm",
-            "rms_norm",
-            "rope",
-            "embedding",
-            "matmul",
-            "lora_forward",
-            "mlp",
-            "attention",
-        ],
+        "Products and attention",
+        &["matmul", "lora_forward", "embedding", "rope", "attention", "decode_attention", "mlp", "layer", "sampling"],
     ),
-    ("Decoding", &["prefill", "generate"]),
+    ("Decoding", &["prefill", "generate", "next_token"]),
     ("A LoRA step", &["lora_step"]),
     ("Embedding texts", &["embed"]),
+    ("Memory and launches", &["memory", "launches"]),
 ];
+/// Those of which time says something: all but the last.
+const TIMED: usize = GROUPS.len() - 1;
 
 /// The place of a workload's name among the groups: which group, and where in it.
 fn place(kind: &str) -> (usize, usize) {
     let within = |names: &[&str]| names.iter().position(|name| *name == kind);
     let found = GROUPS.iter().enumerate().find_map(|(group, (_, names))| Some((group, within(names)?)));
-    found.unwrap_or((0, usize::MAX))
+    found.unwrap_or((1, usize::MAX))
 }
 
 /// A column: an implementation on a device.
@@ -73,9 +66,18 @@ pub struct Sheet<'a> {
 }
 
 impl<'a> Sheet<'a> {
-    /// Each group of which there is a record.
+    /// Each group of which there is a record and time says something.
     pub fn all(shown: &Shown<'a>) -> Vec<Self> {
-        let sheets = GROUPS.iter().enumerate().map(|(group, (title, _))| {
+        Self::of(shown, &GROUPS[..TIMED])
+    }
+
+    /// Every group of which there is a record.
+    pub fn with_memory(shown: &Shown<'a>) -> Vec<Self> {
+        Self::of(shown, &GROUPS)
+    }
+
+    fn of(shown: &Shown<'a>, groups: &[(&'static str, &[&str])]) -> Vec<Self> {
+        let sheets = groups.iter().enumerate().map(|(group, (title, _))| {
             let mut rows = BTreeMap::<_, (String, Vec<&Record>)>::new();
             let mut columns = Vec::new();
             for &record in shown.records.iter().filter(|record| place(record.kind()).0 == group) {

@@ -76,6 +76,16 @@ fn step(implementation: &str, samples: &[f64]) -> Record {
     record
 }
 
+/// What only a process of its own can tell.
+fn probe(of: &str, implementation: &str, peak: Option<u64>, launches: Option<f64>) -> Record {
+    let mut record = record("memory", 1, implementation, &[5.0]);
+    let workload = serde_json::json!({"workload": if peak.is_some() { "memory" } else { "launches" }, "of": of});
+    record.workload = workload.as_object().unwrap().clone();
+    record.rate = Some(Rate { value: 5.0, unit: Unit::Milliseconds });
+    (record.peak_bytes, record.launches_per_token, record.of_roof, record.roof) = (peak, launches, None, None);
+    record
+}
+
 fn records() -> Vec<Record> {
     let mut cuda = without(record("softmax", 1024, "cuda", &[]), Status::NotMeasured, "no such device here");
     cuda.device = Device { name: "none".into(), driver: "none".into(), kind: Kind::DiscreteGpu };
@@ -90,6 +100,8 @@ fn records() -> Vec<Record> {
         without(record("softmax", 64, "mlx", &[]), Status::Refused, "ValueError: <no> | way"),
         step("flex", &[300.0, 300.0, 300.0]),
         step("peft", &[200.0, 210.0, 330.0]),
+        probe("load", "flex", Some(1_062_500_000), None),
+        probe("token", "wgpu", None, Some(341.0)),
     ]
 }
 
