@@ -93,7 +93,8 @@ impl Words<'_> {
     /// Four lists of texts are told by how many texts each has and how many words these have.
     fn texts(&mut self) -> String {
         let Some(Value::Array(lists)) = self.workload.get("texts") else {
-            return self.after("", "texts", " texts");
+            let one = self.workload.get("texts").and_then(Value::as_u64) == Some(1);
+            return self.after("", "texts", if one { " text" } else { " texts" });
         };
         self.used.push("texts");
         let count = lists.first().and_then(Value::as_array).map_or(lists.len(), Vec::len);

@@ -107,6 +107,7 @@ fn labels_say_every_key() {
         label(r#"{"workload": "embed", "texts": 5, "lengths": "4 to 256", "dtype": "f32"}"#),
         "embed 5 texts of 4 to 256 tokens f32"
     );
+    assert_eq!(label(r#"{"workload": "embed", "texts": 1, "lengths": "32"}"#), "embed 1 text of 32 tokens");
     assert_eq!(
         label(r#"{"workload": "next_token", "after": 512, "cached": false, "dtype": "f32"}"#),
         "next_token after 512, no cache f32"
