@@ -79,7 +79,7 @@ pub fn set_up(folder: &Path, cache: &Path) -> Result<Setup, String> {
         return Err(format!("{} is not there: run this in a checkout of Firebrick", script.display()));
     }
     let python = PathBuf::from(last_line(Command::new(&script).arg(cache.join("peers")))?);
-    let models = cache.join("models");
+    let models = cache.join("bench-models");
     last_line(Command::new(&python).arg(folder.join("models.py")).arg(&models))?;
     let target = cache.join("target-candle-peer");
     let build = last_line(

@@ -10,7 +10,7 @@ use firebrick_backend::select::{BackendName, Job, devices, dispatch};
 use firebrick_backend::{KernelBackend, TrainBackend, roof};
 use serde_json::{Value, json};
 
-use super::measure::{Contender, Measured, Plan, Runner, close, interleaved};
+use super::measure::{Contender, Measured, Plan, Refusal, Runner, close, interleaved};
 use super::peers::{Absent, Peer};
 use super::record::{Rate, Record, Roof, Spread, Status, Unit, Work};
 use super::subject::{Models, runner, texts};
@@ -176,13 +176,16 @@ fn one(
     };
     let on_cpu = backends.iter().find(|(_, device)| device.as_ref().is_some_and(|it| it.kind == DeviceKind::Cpu));
     let gpu = backends.iter().find(|(_, device)| device.as_ref().is_some_and(|it| it.kind.is_gpu()));
+    // What is composed of Burn's own ops is nobody else's.
+    let composed = matches!(workload.kind, Kind::Rows { reference: true, .. });
+    let (peers, absent) = if composed { (&mut [][..], &[][..]) } else { (peers, absent) };
     let request = request(workload, &settings.models);
     for absent in absent {
         let mut record = base.record(workload, &absent.name, cpu());
         record.peer = true;
         records.push(refuse(record, Status::NotMeasured, absent.reason.clone()));
     }
-    for peer in peers.iter_mut() {
+    for peer in &mut *peers {
         let place = if peer.device == "cpu" { on_cpu } else { gpu };
         let device = place.and_then(|(_, device)| device.as_ref()).map_or_else(cpu, machine::device);
         let mut record = base.record(workload, &peer.name, device);
@@ -192,7 +195,7 @@ fn one(
             Err(reason) => Err(reason.clone()),
         };
         match (prepared, place) {
-            (Err(reason), _) => records.push(refuse(record, Status::Refused, reason)),
+            (Err(reason), _) => records.push(refuse(record, Status::NotMeasured, reason)),
             (Ok(()), Some((backend, Some(info)))) => {
                 let least_seconds = least_seconds(workload, *backend, info.kind, roofs);
                 contenders.push(Contender { runner: Box::new(peer), quarter: None, floor: 0.0, least_seconds });
@@ -213,7 +216,7 @@ fn one(
     for ((mut record, backend), result) in entered.into_iter().zip(results) {
         match result {
             Err(refusal) => {
-                record.status = Status::Refused;
+                record.status = status(&refusal);
                 record.reason = Some(refusal.to_string().replace('\n', " "));
             }
             Ok(measured) => {
@@ -267,7 +270,7 @@ pub fn enter<'r>(
     let make = |workload: &Workload| {
         dispatch(backend, Prepare { workload, models }).map_err(|problem| problem.to_string()).and_then(|made| made)
     };
-    let runner = make(workload).map_err(|reason| refused(record.clone(), Status::Refused, reason))?;
+    let runner = make(workload).map_err(|reason| refused(record.clone(), Status::NotMeasured, reason))?;
     // A second copy of a model would not leave room for the peers.
     let quarter = workload.quarter().filter(|_| !workload.is_model());
     let contender = Contender {
@@ -293,7 +296,7 @@ impl Entry<'_> {
             Ok(_) => Ok(()),
             Err(refusal) => {
                 let mut record = self.record.clone();
-                (record.status, record.reason) = (Status::Refused, Some(refusal.to_string().replace('\n', " ")));
+                (record.status, record.reason) = (status(&refusal), Some(refusal.to_string().replace('\n', " ")));
                 Err(Box::new(record))
             }
         }
@@ -343,6 +346,11 @@ fn agree(workload: &Workload, actual: &[f64], expected: &[f64]) -> bool {
         Kind::Sampling => actual == expected,
         _ => close(actual, expected, if workload.dtype == DType::F32 { 1e-3 } else { 2e-2 }),
     }
+}
+
+/// What cannot be done was not measured; what was measured and cannot be true is refused.
+fn status(refusal: &Refusal) -> Status {
+    if matches!(refusal, Refusal::Unsupported(_)) { Status::NotMeasured } else { Status::Refused }
 }
 
 /// What a peer is asked to prepare.
