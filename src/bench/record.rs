@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 
 pub use file::{RecordError, append, name_of_file, newest, read, read_folder};
-pub use label::{key, label, model};
+pub use label::{key, label, matches, model};
 
 /// What one implementation did with one workload in one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -115,3 +115,17 @@ fn the_newest_run_of_each_machine_is_kept() {
     assert_eq!(machines.keys().copied().collect::<Vec<_>>(), ["linux-2-cores", "mac"]);
     assert_eq!(machines["linux-2-cores"], [&new]);
 }
+
+#[test]
+fn patterns_match_whole_labels() {
+    for (pattern, text, is) in [
+        ("softmax [1, *] f32", "softmax [1, 896] f32", true),
+        ("softmax [1, *] f32", "softmax [1, 896] f16", false),
+        ("softmax*", "softmax", true),
+        ("*, *f16", "prefill 512 tokens, qwen f16", true),
+        ("softmax", "softmax [1]", false),
+        ("*", "", true),
+    ] {
+        assert_eq!(matches(pattern, text), is, "{pattern} {text}");
+    }
+}

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::Deserialize;
 
-use super::super::record::Record;
+use super::super::record::{Record, matches};
 use super::ReportError;
 
 /// What is known about ratios below 1.
@@ -74,34 +74,9 @@ impl std::str::FromStr for Causes {
     }
 }
 
-/// Whether a text is what a pattern says, in which `*` stands for any text.
-fn matches(pattern: &str, text: &str) -> bool {
-    match pattern.split_once('*') {
-        None => pattern == text,
-        Some((start, rest)) => text.strip_prefix(start).is_some_and(|text| {
-            let ends = text.char_indices().map(|(at, _)| at).chain([text.len()]);
-            ends.into_iter().any(|at| matches(rest, &text[at..]))
-        }),
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn patterns_match_whole_labels() {
-        for (pattern, text, is) in [
-            ("softmax [1, *] f32", "softmax [1, 896] f32", true),
-            ("softmax [1, *] f32", "softmax [1, 896] f16", false),
-            ("softmax*", "softmax", true),
-            ("*, *f16", "prefill 512 tokens, qwen f16", true),
-            ("softmax", "softmax [1]", false),
-            ("*", "", true),
-        ] {
-            assert_eq!(matches(pattern, text), is, "{pattern} {text}");
-        }
-    }
 
     #[test]
     fn a_file_of_causes_is_read_strictly() {

@@ -99,14 +99,14 @@ const CAUSES: &str =
 #[test]
 fn the_text_of_a_tiny_matrix_is_this() {
     let report = render(&records(), &CAUSES.parse().unwrap());
-    let golden = include_str!("golden.md");
+    let golden = include_str!("golden.txt");
     if std::env::var_os("FIREBRICK_BLESS").is_some() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bench/report/golden.md");
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/bench/report/golden.txt");
         std::fs::write(path, &report.text).unwrap();
     }
     assert!(
         report.text == golden,
-        "the text is not golden.md's; look at it, then keep it by FIREBRICK_BLESS=1\n{}",
+        "the text is not golden.txt's; look at it, then keep it by FIREBRICK_BLESS=1\n{}",
         report.text
     );
 }
