@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use burn::tensor::DType;
 use firebrick_backend::device::{DeviceInfo, DeviceKind};
-use firebrick_backend::process::{peak_rss_bytes, threads};
+use firebrick_backend::process::threads;
 use firebrick_backend::select::{BackendName, Job, devices, dispatch};
 use firebrick_backend::{KernelBackend, TrainBackend, roof};
 use serde_json::{Value, json};
@@ -387,9 +387,6 @@ fn filled(mut record: Record, workload: &Workload, measured: Measured) -> Record
         _ => (cost.bytes as f64 / median / 1e9, Unit::GigabytesPerSecond),
     };
     record.rate = Some(Rate { value, unit });
-    if !record.peer && workload.is_model() {
-        record.peak_bytes = peak_rss_bytes();
-    }
     record
 }
 

@@ -1,6 +1,8 @@
 //! Beyond speed: shares of the roof, parts of a call, memory and launches.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde_json::Value;
 
 use super::super::record::{Record, Status};
 use super::Shown;
@@ -12,16 +14,23 @@ const PARTS: [&str; 5] = ["forward", "backward", "optimizer", "first_token", "pe
 
 /// The measured roof of each device, and how much of it each of our backends reaches.
 pub fn roof(shown: &Shown) -> String {
-    let mut roofs = BTreeSet::new();
-    for record in shown.records.iter().filter(|record| record.status == Status::Measured) {
-        if let Some(roof) = &record.roof {
-            let (bytes, operations) = (roof.bytes_per_second / 1e9, roof.operations_per_second / 1e9);
-            let (device, kind) = (escaped(&record.device.name), record.device.kind.name());
-            let figures = format!("{} GB/s and {} GFLOP/s", three(bytes), three(operations));
-            let threads = if record.threads == 0 { String::new() } else { format!(", threads: {}", record.threads) };
-            roofs.insert(format!("- {device} ({kind}): {figures}{threads}\n"));
-        }
+    let mut roofs = BTreeMap::<String, Vec<&Record>>::new();
+    for record in shown.records.iter().filter(|record| record.roof.is_some() && !record.peer) {
+        let threads = if record.threads == 0 { String::new() } else { format!(", {} threads", record.threads) };
+        let device = format!("{} ({}{threads})", escaped(&record.device.name), record.device.kind.name());
+        roofs.entry(device).or_default().push(record);
     }
+    let line = |(device, records): (&String, &Vec<&Record>)| {
+        let of = |record: &&&Record| record.roof.map_or(0.0, |roof| roof.bytes_per_second / 1e9);
+        let most = records.iter().map(|record| of(&record)).fold(0.0, f64::max);
+        let memory = records.iter().max_by_key(|record| record.work.bytes).map_or(0.0, |record| of(&record));
+        let operations = records.iter().filter_map(|record| record.roof).map(|roof| roof.operations_per_second / 1e9);
+        let (most, memory, operations) = (three(most), three(memory), three(operations.fold(0.0, f64::max)));
+        format!(
+            "- {device}: {operations} GFLOP/s; reads {memory} GB/s of what is in no cache, at most {most} GB/s of what is\n"
+        )
+    };
+    let roofs: Vec<String> = roofs.iter().map(line).collect();
     let mut text = String::new();
     for sheet in Sheet::all(shown) {
         let ours: Vec<&Column> = sheet
@@ -51,12 +60,50 @@ pub fn roof(shown: &Shown) -> String {
     if roofs.is_empty() && text.is_empty() {
         return String::new();
     }
-    let roofs: String = roofs.into_iter().collect();
+    let roofs = roofs.concat();
     format!(
-        "### Share of the roof\n\nThe roof is what the device was measured to do at best in this run, copying from and to main memory and
-multiplying large matrices:\n\n{roofs}\nA workload's share is the larger of both. What fits into a cache is not bound by main memory and
-may show more than 100 %.\n\n{text}"
+        "### Share of the roof\n\nThe roof is what each device was measured to do at best in this run. A workload is held against reading as
+many bytes over and over, out of whichever cache holds them, and against multiplying and adding in registers, or on a GPU the best product
+of large matrices; its share is the larger of both. What would be above 100 % is refused.\n\n{roofs}\n{text}"
     )
+}
+
+/// Ops on rows beside a copy of a tensor of the same size, fused and composed of Burn's own ops: shares of the bytes it moves in a second.
+pub fn copies(shown: &Shown) -> String {
+    let size = |record: &Record| {
+        let of = |name: &str| record.workload.get(name).and_then(Value::as_u64);
+        Some((record.implementation.clone(), of("rows")?, of("width")?))
+    };
+    let rate = |record: &&Record| record.rate.as_ref().map(|rate| rate.value);
+    let copies: BTreeMap<_, f64> = shown
+        .records
+        .iter()
+        .filter(|record| record.kind() == "copy" && !record.peer)
+        .filter_map(|record| Some((size(record)?, rate(record)?)))
+        .collect();
+    let (mut rows, mut columns) = (BTreeMap::<(u64, u64, String), BTreeMap<String, String>>::new(), BTreeSet::new());
+    for record in shown.records.iter().filter(|record| record.kind() != "copy" && !record.peer) {
+        let Some(key) = size(record) else { continue };
+        let (Some(copy), Some(rate)) = (copies.get(&key), rate(record)) else { continue };
+        let composed = record.workload.get("reference").is_some_and(|value| value == true);
+        let title = if composed { format!("`{}`, composed", key.0) } else { format!("`{}`", key.0) };
+        columns.insert(title.clone());
+        let share = format!("{} %", three(100.0 * rate / copy));
+        rows.entry((key.1 * key.2, key.1, record.kind().to_owned())).or_default().insert(title, share);
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let header: Vec<String> = ["op".to_owned()].into_iter().chain(columns.iter().cloned()).collect();
+    let cells = |((elements, height, name), shares): (&(u64, u64, String), &BTreeMap<String, String>)| {
+        let share = |column: &String| shares.get(column).cloned().unwrap_or_else(|| "not measured".into());
+        let label = format!("{name} [{height}, {}]", elements / height);
+        [label].into_iter().chain(columns.iter().map(share)).collect()
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let text = table(1, &header, &rows);
+    format!("### Beside a copy\n\nBytes read and written in a second, as a share of a copy of a tensor of that size in the same run; *composed* is the op made of
+Burn's own ops.\n\n{text}")
 }
 
 fn rows_of<'a>(sheet: &'a Sheet<'a>, column: &'a Column<'a>) -> impl Iterator<Item = (&'a str, &'a Record)> {
@@ -110,14 +157,8 @@ pub fn memory(shown: &Shown) -> String {
         for (label, row) in &sheet.rows {
             for column in &sheet.columns {
                 let record = row.iter().find(|record| Column::of(record) == *column);
-                // Of a single op the process itself is most of it.
-                let whole_model = record.is_some_and(|record| super::super::record::model(&record.workload).is_some());
-                let Some(record) = record.filter(|record| whole_model || record.launches_per_token.is_some()) else {
-                    continue;
-                };
-                if record.peak_bytes.is_none() && record.launches_per_token.is_none() {
-                    continue;
-                }
+                let told = |record: &&&Record| record.peak_bytes.is_some() || record.launches_per_token.is_some();
+                let Some(record) = record.filter(told) else { continue };
                 let unknown = || "not measured".to_owned();
                 let peak = record.peak_bytes.map_or_else(unknown, |bytes| three(bytes as f64 / 1e6));
                 let launches = record.launches_per_token.map_or_else(unknown, three);
@@ -134,7 +175,8 @@ pub fn memory(shown: &Shown) -> String {
         rows.iter_mut().for_each(|row| row.truncate(3));
     }
     format!(
-        "### Memory\n\nThe most the whole process had, the libraries it loaded included.\n\n{}",
+        "### Memory and launches\n\nOurs is of a process that did this and nothing else. A peer's is the most that its process had by then, the
+libraries it loaded included.\n\n{}",
         table(2, &header, &rows)
     )
 }

@@ -6,8 +6,11 @@ use super::super::record::{Device, Kind, Record, Status, Unit, key};
 use super::table::{escaped, listed, natural, table, three};
 use super::{ORDER, Shown};
 
+/// What is told of whole processes, in a section of its own.
+const OF_A_PROCESS: &str = "Of a process";
+
 /// Workloads that share a table, with its title. What is in none is with the first.
-pub const GROUPS: [(&str, &[&str]); 4] = [
+pub const GROUPS: [(&str, &[&str]); 5] = [
     (
         "Ops",
         &[
@@ -15,17 +18,24 @@ pub const GROUPS: [(&str, &[&str]); 4] = [
             "softmax",
             "layer_norm",
             "rms_norm",
+            "add_rms_norm",
+            "add_layer_norm",
+            "swiglu",
+            "gelu",
             "rope",
             "embedding",
             "matmul",
             "lora_forward",
-            "mlp",
             "attention",
+            "decode_attention",
+            "mlp",
+            "layer",
         ],
     ),
-    ("Decoding", &["prefill", "generate"]),
+    ("Decoding", &["prefill", "generate", "next_token", "sampling"]),
     ("A LoRA step", &["lora_step"]),
     ("Embedding texts", &["embed"]),
+    (OF_A_PROCESS, &["memory", "launches"]),
 ];
 
 /// The place of a workload's name among the groups: which group, and where in it.
@@ -78,7 +88,9 @@ impl<'a> Sheet<'a> {
         let sheets = GROUPS.iter().enumerate().map(|(group, (title, _))| {
             let mut rows = BTreeMap::<_, (String, Vec<&Record>)>::new();
             let mut columns = Vec::new();
-            for &record in shown.records.iter().filter(|record| place(record.kind()).0 == group) {
+            // What is composed of Burn's own ops is shown beside a copy.
+            let composed = |record: &Record| record.workload.contains_key("reference");
+            for &record in shown.records.iter().filter(|it| place(it.kind()).0 == group && !composed(it)) {
                 let label = record.label();
                 let sorted = (place(record.kind()).1, natural(&label), key(&record.workload));
                 rows.entry(sorted).or_insert_with(|| (label, Vec::new())).1.push(record);
@@ -133,6 +145,7 @@ impl Reasons {
 pub fn tables(shown: &Shown) -> String {
     Sheet::all(shown)
         .iter()
+        .filter(|sheet| sheet.title != OF_A_PROCESS)
         .map(|sheet| format!("### {}\n\n{}{}", sheet.title, figures(sheet), absent(sheet)))
         .collect()
 }
