@@ -191,6 +191,7 @@ fn one(
         let mut record = base.record(workload, &peer.name, device);
         (record.peer, record.versions) = (true, peer.versions.clone());
         let prepared = match &request {
+            _ if peer.name == "mlx" && peer.device == "cpu" && workload.is_model() => Err(MLX.to_owned()),
             Ok(request) => peer.prepare(request),
             Err(reason) => Err(reason.clone()),
         };
@@ -322,6 +323,9 @@ impl Entry<'_> {
     }
 }
 
+/// MLX's wheel for Linux computes matrix products with the reference BLAS, at some GFLOP/s.
+const MLX: &str = "its build for this processor has the reference BLAS, with which a pass of the model takes minutes";
+
 /// Why a workload is not tried on a device.
 fn left_out(workload: &Workload, backend: BackendName, device: &DeviceInfo, memory: u64) -> Option<String> {
     if device.kind == DeviceKind::Software && workload.is_model() {
@@ -350,7 +354,11 @@ fn agree(workload: &Workload, actual: &[f64], expected: &[f64]) -> bool {
 
 /// What cannot be done was not measured; what was measured and cannot be true is refused.
 fn status(refusal: &Refusal) -> Status {
-    if matches!(refusal, Refusal::Unsupported(_)) { Status::NotMeasured } else { Status::Refused }
+    if matches!(refusal, Refusal::Unsupported(_) | Refusal::TooLong { .. }) {
+        Status::NotMeasured
+    } else {
+        Status::Refused
+    }
 }
 
 /// What a peer is asked to prepare.
