@@ -2,7 +2,7 @@
 
 MODELS is the folder that models.py filled (tiny and e5 suffice); NAME is a peer of serve.py, or candle with its BINARY. Every workload is
 asked of every peer; its values are compared with NumPy's (reference.py) on two inputs. One line per peer and workload; exit 1 on a
-difference, or where an answer breaks the protocol. A peer that cannot do a workload says why, which is no failure.
+difference, where an answer breaks the protocol, or where a peer can do nothing. That it cannot do some workload is no failure.
 """
 
 import argparse
@@ -10,17 +10,19 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 from functools import cache
 from pathlib import Path
 
 os.environ.setdefault("OPENBLAS_NUM_THREADS", "2")
 import reference  # noqa: E402
 
-# What f16 activations and quantised weights lose; a vector's values are small. Losses of later steps depend on the adapter's start.
-TOLERANCES = {"f32": 1e-5, "f16": 1e-2, "q8_0": 2e-2, "q4_0": 0.3, "int8": 5e-3}
-LOSS_TOLERANCE = 1e-3
+# What f16 activations and quantised weights lose.
+TOLERANCES = {"f32": 1e-5, "f16": 1e-2, "q8_0": 2e-2, "q4_0": 0.3, "int8": 5e-2}
 # llama.cpp's attention on the CPU rounds to f16 whatever the cache is.
 OWN_TOLERANCES = {("llama.cpp", "f32"): 1e-3}
+# Losses of later steps depend on the adapter's start.
+LATER_LOSS = 1e-3
 TEXTS = ["a river runs through the city", "list", "sort a vector in python and search the large model", "borrow a value"]
 
 
@@ -52,13 +54,16 @@ def expected(workload: str, i: int) -> list[float]:
 
 class Peer:
     def __init__(self, command: list):
-        self.process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+        self.errors = tempfile.TemporaryFile("w+")  # a pipe that nobody reads would fill
+        pipe = subprocess.PIPE
+        self.process = subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=self.errors, text=True)
         self.hello = self.read()
 
     def read(self) -> dict:
         line = self.process.stdout.readline()
         if not line:
-            raise SystemExit(f"the peer ended: {self.process.stderr.read()[-2000:]}")
+            self.errors.seek(0)
+            raise SystemExit(f"the peer ended: {self.errors.read()[-2000:]}")
         return json.loads(line)
 
     def ask(self, request: dict) -> dict:
@@ -71,7 +76,7 @@ class Peer:
         assert self.process.wait(30) == 0
 
 
-def difference(peer: str, w: dict, found: list, i: int) -> float:
+def difference(peer: str, w: dict, found: list, i: int, is_later: bool) -> float:
     """In units of the tolerance."""
     wanted = expected(json.dumps(w), i)
     if len(found) != len(wanted):
@@ -79,32 +84,34 @@ def difference(peer: str, w: dict, found: list, i: int) -> float:
     if w["workload"] == "generate" and w["dtype"] not in ("f32", "f16"):
         return 0.0  # other weights may well choose another token
     tolerance = OWN_TOLERANCES.get((peer, w["dtype"]), TOLERANCES[w["dtype"]])
-    if w["workload"] == "lora_step":
-        tolerance = LOSS_TOLERANCE
-    scale = tolerance * max(1.0, *map(abs, wanted))
-    return max(abs(a - b) for a, b in zip(found, wanted)) / scale
+    if w["workload"] == "lora_step" and is_later:
+        tolerance = LATER_LOSS
+    # The values of a unit vector are all far below one.
+    scale = max(0.0 if w["workload"] == "embed" else 1.0, *map(abs, wanted))
+    return max(abs(a - b) for a, b in zip(found, wanted)) / (tolerance * scale)
 
 
-def verdict(peer: Peer, w: dict) -> tuple[bool, str]:
+def verdict(peer: Peer, w: dict) -> tuple[str, str]:
     ready = peer.ask({"prepare": w})
     if "unsupported" in ready:
-        return True, f"unsupported: {ready['unsupported']}"
+        return "-", ready["unsupported"]
     assert ready["ready"] is True and ready["cold_seconds"] > 0, ready
-    differences = []
+    name = peer.hello["peer"]
+    differences = [difference(name, w, ready["values"], 0, False)]
     for first, calls in ((0, 1), (1, 2)):  # inputs 0 and 2
         answer = peer.ask({"calls": calls, "input": first})
         if "unsupported" in answer:
-            return False, answer["unsupported"]
+            return "FAILS", answer["unsupported"]
         assert answer["seconds"] > 0 and answer["after"] >= 0, answer
-        differences.append(difference(peer.hello["peer"], w, answer["values"], first + calls - 1))
+        differences.append(difference(name, w, answer["values"], first + calls - 1, True))
     parts = answer.get("parts", {})
-    wanted = {"generate": {"first_token", "per_token"}, "lora_step": {"forward", "backward", "optimizer"}}.get(w["workload"], set())
+    wanted = {"generate": {"first_token", "per_token"}, "lora_step": {"forward", "backward", "optimizer"}}
     released = peer.ask({"release": True})
-    assert released["released"] is True and released["peak_rss_bytes"] > 0, released
-    if set(parts) != wanted:
-        return False, f"parts {sorted(parts)}"
+    assert released["released"] is True, released
+    if set(parts) != wanted.get(w["workload"], set()):
+        return "FAILS", f"parts {sorted(parts)}"
     worst = max(differences)
-    return worst <= 1, f"{worst:.3f} of the tolerance"
+    return "ok" if worst <= 1 else "DIFFERS", f"{worst:.3f} of the tolerance"
 
 
 def main() -> None:
@@ -118,11 +125,13 @@ def main() -> None:
         is_candle = name == "candle"
         peer = Peer([arguments.candle] if is_candle else [sys.executable, Path(__file__).with_name("serve.py"), name])
         print(name, json.dumps(peer.hello), flush=True)
+        verdicts = []
         for w in workloads(arguments.models):
-            passed, text = verdict(peer, w)
-            failed |= not passed
+            word, text = verdict(peer, w)
+            verdicts.append(word)
             label = " ".join(str(w[key]) for key in ("workload", "counted", "dtype") if key in w)
-            print(f"{name:22} {label:20} {'ok' if passed else 'DIFFERS'}  {text}", flush=True)
+            print(f"{name:22} {label:20} {word:8} {text}", flush=True)
+        failed |= "ok" not in verdicts or not {"ok", "-"} >= set(verdicts)
         unknown = peer.ask({"prepare": {"workload": "no such", "dtype": "f32"}})
         assert "unsupported" in unknown, unknown
         peer.end()

@@ -1,7 +1,8 @@
 """What all peers share: the protocol (JSON lines in, JSON lines out), the inputs, and the clock.
 
 A request is `{"prepare": WORKLOAD}`, `{"calls": n, "input": i}` or `{"release": true}`; each gets one line in answer, and nothing else
-reaches stdout. A library's module has `versions()`, `DEVICE` and `prepare(workload) -> Work`; serve.py joins it to `serve` below.
+reaches stdout. The answer to `prepare` has the values of the first call, on input 0: of a training step only that loss is the same
+whatever the adapter began with. A library's module has `versions()`, `DEVICE` and `prepare(workload) -> Work`; serve.py joins it to `serve` below.
 A workload is made four inputs in advance, which the calls use in turn, so that no call computes what the one before it has.
 """
 
@@ -117,7 +118,8 @@ class Server:
             self.release()
             forget_peak()
             self.work = self.prepare(request["prepare"])
-            return {"ready": True, "cold_seconds": run(self.work, 1, 0)[0]}
+            seconds, result = run(self.work, 1, 0)
+            return {"ready": True, "cold_seconds": seconds, "values": self.work.read(result)}
         if "release" in request:
             peak = peak_rss_bytes()
             self.release()
@@ -144,8 +146,6 @@ def serve(hello: dict, prepare: Callable[[dict], Work], out) -> None:
         except Exception as error:  # whatever a library raises is its answer; the next workload may do better
             print(f"{type(error).__name__}: {error}", file=sys.stderr)
             answer = {"unsupported": one_line(error)}
-            # Not while `error` is alive: its frames hold what was prepared.
-            server.work = None
-        if "unsupported" in answer:
+        if "unsupported" in answer:  # only now: the error's frames held what was prepared
             server.release()
         say(answer)

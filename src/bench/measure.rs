@@ -2,7 +2,7 @@
 //! faster than the device. What fails one of these is refused, with the reason in place of a figure.
 
 use std::collections::BTreeMap;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::record::Spread;
 
@@ -67,6 +67,12 @@ pub enum Refusal {
     /// The library or the device cannot do it.
     #[error("{0}")]
     Unsupported(String),
+    /// One call takes too long to be repeated.
+    #[error("one call takes {seconds:.0} s, too long to be repeated")]
+    TooLong {
+        /// Seconds of that call.
+        seconds: f64,
+    },
     /// It failed while it was timed.
     #[error("it failed: {0}")]
     Failed(String),
@@ -155,6 +161,10 @@ pub struct Measured {
 
 /// The inputs that are looked at before anything is timed.
 const CHECKED: [usize; 2] = [0, 1];
+/// Seconds beyond which a call is not repeated.
+const TOO_LONG: f64 = 90.0;
+/// Some libraries' threads spin on for a while when they are done, which the next in turn must not pay for.
+const PAUSE: Duration = Duration::from_millis(30);
 /// Calls of a sample at most.
 const MOST_CALLS: usize = 1 << 20;
 
@@ -182,6 +192,9 @@ pub fn interleaved(
     for round in 0..plan.rounds {
         for turn in 0..contenders.len() {
             let at = (round + turn) % contenders.len();
+            if contenders.len() > 1 {
+                std::thread::sleep(PAUSE);
+            }
             if let Ok(state) = &mut states[at]
                 && let Err(refusal) = one_round(&mut *contenders[at].runner, state, round)
             {
@@ -202,6 +215,9 @@ fn examine(
 ) -> Result<State, Refusal> {
     let cold = contender.runner.sample(1, CHECKED[0]).map_err(Refusal::Unsupported)?;
     let (cold_seconds, mut seconds) = (cold.seconds, cold.seconds);
+    if cold_seconds > TOO_LONG {
+        return Err(Refusal::TooLong { seconds: cold_seconds });
+    }
     let mut answers = Vec::new();
     let mut idle_read = f64::INFINITY;
     for (input, right) in CHECKED.into_iter().zip(right.iter_mut()) {

@@ -79,7 +79,7 @@ pub fn set_up(folder: &Path, cache: &Path) -> Result<Setup, String> {
         return Err(format!("{} is not there: run this in a checkout of Firebrick", script.display()));
     }
     let python = PathBuf::from(last_line(Command::new(&script).arg(cache.join("peers")))?);
-    let models = cache.join("models");
+    let models = cache.join("bench-models");
     last_line(Command::new(&python).arg(folder.join("models.py")).arg(&models))?;
     let target = cache.join("target-candle-peer");
     let build = last_line(
@@ -201,5 +201,57 @@ impl Drop for Peer {
         // It would end by itself at the end of its input, but not if it is stuck.
         self.process.kill().ok();
         self.process.wait().ok();
+    }
+}
+
+#[cfg(all(test, unix))]
+mod tests {
+    use super::*;
+
+    /// A peer in the shell, which answers as it is told to.
+    fn peer(prepared: &str, answered: &str) -> Result<Peer, String> {
+        let script = format!(
+            r#"echo '{{"peer": "sh", "versions": {{"sh": "1"}}, "device": "cpu"}}'
+            while read -r line; do case "$line" in
+                *prepare*) echo '{prepared}';; *release*) echo '{{"released": true, "peak_rss_bytes": 7}}';; *) {answered};;
+            esac; done"#
+        );
+        let mut command = Command::new("sh");
+        command.args(["-c", &script]);
+        Peer::start(command, 2)
+    }
+
+    #[test]
+    fn a_peer_prepares_answers_and_releases() {
+        let answer = r#"echo '{"seconds": 0.5, "after": 0.1, "values": [1.0, 2.0]}'"#;
+        let mut peer = peer(r#"{"ready": true}"#, answer).unwrap();
+        assert_eq!((peer.name.as_str(), peer.versions["sh"].as_str()), ("sh", "1"));
+        peer.prepare(&json!({"workload": "softmax"})).unwrap();
+        let mut runner = &mut peer;
+        let sample = runner.sample(3, 0).unwrap();
+        assert_eq!((sample.seconds, sample.values), (0.5, vec![1.0, 2.0]));
+        assert_eq!(runner.sample(0, 0).unwrap().after, 0.1, "nothing is asked for no calls");
+        assert_eq!(peer.release(), Some(7));
+    }
+
+    #[test]
+    fn what_a_peer_cannot_do_it_says_and_its_end_is_noticed() {
+        let mut peer = peer(r#"{"unsupported": "no such op"}"#, "exit 3").unwrap();
+        assert_eq!(peer.prepare(&json!({})), Err("no such op".to_owned()));
+        assert!((&mut peer).sample(1, 0).unwrap_err().contains("ended"));
+    }
+
+    #[test]
+    fn a_process_that_is_no_peer_is_refused() {
+        let mut command = Command::new("sh");
+        command.args(["-c", "echo hello"]);
+        assert!(Peer::start(command, 1).is_err());
+        assert!(Peer::start(Command::new("/no/such/peer"), 1).is_err());
+    }
+
+    #[test]
+    fn a_folder_without_peers_says_where_they_are() {
+        let problem = set_up(Path::new("/nowhere"), Path::new("/nowhere")).unwrap_err();
+        assert!(problem.contains("checkout"), "{problem}");
     }
 }

@@ -95,6 +95,7 @@ pub fn render(records: &[Record], causes: &Causes) -> Report {
         text += &matrix::tables(shown);
         text += &compare::tables(shown);
         text += &compare::slower(shown, causes);
+        text += &figures::copies(shown);
         text += &figures::roof(shown);
         text += &figures::parts(shown);
         text += &figures::memory(shown);

@@ -5,12 +5,12 @@ use std::collections::BTreeMap;
 
 use burn::tensor::DType;
 use firebrick_backend::device::{DeviceInfo, DeviceKind};
-use firebrick_backend::process::{peak_rss_bytes, threads};
+use firebrick_backend::process::threads;
 use firebrick_backend::select::{BackendName, Job, devices, dispatch};
 use firebrick_backend::{KernelBackend, TrainBackend, roof};
 use serde_json::{Value, json};
 
-use super::measure::{Contender, Measured, Plan, Runner, close, interleaved};
+use super::measure::{Contender, Measured, Plan, Refusal, Runner, close, interleaved};
 use super::peers::{Absent, Peer};
 use super::record::{Rate, Record, Roof, Spread, Status, Unit, Work};
 use super::subject::{Models, runner, texts};
@@ -176,23 +176,27 @@ fn one(
     };
     let on_cpu = backends.iter().find(|(_, device)| device.as_ref().is_some_and(|it| it.kind == DeviceKind::Cpu));
     let gpu = backends.iter().find(|(_, device)| device.as_ref().is_some_and(|it| it.kind.is_gpu()));
+    // What is composed of Burn's own ops is nobody else's.
+    let composed = matches!(workload.kind, Kind::Rows { reference: true, .. });
+    let (peers, absent) = if composed { (&mut [][..], &[][..]) } else { (peers, absent) };
     let request = request(workload, &settings.models);
     for absent in absent {
         let mut record = base.record(workload, &absent.name, cpu());
         record.peer = true;
         records.push(refuse(record, Status::NotMeasured, absent.reason.clone()));
     }
-    for peer in peers.iter_mut() {
+    for peer in &mut *peers {
         let place = if peer.device == "cpu" { on_cpu } else { gpu };
         let device = place.and_then(|(_, device)| device.as_ref()).map_or_else(cpu, machine::device);
         let mut record = base.record(workload, &peer.name, device);
         (record.peer, record.versions) = (true, peer.versions.clone());
         let prepared = match &request {
+            _ if peer.name == "mlx" && peer.device == "cpu" && workload.is_model() => Err(MLX.to_owned()),
             Ok(request) => peer.prepare(request),
             Err(reason) => Err(reason.clone()),
         };
         match (prepared, place) {
-            (Err(reason), _) => records.push(refuse(record, Status::Refused, reason)),
+            (Err(reason), _) => records.push(refuse(record, Status::NotMeasured, reason)),
             (Ok(()), Some((backend, Some(info)))) => {
                 let least_seconds = least_seconds(workload, *backend, info.kind, roofs);
                 contenders.push(Contender { runner: Box::new(peer), quarter: None, floor: 0.0, least_seconds });
@@ -213,7 +217,7 @@ fn one(
     for ((mut record, backend), result) in entered.into_iter().zip(results) {
         match result {
             Err(refusal) => {
-                record.status = Status::Refused;
+                record.status = status(&refusal);
                 record.reason = Some(refusal.to_string().replace('\n', " "));
             }
             Ok(measured) => {
@@ -267,7 +271,7 @@ pub fn enter<'r>(
     let make = |workload: &Workload| {
         dispatch(backend, Prepare { workload, models }).map_err(|problem| problem.to_string()).and_then(|made| made)
     };
-    let runner = make(workload).map_err(|reason| refused(record.clone(), Status::Refused, reason))?;
+    let runner = make(workload).map_err(|reason| refused(record.clone(), Status::NotMeasured, reason))?;
     // A second copy of a model would not leave room for the peers.
     let quarter = workload.quarter().filter(|_| !workload.is_model());
     let contender = Contender {
@@ -293,7 +297,7 @@ impl Entry<'_> {
             Ok(_) => Ok(()),
             Err(refusal) => {
                 let mut record = self.record.clone();
-                (record.status, record.reason) = (Status::Refused, Some(refusal.to_string().replace('\n', " ")));
+                (record.status, record.reason) = (status(&refusal), Some(refusal.to_string().replace('\n', " ")));
                 Err(Box::new(record))
             }
         }
@@ -319,6 +323,9 @@ impl Entry<'_> {
     }
 }
 
+/// MLX's wheel for Linux computes matrix products with the reference BLAS, at some GFLOP/s.
+const MLX: &str = "its build for this processor has the reference BLAS, with which a pass of the model takes minutes";
+
 /// Why a workload is not tried on a device.
 fn left_out(workload: &Workload, backend: BackendName, device: &DeviceInfo, memory: u64) -> Option<String> {
     if device.kind == DeviceKind::Software && workload.is_model() {
@@ -342,6 +349,15 @@ fn agree(workload: &Workload, actual: &[f64], expected: &[f64]) -> bool {
         Kind::Generate { .. } => actual.len() == expected.len(),
         Kind::Sampling => actual == expected,
         _ => close(actual, expected, if workload.dtype == DType::F32 { 1e-3 } else { 2e-2 }),
+    }
+}
+
+/// What cannot be done was not measured; what was measured and cannot be true is refused.
+fn status(refusal: &Refusal) -> Status {
+    if matches!(refusal, Refusal::Unsupported(_) | Refusal::TooLong { .. }) {
+        Status::NotMeasured
+    } else {
+        Status::Refused
     }
 }
 
@@ -379,9 +395,6 @@ fn filled(mut record: Record, workload: &Workload, measured: Measured) -> Record
         _ => (cost.bytes as f64 / median / 1e9, Unit::GigabytesPerSecond),
     };
     record.rate = Some(Rate { value, unit });
-    if !record.peer && workload.is_model() {
-        record.peak_bytes = peak_rss_bytes();
-    }
     record
 }
 

@@ -123,7 +123,7 @@ pub fn roof(shown: &[Shown]) -> String {
     let high = highest.min(200.0);
     let ticks = (0..=10).map(|tick| 20.0 * f64::from(tick)).filter(|tick| *tick <= high).collect();
     let scale = Scale { log: false, origin: 0.0, low: 0.0, high, ticks, suffix: " %" };
-    let what = "100 %: the most that the same device was measured to read, copy or multiply in the same run";
+    let what = "100 %: the most that the same device was measured to read or to compute in the same run";
     draw("Share of the measured roof", what, panels, &scale)
 }
 

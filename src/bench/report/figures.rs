@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use serde_json::Value;
+
 use super::super::record::{Record, Status};
 use super::Shown;
 use super::matrix::{Column, Reasons, Sheet, find};
@@ -12,28 +14,27 @@ const PARTS: [&str; 5] = ["forward", "backward", "optimizer", "first_token", "pe
 
 /// The measured roof of each device, and how much of it each of our backends reaches.
 pub fn roof(shown: &Shown) -> String {
-    // By backend and device: bytes a second by how much is moved, operations a second by dtype.
-    let mut roofs = BTreeMap::<Column, (Vec<f64>, BTreeMap<&str, f64>)>::new();
-    for record in shown.records.iter().filter(|record| record.status == Status::Measured && !record.peer) {
-        if let Some(roof) = &record.roof {
-            let (bytes, operations) = roofs.entry(Column::of(record)).or_default();
-            bytes.push(roof.bytes_per_second / 1e9);
-            let dtype = record.workload.get("dtype").and_then(|dtype| dtype.as_str()).unwrap_or("no dtype");
-            if roof.operations_per_second > 0.0 {
-                let best = operations.entry(dtype).or_insert(0.0);
-                *best = best.max(roof.operations_per_second / 1e9);
-            }
-        }
+    let mut roofs = BTreeMap::<String, Vec<&Record>>::new();
+    let told = |record: &&&Record| record.status == Status::Measured && record.roof.is_some() && !record.peer;
+    for record in shown.records.iter().filter(told) {
+        let threads = if record.threads == 0 { String::new() } else { format!(", {} threads", record.threads) };
+        let device = format!("{} ({}{threads})", escaped(&record.device.name), record.device.kind.name());
+        roofs.entry(device).or_default().push(record);
     }
-    let line = |(column, (bytes, operations)): (&Column, &(Vec<f64>, BTreeMap<&str, f64>))| {
-        let low = three(bytes.iter().copied().fold(f64::INFINITY, f64::min));
-        let high = three(bytes.iter().copied().fold(0.0, f64::max));
-        let bytes = if low == high { low } else { format!("{low} to {high}") };
-        let operations = operations.iter().map(|(dtype, best)| format!(", {} GFLOP/s in {dtype}", three(*best)));
-        let (device, kind) = (escaped(&column.device.name), column.device.kind.name());
-        format!("- `{}`, {device} ({kind}): {bytes} GB/s{}\n", column.implementation, operations.collect::<String>())
+    let line = |(device, records): (&String, &Vec<&Record>)| {
+        let of = |record: &&&Record| record.roof.map_or(0.0, |roof| roof.bytes_per_second / 1e9);
+        let most = records.iter().map(|record| of(&record)).fold(0.0, f64::max);
+        // Several may move as much: the best of them, in whatever order they come.
+        let largest = records.iter().map(|record| record.work.bytes).max().unwrap_or(0);
+        let largest = records.iter().filter(|record| record.work.bytes == largest);
+        let memory = largest.map(|record| of(&record)).fold(0.0, f64::max);
+        let operations = records.iter().filter_map(|record| record.roof).map(|roof| roof.operations_per_second / 1e9);
+        let (most, memory, operations) = (three(most), three(memory), three(operations.fold(0.0, f64::max)));
+        format!(
+            "- {device}: {operations} GFLOP/s; reads {memory} GB/s of what is in no cache, at most {most} GB/s of what is\n"
+        )
     };
-    let roofs: String = roofs.iter().map(line).collect();
+    let roofs: Vec<String> = roofs.iter().map(line).collect();
     let mut text = String::new();
     for sheet in Sheet::all(shown) {
         let ours: Vec<&Column> = sheet
@@ -63,10 +64,50 @@ pub fn roof(shown: &Shown) -> String {
     if roofs.is_empty() && text.is_empty() {
         return String::new();
     }
+    let roofs = roofs.concat();
     format!(
-        "### Share of the roof\n\nThe roof is what the device was measured to do at best in this run: bytes a second when it only reads or
-copies as much, and operations a second in large matrix products of that dtype. A workload's share is the larger of both.\n\n{roofs}\n{text}"
+        "### Share of the roof\n\nThe roof is what each device was measured to do at best in this run. A workload is held against reading as
+many bytes over and over, out of whichever cache holds them, and against multiplying and adding in registers, or on a GPU the best product
+of large matrices; its share is the larger of both. What would be above 100 % is refused.\n\n{roofs}\n{text}"
     )
+}
+
+/// Ops on rows beside a copy of a tensor of the same size, fused and composed of Burn's own ops: shares of the bytes it moves in a second.
+pub fn copies(shown: &Shown) -> String {
+    let size = |record: &Record| {
+        let of = |name: &str| record.workload.get(name).and_then(Value::as_u64);
+        Some((record.implementation.clone(), of("rows")?, of("width")?))
+    };
+    let rate = |record: &&Record| record.rate.as_ref().map(|rate| rate.value);
+    let copies: BTreeMap<_, f64> = shown
+        .records
+        .iter()
+        .filter(|record| record.kind() == "copy" && !record.peer)
+        .filter_map(|record| Some((size(record)?, rate(record)?)))
+        .collect();
+    let (mut rows, mut columns) = (BTreeMap::<(u64, u64, String), BTreeMap<String, String>>::new(), BTreeSet::new());
+    for record in shown.records.iter().filter(|record| record.kind() != "copy" && !record.peer) {
+        let Some(key) = size(record) else { continue };
+        let (Some(copy), Some(rate)) = (copies.get(&key), rate(record)) else { continue };
+        let composed = record.workload.get("reference").is_some_and(|value| value == true);
+        let title = Column::of(record).title(&[]) + if composed { ", composed" } else { "" };
+        columns.insert(title.clone());
+        let share = format!("{} %", three(100.0 * rate / copy));
+        rows.entry((key.1 * key.2, key.1, record.kind().to_owned())).or_default().insert(title, share);
+    }
+    if rows.is_empty() {
+        return String::new();
+    }
+    let header: Vec<String> = ["op".to_owned()].into_iter().chain(columns.iter().cloned()).collect();
+    let cells = |((elements, height, name), shares): (&(u64, u64, String), &BTreeMap<String, String>)| {
+        let share = |column: &String| shares.get(column).cloned().unwrap_or_else(|| "not measured".into());
+        let label = format!("{name} [{height}, {}]", elements / height);
+        [label].into_iter().chain(columns.iter().map(share)).collect()
+    };
+    let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
+    let text = table(1, &header, &rows);
+    format!("### Beside a copy\n\nBytes read and written in a second, as a share of a copy of a tensor of that size in the same run; *composed* is the op made of
+Burn's own ops.\n\n{text}")
 }
 
 fn rows_of<'a>(sheet: &'a Sheet<'a>, column: &'a Column<'a>) -> impl Iterator<Item = (&'a str, &'a Record)> {
@@ -146,6 +187,8 @@ pub fn memory(shown: &Shown) -> String {
     }
     let titles = columns.iter().map(|column| column.title(&columns));
     let header: Vec<String> = ["workload".to_owned(), "unit".to_owned()].into_iter().chain(titles).collect();
-    let explained = "The most the whole process had, the libraries it loaded included.";
+    let explained =
+        "Ours is of a process that did this and nothing else. A peer's is the most that its process had by then, the
+libraries it loaded included.";
     format!("### Memory and launches\n\n{explained}\n\n{}{}", table(2, &header, &rows), reasons.list())
 }

@@ -13,7 +13,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
         "Products and attention",
         &["matmul", "lora_forward", "embedding", "rope", "attention", "decode_attention", "mlp", "layer", "sampling"],
     ),
-    ("Decoding", &["prefill", "generate", "next_token"]),
+    ("Decoding", &["prefill", "generate", "next_token", "sampling"]),
     ("A LoRA step", &["lora_step"]),
     ("Embedding texts", &["embed"]),
     ("Memory and launches", &["memory", "launches"]),
@@ -80,7 +80,9 @@ impl<'a> Sheet<'a> {
         let sheets = groups.iter().enumerate().map(|(group, (title, _))| {
             let mut rows = BTreeMap::<_, (String, Vec<&Record>)>::new();
             let mut columns = Vec::new();
-            for &record in shown.records.iter().filter(|record| place(record.kind()).0 == group) {
+            // What is composed of Burn's own ops is shown beside a copy.
+            let composed = |record: &Record| record.workload.contains_key("reference");
+            for &record in shown.records.iter().filter(|it| place(it.kind()).0 == group && !composed(it)) {
                 let label = record.label();
                 let sorted = (place(record.kind()).1, natural(&label), key(&record.workload));
                 rows.entry(sorted).or_insert_with(|| (label, Vec::new())).1.push(record);

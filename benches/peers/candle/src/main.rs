@@ -65,8 +65,9 @@ fn answer(line: &str, prepared: &mut Option<Work>) -> Result<Value, Fail> {
         drop(prepared.take());
         forget_peak();
         let work = prepared.insert(prepare(&request["prepare"])?);
-        let (seconds, _) = run(work, 1, 0)?;
-        return Ok(json!({"ready": true, "cold_seconds": seconds}));
+        let (seconds, result) = run(work, 1, 0)?;
+        let values = result.ok_or("no call was made")?.values()?;
+        return Ok(json!({"ready": true, "cold_seconds": seconds, "values": values}));
     }
     if !request["release"].is_null() {
         let peak = peak_rss_bytes();
