@@ -93,8 +93,9 @@ pub fn set_up(folder: &Path, cache: &Path) -> Result<Setup, String> {
 }
 
 impl Setup {
-    /// Starts those whose names contain one of `wanted`, all if none is wanted.
-    pub fn start(&self, wanted: &[String], threads: usize) -> (Vec<Peer>, Vec<Absent>) {
+    /// Starts those whose names contain one of `wanted`, all if none is wanted. What they say besides their answers goes to `NAME.log` in
+    /// the folder `logs`.
+    pub fn start(&self, wanted: &[String], threads: usize, logs: &Path) -> (Vec<Peer>, Vec<Absent>) {
         let (mut peers, mut absent) = (Vec::new(), Vec::new());
         for name in PYTHON.into_iter().chain([CANDLE]) {
             if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
@@ -109,7 +110,13 @@ impl Setup {
                     Ok(command)
                 }
             };
-            match command.and_then(|command| Peer::start(command, threads)) {
+            let logged = |mut command: Command| {
+                let log =
+                    std::fs::File::create(logs.join(format!("{name}.log"))).map_err(|problem| problem.to_string())?;
+                command.stderr(log);
+                Ok(command)
+            };
+            match command.and_then(logged).and_then(|command| Peer::start(command, threads)) {
                 Ok(peer) => peers.push(peer),
                 Err(reason) => absent.push(Absent { name: name.to_owned(), reason }),
             }
@@ -147,15 +154,15 @@ impl Peer {
         read(&mut self.answers)
     }
 
-    /// Puts a workload's inputs and weights in its memory.
+    /// Puts a workload's inputs and weights in its memory; the seconds of its first call, if it says.
     ///
     /// # Errors
     /// Why it cannot do this workload.
-    pub fn prepare(&mut self, workload: &Value) -> Result<(), String> {
+    pub fn prepare(&mut self, workload: &Value) -> Result<Option<f64>, String> {
         let answer: Value = self.ask(&json!({"prepare": workload}))?;
         match answer["unsupported"].as_str() {
             Some(reason) => Err(reason.to_owned()),
-            None if answer["ready"] == true => Ok(()),
+            None if answer["ready"] == true => Ok(answer["cold_seconds"].as_f64()),
             None => Err(format!("it answered {answer}")),
         }
     }
@@ -171,7 +178,7 @@ fn read<T: serde::de::DeserializeOwned>(answers: &mut impl BufRead) -> Result<T,
     let mut line = String::new();
     answers.read_line(&mut line).map_err(|problem| problem.to_string())?;
     if line.is_empty() {
-        return Err("the process ended; its last words are on stderr".into());
+        return Err("the process ended; its last words are in its log".into());
     }
     serde_json::from_str(&line).map_err(|problem| format!("{problem} in {}", line.trim_end()))
 }

@@ -197,12 +197,14 @@ fn one(
         };
         match (prepared, place) {
             (Err(reason), _) => records.push(refuse(record, Status::NotMeasured, reason)),
-            (Ok(()), Some((backend, Some(info)))) => {
+            (Ok(cold), Some((backend, Some(info)))) => {
+                record.cold_seconds = cold;
                 let least_seconds = least_seconds(workload, *backend, info.kind, roofs);
                 contenders.push(Contender { runner: Box::new(peer), quarter: None, floor: 0.0, least_seconds });
                 entered.push((record, Some(*backend)));
             }
-            (Ok(()), _) => {
+            (Ok(cold), _) => {
+                record.cold_seconds = cold;
                 let least_seconds = Box::new(|| None);
                 contenders.push(Contender { runner: Box::new(peer), quarter: None, floor: 0.0, least_seconds });
                 entered.push((record, None));
@@ -380,7 +382,9 @@ fn request(workload: &Workload, models: &Models) -> Result<Value, String> {
 fn filled(mut record: Record, workload: &Workload, measured: Measured) -> Record {
     let Measured { warm_up, calls, cold_seconds, samples, parts, of_roof } = measured;
     record.status = Status::Measured;
-    (record.warm_up, record.calls, record.cold_seconds) = (warm_up as u64, calls as u64, Some(cold_seconds));
+    (record.warm_up, record.calls) = (warm_up as u64, calls as u64);
+    // A peer's first call was before its first sample.
+    record.cold_seconds = record.cold_seconds.or(Some(cold_seconds));
     (record.parts, record.of_roof) = (parts, of_roof);
     record = record.with_samples(samples);
     let (median, cost) = (record.median.unwrap_or(f64::NAN), workload.cost());

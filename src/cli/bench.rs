@@ -140,7 +140,7 @@ impl Bench {
         everywhere.note("setting up the peers; the first time takes a quarter of an hour");
         let setup = peers::set_up(Path::new("benches/peers"), &cache).map_err(|problem| anyhow!(problem))?;
         let models = Models { qwen: Some(setup.models.join("qwen")), e5: Some(setup.models.join("e5")) };
-        let (peers, absent) = setup.start(wanted, threads());
+        let (peers, absent) = setup.start(wanted, threads(), &cache.join("peers"));
         for Absent { name, reason } in &absent {
             everywhere.note(format_args!("{name} is not measured: {reason}"));
         }
@@ -150,6 +150,12 @@ impl Bench {
 
 /// What a line says of a record.
 fn figures(record: &Record) -> String {
+    if let Some(bytes) = record.peak_bytes.filter(|_| record.kind() == "memory") {
+        return format!("{:>10.1} MB", bytes as f64 / 1e6);
+    }
+    if let Some(launches) = record.launches_per_token {
+        return format!("{launches:>10.0} launches");
+    }
     match (record.status, &record.rate, &record.reason) {
         (Status::Measured, Some(rate), _) => {
             let spread = match (record.low, record.median, record.high) {
