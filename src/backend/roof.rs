@@ -4,13 +4,13 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Distribution, Shape};
+use burn::tensor::{DType, Distribution, Shape, TensorMetadata};
 
 use crate::KernelBackend;
 use crate::device::DeviceKind;
 
-/// Bytes beyond which a buffer is in no cache: larger ones are as fast as this.
-const LARGEST: usize = 256 << 20;
+/// Bytes beyond which a buffer is in no cache: larger ones are as fast as this. WebGPU promises no larger ones.
+const LARGEST: usize = 128 << 20;
 /// Calls are added until they take so long together.
 const LONG_ENOUGH: Duration = Duration::from_millis(20);
 /// The best of so many attempts: nothing but other work on the machine makes one slower than another.
@@ -85,9 +85,55 @@ fn random<B: KernelBackend>(device: &B::Device, shape: Shape) -> FloatTensor<B> 
 /// Seconds of a call of `op` by [`fastest`]; the clock stops when the device has finished.
 fn synchronised<B: KernelBackend>(device: &B::Device, op: impl Fn() -> FloatTensor<B>) -> f64 {
     fastest(|calls| {
-        (0..calls).for_each(|_| drop(std::hint::black_box(op())));
-        B::sync(device).expect("the device finishes");
+        let mut kept = Kept::<B>::new(device);
+        (0..calls).for_each(|_| kept.keep(std::hint::black_box(op())));
+        kept.finish().expect("the device finishes");
     })
+}
+
+/// Results of a device that may run behind the host, kept until they are computed: what is dropped before that may never be.
+pub struct Kept<B: KernelBackend> {
+    device: B::Device,
+    results: Vec<FloatTensor<B>>,
+    bytes: usize,
+}
+
+impl<B: KernelBackend> Kept<B> {
+    /// Bytes of results that wait together.
+    const MOST: usize = 256 << 20;
+
+    /// None yet.
+    pub fn new(device: &B::Device) -> Self {
+        Self { device: device.clone(), results: Vec::new(), bytes: 0 }
+    }
+
+    /// One more. Waits for the device when many have come together.
+    ///
+    /// # Panics
+    /// If the device fails.
+    pub fn keep(&mut self, result: FloatTensor<B>) {
+        self.bytes += result.shape().num_elements() * result.dtype().size();
+        self.results.push(result);
+        if self.bytes > Self::MOST {
+            self.finish().expect("the device finishes");
+        }
+    }
+
+    /// Waits until all are computed, and keeps the last.
+    ///
+    /// # Errors
+    /// If the device fails.
+    pub fn finish(&mut self) -> Result<(), String> {
+        B::sync(&self.device).map_err(|problem| problem.to_string())?;
+        self.bytes = 0;
+        self.results.drain(..self.results.len().saturating_sub(1));
+        Ok(())
+    }
+
+    /// The last one.
+    pub fn last(&self) -> Option<&FloatTensor<B>> {
+        self.results.last()
+    }
 }
 
 /// Seconds of one of the calls that `work` makes, the least of some attempts.

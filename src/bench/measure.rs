@@ -113,6 +113,20 @@ pub enum Refusal {
         /// Seconds of a quarter.
         quarter: f64,
     },
+    /// Four times as many calls take less than twice the time.
+    #[error(
+        "not every call is computed: {calls} take {:.4} ms, and a quarter as many {:.4} ms",
+        all * 1e3,
+        quarter * 1e3
+    )]
+    Skipped {
+        /// How many calls.
+        calls: usize,
+        /// Seconds of all of them.
+        all: f64,
+        /// Seconds of a quarter.
+        quarter: f64,
+    },
     /// More than the device can do.
     #[error("{:.0} % of what this device did at most in the same run", share * 100.0)]
     AboveRoof {
@@ -247,6 +261,9 @@ fn examine(
         seconds = run(&mut *contender.runner, calls, 0)?.seconds;
         warm_up += calls;
     }
+    if calls >= 8 {
+        every_call_counts(&mut *contender.runner, calls, seconds)?;
+    }
     if let Some(quarter) = &mut contender.quarter {
         let whole = seconds / calls as f64;
         if whole > contender.floor {
@@ -264,6 +281,18 @@ fn run(runner: &mut dyn Runner, calls: usize, input: usize) -> Result<Sample, Re
 pub fn close(actual: &[f64], expected: &[f64], tolerance: f64) -> bool {
     let scale = expected.iter().fold(1.0f64, |largest, value| largest.max(value.abs()));
     actual.len() == expected.len() && actual.iter().zip(expected).all(|(a, e)| (a - e).abs() <= tolerance * scale)
+}
+
+/// Refuses what computes some calls only.
+fn every_call_counts(runner: &mut dyn Runner, calls: usize, seconds: f64) -> Result<(), Refusal> {
+    let (mut all, mut quarter) = (seconds, run(runner, calls / 4, 0)?.seconds);
+    for _ in 0..2 {
+        if all >= 2.0 * quarter {
+            return Ok(());
+        }
+        (all, quarter) = (all.max(run(runner, calls, 0)?.seconds), quarter.min(run(runner, calls / 4, 0)?.seconds));
+    }
+    if all < 2.0 * quarter { Err(Refusal::Skipped { calls, all, quarter }) } else { Ok(()) }
 }
 
 /// Refuses what takes as long for a quarter of the work.

@@ -140,7 +140,7 @@ impl Job for Work<'_> {
 }
 
 fn calls<B: TrainBackend>(kind: Kind, dtype: DType, models: &Models, device: &B::Device) -> Result<(), String> {
-    runner::<B>(&Workload { kind, dtype }, models, device)?.sample(2, 0).map(|_| ())
+    runner::<B>(&Workload { kind, dtype }, models, device, false)?.sample(2, 0).map(|_| ())
 }
 
 /// Fills a cache and looks what became of the process.

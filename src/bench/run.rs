@@ -271,7 +271,9 @@ pub fn enter<'r>(
         return Err(refused(record, Status::NotMeasured, reason));
     }
     let make = |workload: &Workload| {
-        dispatch(backend, Prepare { workload, models }).map_err(|problem| problem.to_string()).and_then(|made| made)
+        dispatch(backend, Prepare { workload, models, eager: device.kind == DeviceKind::Cpu })
+            .map_err(|problem| problem.to_string())
+            .and_then(|made| made)
     };
     let runner = make(workload).map_err(|reason| refused(record.clone(), Status::NotMeasured, reason))?;
     // A second copy of a model would not leave room for the peers.
@@ -405,13 +407,14 @@ fn filled(mut record: Record, workload: &Workload, measured: Measured) -> Record
 struct Prepare<'a> {
     workload: &'a Workload,
     models: &'a Models,
+    eager: bool,
 }
 
 impl Job for Prepare<'_> {
     type Output = Result<Box<dyn Runner + Send>, String>;
 
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
-        runner::<B>(self.workload, self.models, &device)
+        runner::<B>(self.workload, self.models, &device, self.eager)
     }
 }
 
@@ -424,7 +427,7 @@ pub struct Roofs {
 
 /// Sizes of which the speed of reading is measured: powers of two from a page to what no cache holds.
 fn measured_size(bytes: usize) -> usize {
-    bytes.clamp(4 << 10, 256 << 20).next_power_of_two()
+    bytes.clamp(4 << 10, 128 << 20).next_power_of_two()
 }
 
 impl Roofs {

@@ -23,7 +23,7 @@ pub struct Models {
     pub e5: Option<PathBuf>,
 }
 
-/// The workload on a backend, with inputs and weights in its memory.
+/// The workload on a backend, with inputs and weights in its memory; `eager` says that this backend computes within each call.
 ///
 /// # Errors
 /// Why this backend cannot do it.
@@ -31,6 +31,7 @@ pub fn runner<B: TrainBackend>(
     workload: &Workload,
     models: &Models,
     device: &B::Device,
+    eager: bool,
 ) -> Result<Box<dyn Runner + Send>, String> {
     if !B::supports_dtype(device, workload.dtype) && !B::InnerBackend::reads_weights(device, workload.dtype) {
         return Err(format!("the device has no {:?}", workload.dtype));
@@ -43,8 +44,8 @@ pub fn runner<B: TrainBackend>(
         | Kind::DecodeAttention { .. }
         | Kind::Embedding { .. }
         | Kind::Rope { .. }
-        | Kind::Mlp { .. } => Box::new(Timed(op::op::<B::InnerBackend>(workload, device))),
-        Kind::Layer { .. } => Box::new(Timed(model::layer::<B::InnerBackend>(workload, device)?)),
+        | Kind::Mlp { .. } => Box::new(Timed(op::op::<B::InnerBackend>(workload, device, eager))),
+        Kind::Layer { .. } => Box::new(Timed(model::layer::<B::InnerBackend>(workload, device, eager)?)),
         Kind::Prefill { tokens } => {
             Box::new(Timed(model::prefill::<B::InnerBackend>(workload, tokens, models, device)?))
         }

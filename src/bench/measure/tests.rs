@@ -84,6 +84,24 @@ impl Subject for Kept {
     }
 }
 
+/// Computes the last of its calls only, as a device does that never gets round to results which nobody waits for.
+struct Skipping(usize);
+
+impl Subject for Skipping {
+    fn call(&mut self, inputs: Range<usize>) {
+        if let Some(last) = inputs.last() {
+            sleep(0.2);
+            self.0 = last;
+        }
+    }
+    fn finish(&mut self) -> Result<(), String> {
+        Ok(())
+    }
+    fn read(&mut self) -> Vec<f64> {
+        answer(self.0)
+    }
+}
+
 const PLAN: Plan = Plan { rounds: 3, sample_seconds: 0.004 };
 
 fn same(actual: &[f64], expected: &[f64]) -> bool {
@@ -132,6 +150,12 @@ fn an_answer_that_was_kept_is_refused() {
     // And if nobody knows what is right.
     let refusal = interleaved(&mut [contender(Timed(Kept(None)))], &PLAN, |_| None, &same).remove(0).unwrap_err();
     assert_eq!(refusal, Refusal::Kept(0, 1));
+}
+
+#[test]
+fn calls_that_are_not_computed_are_refused() {
+    let refusal = measure(contender(Timed(Skipping(0)))).unwrap_err();
+    assert!(matches!(refusal, Refusal::Skipped { .. }), "{refusal}");
 }
 
 #[test]

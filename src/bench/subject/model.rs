@@ -117,7 +117,7 @@ fn first(logits: &[f32]) -> Vec<f64> {
 }
 
 /// One layer with random weights, and the norm that follows.
-pub(super) fn layer<B: KernelBackend>(workload: &Workload, device: &B::Device) -> Result<Op<B>, String> {
+pub(super) fn layer<B: KernelBackend>(workload: &Workload, device: &B::Device, eager: bool) -> Result<Op<B>, String> {
     let tokens = workload.cost().tokens;
     let checkpoint = Checkpoint::synthetic(qwen_config(1, 16), 1);
     let model = load_causal_lm::<B>(&checkpoint, DTypePolicy::Convert(workload.dtype), device).map_err(told)?;
@@ -135,7 +135,7 @@ pub(super) fn layer<B: KernelBackend>(workload: &Workload, device: &B::Device) -
         };
         normed
     };
-    Ok(Op::new(device, Box::new(call)))
+    Ok(Op::new(device, eager, Box::new(call)))
 }
 
 /// Logits after a prompt.

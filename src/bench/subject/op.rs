@@ -15,6 +15,7 @@ use firebrick_backend::ops::rope::rope;
 use firebrick_backend::ops::softmax::{self, softmax};
 use firebrick_backend::ops::swiglu::{self, swiglu};
 use firebrick_backend::ops::{add_layer_norm, add_rms_norm};
+use firebrick_backend::roof::Kept;
 
 use super::super::expected::{self, INPUTS, LAYER_NORM_EPSILON, MLP_SCALE, RMS_NORM_EPSILON, THETA};
 use super::super::measure::Subject;
@@ -25,35 +26,40 @@ type Call<B> = Box<dyn Fn(usize) -> FloatTensor<B> + Send + Sync>;
 /// An op under the clock.
 pub(super) struct Op<B: KernelBackend> {
     call: Call<B>,
-    last: Option<FloatTensor<B>>,
-    device: B::Device,
+    kept: Kept<B>,
+    /// Whether a result is computed when the call returns.
+    eager: bool,
 }
 
 impl<B: KernelBackend> Op<B> {
-    pub(super) fn new(device: &B::Device, call: Call<B>) -> Self {
-        Self { call, last: None, device: device.clone() }
+    pub(super) fn new(device: &B::Device, eager: bool, call: Call<B>) -> Self {
+        Self { call, kept: Kept::new(device), eager }
     }
 }
 
 impl<B: KernelBackend> Subject for Op<B> {
     fn call(&mut self, inputs: Range<usize>) {
-        // As in a model, whose ops are called from inside the pool.
-        let call = &self.call;
-        let mut last = B::concurrently(vec![inputs], |inputs| {
+        let Self { call, kept, eager } = self;
+        if !*eager {
+            inputs.for_each(|input| kept.keep(std::hint::black_box(call(input))));
+            return;
+        }
+        // As in a model, whose ops are called from inside the pool; each result is dropped, so that the next may have its memory.
+        let last = B::concurrently(vec![inputs], |inputs| {
             inputs.fold(None, |before, input| {
                 drop(before);
                 Some(std::hint::black_box(call(input)))
             })
         });
-        self.last = last.pop().flatten().or(self.last.take());
+        last.into_iter().flatten().for_each(|last| kept.keep(last));
     }
 
     fn finish(&mut self) -> Result<(), String> {
-        B::sync(&self.device).map_err(|problem| problem.to_string())
+        self.kept.finish()
     }
 
     fn read(&mut self) -> Vec<f64> {
-        let Some(last) = self.last.clone() else { return Vec::new() };
+        let Some(last) = self.kept.last().cloned() else { return Vec::new() };
         let shape = last.shape();
         let width = shape[shape.num_dims() - 1];
         let rows = shape.num_elements() / width;
@@ -94,7 +100,7 @@ fn primitive<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> FloatTen
 ///
 /// # Panics
 /// If the workload is not an op.
-pub(super) fn op<B: KernelBackend>(workload: &Workload, device: &B::Device) -> Op<B> {
+pub(super) fn op<B: KernelBackend>(workload: &Workload, device: &B::Device, eager: bool) -> Op<B> {
     let make = Make::<B>(device);
     let dtype = workload.dtype;
     let call: Call<B> = match workload.kind {
@@ -154,7 +160,7 @@ pub(super) fn op<B: KernelBackend>(workload: &Workload, device: &B::Device) -> O
         }
         other => unreachable!("{other:?} is not an op"),
     };
-    Op::new(device, call)
+    Op::new(device, eager, call)
 }
 
 fn rows<B: KernelBackend>(make: &Make<'_, B>, op: RowOp, shape: [usize; 2], reference: bool) -> Call<B> {
