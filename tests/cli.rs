@@ -4,6 +4,8 @@
 
 #[path = "cli/adapters.rs"]
 mod adapters;
+#[path = "cli/bench.rs"]
+mod bench;
 #[path = "cli/command.rs"]
 mod command;
 #[path = "cli/conversation.rs"]

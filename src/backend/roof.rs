@@ -28,7 +28,7 @@ pub fn read_bandwidth<B: KernelBackend>(device: &B::Device, kind: DeviceKind, by
     #[cfg(feature = "cpu")]
     if kind == DeviceKind::Cpu {
         let values = vec![1.0f32; elements];
-        return bytes_of(elements) / fastest(|calls| (0..calls).for_each(|_| cpu::read(&values)));
+        return bytes_of(elements) / cpu::seconds_to_read::<B>(&values);
     }
     let _ = kind;
     let x = random::<B>(device, Shape::from([elements]));
@@ -158,21 +158,32 @@ mod cpu {
 
     use rayon::prelude::*;
 
-    use crate::targets::cpu::{PARALLEL_ELEMENTS, lanes};
+    use crate::KernelBackend;
+    use crate::targets::cpu::lanes;
 
-    pub(super) fn read(values: &[f32]) {
-        let sum = |part: &[f32]| {
-            lanes::vectorised(
-                #[inline(always)]
-                || lanes::sum(part),
-            )
+    /// By one thread or by all of them, whichever is faster: what a small cache holds is read before another thread has woken up.
+    pub(super) fn seconds_to_read<B: KernelBackend>(values: &[f32]) -> f64 {
+        let part = values.len().div_ceil(rayon::current_num_threads());
+        let by_one = |calls| {
+            for _ in 0..calls {
+                black_box(sum(black_box(values)));
+            }
         };
-        if values.len() < PARALLEL_ELEMENTS {
-            black_box(sum(black_box(values)));
-            return;
-        }
-        let part = values.len().div_ceil(4 * rayon::current_num_threads());
-        black_box(black_box(values).par_chunks(part).map(sum).sum::<f32>());
+        let by_all = |calls| {
+            for _ in 0..calls {
+                black_box(black_box(values).par_chunks(part).map(sum).sum::<f32>());
+            }
+        };
+        // From inside the pool, as the ops of a model are called.
+        let best = |()| super::fastest(by_one).min(super::fastest(by_all));
+        B::concurrently(vec![()], best).into_iter().fold(f64::INFINITY, f64::min)
+    }
+
+    fn sum(part: &[f32]) -> f32 {
+        lanes::vectorised(
+            #[inline(always)]
+            || lanes::sum(part),
+        )
     }
 
     /// Operations of a second, on all threads at once.

@@ -1,5 +1,5 @@
 //! What the records say, as documents: the text of `benches/README.md` and its charts. The same records give the same bytes, on any day
-//! and any machine. Of each machine the newest run is shown; older ones stay in their files.
+//! and any machine. Of each machine and workload the newest run is shown; older ones stay in their files.
 
 mod causes;
 mod chart;
@@ -178,14 +178,14 @@ fn origin(shown: &Shown) -> String {
     for record in shown.records.iter().filter(|record| record.status == Status::Measured) {
         versions.extend(record.versions.iter().map(|(name, version)| format!("{name} {version}")));
     }
-    let file = record::name_of_file(first);
+    let files = all(&|record| format!("[{}](records/{0})", record::name_of_file(record)));
+    let runs = all(&|record| format!("`{}`", record.run));
     let mut text = format!(
-        "{}, {} cores, {} GB of memory, {}. Run `{}` of commit {} ([record](records/{file})), threads: {}.\n",
+        "{}, {} cores, {} GB of memory, {}. Runs: {runs}, of commits: {}. Records: {files}. Threads: {}.\n",
         table::escaped(&first.machine.cpu),
         first.machine.cores,
         table::three(first.machine.memory_bytes as f64 / 1e9),
         table::escaped(&first.machine.os),
-        first.run,
         all(&commit),
         all(&threads),
     );

@@ -427,7 +427,8 @@ pub struct Roofs {
 
 /// Sizes of which the speed of reading is measured: powers of two from a page to what no cache holds.
 fn measured_size(bytes: usize) -> usize {
-    bytes.clamp(4 << 10, 128 << 20).next_power_of_two()
+    // The next lower one, which a smaller cache may hold: what is held against it must not be held against too little.
+    1 << bytes.clamp(4 << 10, 128 << 20).ilog2()
 }
 
 impl Roofs {
@@ -436,8 +437,7 @@ impl Roofs {
         let cost = workload.cost();
         let keep = |known: &mut f64, what: Probe| {
             if anew || *known == 0.0 {
-                let measured = dispatch(backend, Measure { kind, what }).unwrap_or(0.0);
-                *known = known.max(measured);
+                *known = known.max(dispatch(backend, Measure { kind, what }).unwrap_or(0.0));
             }
         };
         let size = measured_size(cost.bytes);

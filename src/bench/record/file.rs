@@ -1,5 +1,6 @@
 //! Files of records: read strictly, appended to whole lines at a time.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
@@ -104,17 +105,19 @@ pub fn append(path: &Path, records: &[Record]) -> Result<(), RecordError> {
     file.write_all(lines.as_bytes()).map_err(RecordError::io(path))
 }
 
-/// The records of the newest run of each machine, by machine; of one workload and implementation that were recorded twice in it the
-/// later, and a record with figures rather than one without.
-pub fn newest(records: &[Record]) -> std::collections::BTreeMap<&str, Vec<&Record>> {
-    let mut machines = std::collections::BTreeMap::<&str, Vec<&Record>>::new();
+/// Of each machine and workload the records of the newest run that has it, by machine: a part may be measured anew, and what stands in one
+/// row was still taken in turns. Of one implementation that was recorded twice in it the later, and a record with figures rather than one
+/// without.
+pub fn newest(records: &[Record]) -> BTreeMap<&str, Vec<&Record>> {
+    let place = |record: &Record| (record.machine.name.clone(), super::key(&record.workload));
+    let mut runs = BTreeMap::new();
     for record in records {
+        let run = runs.entry(place(record)).or_insert(&record.run);
+        *run = (*run).max(&record.run);
+    }
+    let mut machines = BTreeMap::<&str, Vec<&Record>>::new();
+    for record in records.iter().filter(|record| runs[&place(record)] == &record.run) {
         let kept = machines.entry(&record.machine.name).or_default();
-        match kept.first().map(|first| record.run.cmp(&first.run)) {
-            Some(std::cmp::Ordering::Less) => continue,
-            Some(std::cmp::Ordering::Greater) => kept.clear(),
-            Some(std::cmp::Ordering::Equal) | None => {}
-        }
         let same = |other: &&Record| {
             other.implementation == record.implementation
                 && other.device == record.device

@@ -116,17 +116,20 @@ fn labels_say_every_key() {
 }
 
 #[test]
-fn the_newest_run_of_each_machine_is_kept() {
+fn the_newest_run_of_each_machine_and_workload_is_kept() {
     let old: Record = serde_json::from_str(&line()).unwrap();
     let new = Record { run: "2026-11-22T00:00:00Z-0000".into(), ..old.clone() };
     let mut failed = new.clone().with_samples(Vec::new());
     (failed.status, failed.reason, failed.rate) = (Status::Refused, Some("no".into()), None);
     let mut mac = old.clone();
     mac.machine.name = "mac".into();
-    let all = [new.clone(), old, mac, failed];
+    // What the newer run does not have is still the older one's.
+    let mut other = old.clone();
+    other.workload.insert("rows".into(), 7.into());
+    let all = [new.clone(), old, mac, failed, other.clone()];
     let machines = newest(&all);
     assert_eq!(machines.keys().copied().collect::<Vec<_>>(), ["linux-2-cores", "mac"]);
-    assert_eq!(machines["linux-2-cores"], [&new]);
+    assert_eq!(machines["linux-2-cores"], [&new, &other]);
 }
 
 #[test]

@@ -9,7 +9,7 @@ use super::lanes;
 use crate::process::prefer_large_pages;
 
 /// Below this many elements the work is done before another thread has woken up.
-pub(crate) const PARALLEL_ELEMENTS: usize = 1 << 15;
+const PARALLEL_ELEMENTS: usize = 1 << 15;
 
 /// An f32 tensor in the memory of the CPU.
 pub(crate) trait RowTensor: Sync + Sized {
