@@ -81,13 +81,16 @@ impl Bench {
         if let Some(name) = &self.probe {
             return probe(name, &everywhere);
         }
-        let workloads = self.workloads();
-        if workloads.is_empty() {
+        let (workloads, probes) = (self.workloads(), self.probes());
+        if workloads.is_empty() && probes.is_empty() {
             bail!("no workload contains {}; `firebrick bench --list --full` names them", self.only.join(" or "));
         }
         if self.list {
             for workload in &workloads {
                 output::text(&format!("{}\n", record::label(&workload.describe())))?;
+            }
+            for probe in &probes {
+                output::text(&format!("{}\n", record::label(&probe.describe())))?;
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -117,9 +120,7 @@ impl Bench {
         let base = Base::now();
         run::run(&base, &settings, &mut peers, &absent, &mut keep)?;
         drop(peers);
-        if self.full && self.only.is_empty() || self.only.iter().any(|only| "memory launches".contains(only.as_str())) {
-            run::probes(&base, &settings, &mut keep)?;
-        }
+        run::probes(&base, &settings, &probes, &mut keep)?;
         Ok(ExitCode::SUCCESS)
     }
 
@@ -133,11 +134,20 @@ impl Bench {
         all
     }
 
+    /// What is measured in processes of their own: memory and launches.
+    fn probes(&self) -> Vec<Probe> {
+        let wanted = |probe: &Probe| {
+            let label = record::label(&probe.describe());
+            self.only.is_empty() && self.full || self.only.iter().any(|part| label.contains(part.as_str()))
+        };
+        Probe::ALL.into_iter().filter(wanted).collect()
+    }
+
     fn peers(&self, everywhere: &Everywhere) -> Result<(Models, Vec<Peer>, Vec<Absent>)> {
         let Some(wanted) = &self.peers else { return Ok(Default::default()) };
         let cache =
             cache_folder().context("no cache folder, since none of FIREBRICK_CACHE, XDG_CACHE_HOME and HOME is set")?;
-        everywhere.note("setting up the peers; the first time takes a quarter of an hour");
+        everywhere.note("setting up the peers; which takes a quarter of an hour the first time");
         let setup = peers::set_up(Path::new("benches/peers"), &cache).map_err(|problem| anyhow!(problem))?;
         let models = Models { qwen: Some(setup.models.join("qwen")), e5: Some(setup.models.join("e5")) };
         let (peers, absent) = setup.start(wanted, threads(), &cache.join("peers"));

@@ -118,6 +118,8 @@ pub(crate) mod cpu {
             #[inline(always)]
             |index, row, out| {
                 match &masks {
+                    // It is the row already.
+                    None if scale == 1.0 => {}
                     None => out.iter_mut().zip(row).for_each(|(out, &x)| *out = x * scale),
                     Some(masks) => {
                         let mask = masks.row(index % masks.count());

@@ -40,13 +40,7 @@ fn reduce(x: &[f32], y: &[f32], z: &[f32], term: impl Fn(f32, f32, f32) -> f32) 
     for (((lane, &x), &y), &z) in lanes.iter_mut().zip(x).zip(y).zip(z) {
         *lane += term(x, y, z);
     }
-    let mut width = LANES / 2;
-    while width > 0 {
-        let (low, high) = lanes.split_at_mut(width);
-        low.iter_mut().zip(high).for_each(|(low, high)| *low += *high);
-        width /= 2;
-    }
-    lanes[0]
+    fold(lanes, |a, b| a + b)
 }
 
 /// Σ x
@@ -109,34 +103,6 @@ pub(crate) fn sum_squares_about(x: &[f32], centre: f32) -> f32 {
     )
 }
 
-/// The largest element; NaN if there is one, so that it is not lost.
-#[inline(always)]
-pub(crate) fn max(x: &[f32]) -> f32 {
-    let mut lanes = [f32::NEG_INFINITY; LANES];
-    let (chunks, rest) = x.as_chunks::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            lanes[lane] = larger(lanes[lane], chunk[lane]);
-        }
-    }
-    for (lane, &v) in lanes.iter_mut().zip(rest) {
-        *lane = larger(*lane, v);
-    }
-    let mut width = LANES / 2;
-    while width > 0 {
-        let (low, high) = lanes.split_at_mut(width);
-        low.iter_mut().zip(high).for_each(|(low, high)| *low = larger(*low, *high));
-        width /= 2;
-    }
-    lanes[0]
-}
-
-#[inline(always)]
-fn larger(a: f32, b: f32) -> f32 {
-    // A comparison with NaN is false: `a` survives if it is NaN, `b` is taken if it is.
-    if a >= b || a.is_nan() { a } else { b }
-}
-
 /// eˣ, within 2 units in the last place; 0 below −87.33, infinite above 88.37 (where f32 is by 88.73), NaN for NaN.
 ///
 /// Source: the range reduction and the polynomial of Cephes `expf` (Moshier 1992).
@@ -186,17 +152,62 @@ pub(crate) fn erf(x: f32) -> f32 {
     x * p / q
 }
 
-/// Softmax of one row, in place. A row of −∞ alone becomes NaN, as in the reference.
+/// Softmax of one row, in place. A row of −∞ alone becomes NaN, as in the reference; so does one with NaN in it, through the sum.
 #[inline(always)]
 pub(crate) fn softmax_in_place(row: &mut [f32]) {
-    let shift = max(row);
-    for v in row.iter_mut() {
-        *v = exp(*v - shift);
-    }
-    let inverse = 1.0 / sum(row);
+    let shift = max_but_nan(row);
+    let inverse = 1.0 / exponentials(row, shift);
     for v in row.iter_mut() {
         *v *= inverse;
     }
+}
+
+/// Each element becomes the exponential of what it is above `shift`; their sum. One pass, where a row may be longer than the nearest cache.
+#[inline(always)]
+fn exponentials(row: &mut [f32], shift: f32) -> f32 {
+    let mut lanes = [0.0f32; LANES];
+    let (chunks, rest) = row.as_chunks_mut::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let y = exp(chunk[lane] - shift);
+            chunk[lane] = y;
+            lanes[lane] += y;
+        }
+    }
+    for (lane, v) in lanes.iter_mut().zip(rest) {
+        *v = exp(*v - shift);
+        *lane += *v;
+    }
+    fold(lanes, |a, b| a + b)
+}
+
+/// The largest element that is a number: an instruction for each, where one that keeps NaN is three.
+#[inline(always)]
+fn max_but_nan(x: &[f32]) -> f32 {
+    let mut lanes = [f32::NEG_INFINITY; LANES];
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    let larger = |a: f32, b: f32| if b > a { b } else { a };
+    for chunk in chunks {
+        for lane in 0..LANES {
+            lanes[lane] = larger(lanes[lane], chunk[lane]);
+        }
+    }
+    for (lane, &v) in lanes.iter_mut().zip(rest) {
+        *lane = larger(*lane, v);
+    }
+    fold(lanes, larger)
+}
+
+/// The lanes as one, always in the same order.
+#[inline(always)]
+fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = LANES / 2;
+    while width > 0 {
+        let (low, high) = lanes.split_at_mut(width);
+        low.iter_mut().zip(high).for_each(|(low, high)| *low = join(*low, *high));
+        width /= 2;
+    }
+    lanes[0]
 }
 
 #[cfg(test)]
@@ -241,10 +252,12 @@ mod tests {
             let x: Vec<f32> = (0..length).map(|i| ((i * 37) % 11) as f32 - 5.0).collect();
             assert_eq!(sum(&x), x.iter().sum::<f32>());
             assert_eq!(sum2(&x, &x), x.iter().map(|v| v * v).sum::<f32>());
-            assert_eq!(max(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
+            assert_eq!(max_but_nan(&x), x.iter().copied().fold(f32::NEG_INFINITY, f32::max));
         }
         let mut with_nan = vec![1.0; 40];
         with_nan[17] = f32::NAN;
-        assert!(max(&with_nan).is_nan());
+        assert_eq!(max_but_nan(&with_nan), 1.0);
+        softmax_in_place(&mut with_nan);
+        assert!(with_nan.iter().all(|v| v.is_nan()), "{with_nan:?}");
     }
 }
