@@ -76,7 +76,7 @@ pub fn probes<E>(
             let mut record = base.record(&blank, &backend.to_string(), machine::device(&device));
             (record.workload, record.work) = (probe.describe(), Work::default());
             match probe.start(backend, threads()) {
-                Err(reason) => (record.status, record.reason) = (Status::Refused, Some(reason)),
+                Err(reason) => record = without_figures(record, Status::Refused, reason),
                 Ok(found) => {
                     record.status = Status::Measured;
                     (record.peak_bytes, record.launches_per_token) = (found.bytes, found.launches);
@@ -176,10 +176,6 @@ fn one(
             }
         }
     }
-    let refuse = |mut record: Record, status: Status, reason: String| {
-        (record.status, record.reason) = (status, Some(reason));
-        record
-    };
     let on_cpu = backends.iter().find(|(_, device)| device.as_ref().is_some_and(|it| it.kind == DeviceKind::Cpu));
     let gpu = backends.iter().find(|(_, device)| device.as_ref().is_some_and(|it| it.kind.is_gpu()));
     // What is composed of Burn's own ops is nobody else's.
@@ -189,7 +185,7 @@ fn one(
     for absent in absent {
         let mut record = base.record(workload, &absent.name, cpu());
         record.peer = true;
-        records.push(refuse(record, Status::NotMeasured, absent.reason.clone()));
+        records.push(without_figures(record, Status::NotMeasured, absent.reason.clone()));
     }
     for peer in &mut *peers {
         let place = if peer.device == "cpu" { on_cpu } else { gpu };
@@ -201,19 +197,16 @@ fn one(
             Ok(request) => peer.prepare(request),
             Err(reason) => Err(reason.clone()),
         };
-        match (prepared, place) {
-            (Err(reason), _) => records.push(refuse(record, Status::NotMeasured, reason)),
-            (Ok(cold), Some((backend, Some(info)))) => {
+        match prepared {
+            Err(reason) => records.push(without_figures(record, Status::NotMeasured, reason)),
+            Ok(cold) => {
                 record.cold_seconds = cold;
-                let least_seconds = least_seconds(workload, *backend, info.kind, roofs);
+                let least_seconds: Box<dyn FnMut() -> Option<f64>> = match place {
+                    Some((backend, Some(info))) => least_seconds(workload, *backend, info.kind, roofs),
+                    _ => Box::new(|| None),
+                };
                 contenders.push(Contender { runner: Box::new(peer), quarter: None, floor: 0.0, least_seconds });
-                entered.push((record, Some(*backend)));
-            }
-            (Ok(cold), _) => {
-                record.cold_seconds = cold;
-                let least_seconds = Box::new(|| None);
-                contenders.push(Contender { runner: Box::new(peer), quarter: None, floor: 0.0, least_seconds });
-                entered.push((record, None));
+                entered.push((record, place.map(|(backend, _)| *backend)));
             }
         }
     }
@@ -224,10 +217,7 @@ fn one(
     drop(contenders);
     for ((mut record, backend), result) in entered.into_iter().zip(results) {
         match result {
-            Err(refusal) => {
-                record.status = status(&refusal);
-                record.reason = Some(refusal.to_string().replace('\n', " "));
-            }
+            Err(refusal) => record = refused(record, &refusal),
             Ok(measured) => {
                 record = filled(record, workload, measured);
                 record.roof = backend.and_then(|backend| roofs.borrow().known(workload, backend));
@@ -264,24 +254,21 @@ pub fn enter<'r>(
     models: &Models,
     roofs: &'r RefCell<Roofs>,
 ) -> Result<Entry<'r>, Box<Record>> {
-    let refused = |mut record: Record, status: Status, reason: String| {
-        (record.status, record.reason) = (status, Some(reason));
-        Box::new(record)
-    };
+    let left = |record: Record, reason: String| Box::new(without_figures(record, Status::NotMeasured, reason));
     let Some(device) = device else {
         let record = base.record(workload, &backend.to_string(), cpu());
-        return Err(refused(record, Status::NotMeasured, "no such device".into()));
+        return Err(left(record, "no such device".into()));
     };
     let record = base.record(workload, &backend.to_string(), machine::device(device));
     if let Some(reason) = left_out(workload, backend, device, base.machine.memory_bytes) {
-        return Err(refused(record, Status::NotMeasured, reason));
+        return Err(left(record, reason));
     }
     let make = |workload: &Workload| {
         dispatch(backend, Prepare { workload, models, eager: device.kind == DeviceKind::Cpu })
             .map_err(|problem| problem.to_string())
             .and_then(|made| made)
     };
-    let runner = make(workload).map_err(|reason| refused(record.clone(), Status::NotMeasured, reason))?;
+    let runner = make(workload).map_err(|reason| left(record.clone(), reason))?;
     // A second copy of a model would not leave room for the peers.
     let quarter = workload.quarter().filter(|_| !workload.is_model());
     let contender = Contender {
@@ -303,14 +290,8 @@ impl Entry<'_> {
         let workload = self.workload;
         let right = |input| expected::answer(workload, input);
         let agree = |actual: &[f64], expected: &[f64]| agree(workload, actual, expected);
-        match interleaved(std::slice::from_mut(&mut self.contender), &plan, right, &agree).remove(0) {
-            Ok(_) => Ok(()),
-            Err(refusal) => {
-                let mut record = self.record.clone();
-                (record.status, record.reason) = (status(&refusal), Some(refusal.to_string().replace('\n', " ")));
-                Err(Box::new(record))
-            }
-        }
+        let result = interleaved(std::slice::from_mut(&mut self.contender), &plan, right, &agree).remove(0);
+        result.map(|_| ()).map_err(|refusal| Box::new(refused(self.record.clone(), &refusal)))
     }
 
     /// Seconds that so many calls take together.
@@ -365,13 +346,17 @@ fn agree(workload: &Workload, actual: &[f64], expected: &[f64]) -> bool {
     }
 }
 
+/// The record with a reason in place of figures.
+fn without_figures(mut record: Record, status: Status, reason: String) -> Record {
+    (record.status, record.reason) = (status, Some(reason));
+    record
+}
+
 /// What cannot be done was not measured; what was measured and cannot be true is refused.
-fn status(refusal: &Refusal) -> Status {
-    if matches!(refusal, Refusal::Unsupported(_) | Refusal::TooLong { .. }) {
-        Status::NotMeasured
-    } else {
-        Status::Refused
-    }
+fn refused(record: Record, refusal: &Refusal) -> Record {
+    let cannot = matches!(refusal, Refusal::Unsupported(_) | Refusal::TooLong { .. });
+    let status = if cannot { Status::NotMeasured } else { Status::Refused };
+    without_figures(record, status, refusal.to_string().replace('\n', " "))
 }
 
 /// What a peer is asked to prepare.
