@@ -79,7 +79,7 @@ fn check<B: KernelBackend>(launches: &Launches, what: &str, name: &str, head_nor
 #[test]
 fn a_decoded_token_is_few_launches() {
     let folder = tempfile::tempdir().unwrap();
-    let launches = Launches::noted_in(&folder.path().join("launches"));
+    let launches = Launches::noted_in(&folder.path().join("launches")).expect("CubeCL is built in");
     // Qwen3 norms the queries and the keys too.
     for (name, head_norms) in [("qwen2-tiny", 0), ("qwen3-tiny", 2)] {
         check::<Wgpu>(&launches, "wgpu", name, head_norms);

@@ -4,11 +4,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use burn::tensor::{DType, Distribution};
-use cubecl::config::profiling::{ProfilingConfig, ProfilingLogLevel};
-use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+use burn::tensor::{DType, Distribution, Tensor};
 
 use crate::KernelBackend;
+use crate::ops::tensor;
 
 /// How long CubeCL may take to write down what it has launched.
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -20,16 +19,23 @@ pub struct Launches {
 }
 
 impl Launches {
-    /// From now on, every launch of this process is noted in `log`, which must not exist yet.
+    /// From now on, every launch of this process is noted in `log`, which must not exist yet; `None` where no backend is built in that
+    /// launches any.
     ///
     /// # Panics
     /// If a device was already used: CubeCL reads its settings once.
-    pub fn noted_in(log: &Path) -> Self {
-        let mut profiling = ProfilingConfig::default();
-        profiling.logger.level = ProfilingLogLevel::Minimal;
-        profiling.logger.file = Some(log.to_owned());
-        CubeClRuntimeConfig::set(CubeClRuntimeConfig { profiling, ..Default::default() });
-        Self { log: log.to_owned() }
+    pub fn noted_in(log: &Path) -> Option<Self> {
+        #[cfg(feature = "cube")]
+        {
+            use cubecl::config::profiling::{ProfilingConfig, ProfilingLogLevel};
+            use cubecl::config::{CubeClRuntimeConfig, RuntimeConfig};
+
+            let mut profiling = ProfilingConfig::default();
+            profiling.logger.level = ProfilingLogLevel::Minimal;
+            profiling.logger.file = Some(log.to_owned());
+            CubeClRuntimeConfig::set(CubeClRuntimeConfig { profiling, ..Default::default() });
+        }
+        cfg!(feature = "cube").then(|| Self { log: log.to_owned() })
     }
 
     /// The kernels that `work` launches, in order, by their short names.
@@ -49,7 +55,8 @@ impl Launches {
         let marks = |lines: &[String]| lines.iter().filter(|line| line.contains("Prng")).count();
         let before = marks(&self.noted());
         let mark = B::float_random([1].into(), Distribution::Default, device, DType::F32.into());
-        let read = cubecl::future::block_on(B::float_into_data(mark));
+        let mark: Tensor<B, 1> = tensor(mark);
+        let read = mark.try_into_data();
         assert!(read.is_ok(), "the mark was not read back: {read:?}");
         let since = Instant::now();
         loop {

@@ -24,7 +24,6 @@ pub mod backends {
     pub use burn_flex::Flex;
 }
 pub mod device;
-#[cfg(feature = "cube")]
 pub mod launches;
 pub mod map;
 #[cfg(test)]

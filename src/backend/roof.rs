@@ -213,6 +213,7 @@ mod cpu {
 
     /// Twelve registers of AVX-512, and of AVX2: enough to hide the latency of a multiplication behind the others, and few enough to stay
     /// in registers.
+    #[cfg(target_arch = "x86_64")]
     const WIDE: usize = 192;
     const NARROW: usize = 96;
 
