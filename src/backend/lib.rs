@@ -75,6 +75,11 @@ pub trait KernelBackend: Backend {
         pieces.into_iter().map(work).collect()
     }
 
+    /// Hands memory that no tensor uses, kept so that the next results need none from the system, back to it: after a task that needed much.
+    fn release_memory(device: &Self::Device) {
+        Self::memory_cleanup(device);
+    }
+
     /// `x` in memory of its own: every byte is read once and written once, which no op on rows is faster than.
     fn copied(x: FloatTensor<Self>) -> FloatTensor<Self> {
         Self::float_mul_scalar(x, 1.0.into())

@@ -117,9 +117,9 @@ pub fn cpu_instructions() -> &'static str {
 #[cfg(all(feature = "cpu", target_os = "linux"))]
 const LARGE_BYTES: usize = 16 << 20;
 
-/// Asks for large pages below a buffer that has not been written yet: a fault for each 4 KB costs more than most ops that fill it.
+/// Asks for large pages below a buffer that has not been touched yet: a fault for each 4 KB costs more than most ops that fill it.
 #[cfg(feature = "cpu")]
-pub(crate) fn prefer_large_pages<T>(buffer: &mut [std::mem::MaybeUninit<T>]) {
+pub(crate) fn prefer_large_pages<T>(buffer: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 4096;

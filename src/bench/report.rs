@@ -98,6 +98,7 @@ pub fn render(records: &[Record], causes: &Causes) -> Report {
         text += &figures::copies(shown);
         text += &figures::roof(shown);
         text += &figures::parts(shown);
+        text += &figures::sampling(shown);
         text += &figures::memory(shown);
     }
     text += &not_measured(&shown);

@@ -2,13 +2,14 @@
 
 pub(crate) mod dot;
 pub(crate) mod matrix;
+pub(crate) mod memory;
 pub(crate) mod product;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use burn::tensor::ops::FloatTensorOps;
-use burn::tensor::{DType, Shape, TensorData, TensorMetadata};
-use burn_flex::{Flex, FlexDevice, FlexTensor};
+use burn::tensor::{DType, Shape, TensorMetadata};
+use burn_flex::{Flex, FlexDevice, FlexTensor, Layout};
 use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
 pub(crate) use super::cpu::lanes;
@@ -77,7 +78,8 @@ pub(crate) fn contiguous(tensor: &FlexTensor) -> FlexTensor {
 
 /// An f32 tensor that takes over `data`.
 pub(crate) fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
-    FlexTensor::from_data(TensorData::new(data, shape))
+    assert_eq!(data.len(), shape.num_elements());
+    FlexTensor::new(memory::bytes(data), Layout::contiguous(shape), DType::F32)
 }
 
 impl RowTensor for FlexTensor {
@@ -94,6 +96,9 @@ impl RowTensor for FlexTensor {
     }
     fn offset(&self) -> usize {
         self.layout().start_offset()
+    }
+    fn room(count: usize) -> Vec<f32> {
+        memory::room(count)
     }
     fn output(data: Vec<f32>, shape: Shape) -> Self {
         tensor(data, shape)
@@ -113,6 +118,10 @@ impl KernelBackend for Flex {
     }
     fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
         concurrently(pieces, work)
+    }
+
+    fn release_memory(_: &FlexDevice) {
+        memory::release();
     }
 
     fn copied(x: FlexTensor) -> FlexTensor {

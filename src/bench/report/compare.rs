@@ -100,18 +100,31 @@ pub fn slower(shown: &Shown, causes: &Causes) -> String {
         return text + &format!("Nowhere: of {} ratios none is below 1.\n\n", all.len());
     }
     text += &format!("{} of {} ratios are below 1.\n\n", slower.len(), all.len());
+    // Under each cause what it explains; the causes in the order of the lowest ratio of each.
+    let mut explained: Vec<(&str, Vec<&Comparison>)> = Vec::new();
     for found in slower {
-        let device = Column::of(found.ours).title(&[]);
-        let cause = causes.of(found.label, found.ours, found.peer).unwrap_or("cause not known yet");
-        let unsure = if found.ratio.high >= 1.0 { " Its quartiles reach 1." } else { "" };
-        let line = format!(
-            "- {} {}, {device} beside `{}`: {}.{unsure}\n",
-            written(&found.ratio),
-            escaped(found.label),
-            found.peer.implementation,
-            cause.trim_end_matches('.'),
-        );
-        text += &line;
+        let cause = causes.of(found.label, found.ours, found.peer).unwrap_or(UNKNOWN);
+        match explained.iter_mut().find(|(known, _)| *known == cause) {
+            Some((_, found_by_it)) => found_by_it.push(found),
+            None => explained.push((cause, vec![found])),
+        }
     }
-    text + "\n"
+    let header = ["workload", "ours", "peer", "ratio"].map(str::to_owned);
+    for (cause, found) in explained {
+        let rows: Vec<Vec<String>> = found.into_iter().map(row).collect();
+        text += &format!("{cause}\n\n{}", table(3, &header, &rows));
+    }
+    text
+}
+
+const UNKNOWN: &str = "The cause is not known yet:";
+
+fn row(found: &Comparison) -> Vec<String> {
+    let unsure = if found.ratio.high >= 1.0 { ", its quartiles reach 1" } else { "" };
+    vec![
+        escaped(found.label),
+        Column::of(found.ours).title(&[]),
+        format!("`{}`", found.peer.implementation),
+        format!("{}{unsure}", written(&found.ratio)),
+    ]
 }

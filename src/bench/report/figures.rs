@@ -86,14 +86,18 @@ pub fn copies(shown: &Shown) -> String {
         .filter_map(|record| Some((size(record)?, rate(record)?)))
         .collect();
     let (mut rows, mut columns) = (BTreeMap::<(u64, u64, String), BTreeMap<String, String>>::new(), BTreeSet::new());
+    let mut reasons = Reasons::default();
     for record in shown.records.iter().filter(|record| record.kind() != "copy" && !record.peer) {
         let Some(key) = size(record) else { continue };
-        let (Some(copy), Some(rate)) = (copies.get(&key), rate(record)) else { continue };
+        let cell = match (copies.get(&key), rate(record)) {
+            (Some(copy), Some(rate)) => format!("{} %", three(100.0 * rate / copy)),
+            (None, Some(_)) => "no copy".to_owned(),
+            (_, None) => reasons.cell(Some(record)),
+        };
         let composed = record.workload.get("reference").is_some_and(|value| value == true);
         let title = Column::of(record).title(&[]) + if composed { ", composed" } else { "" };
         columns.insert(title.clone());
-        let share = format!("{} %", three(100.0 * rate / copy));
-        rows.entry((key.1 * key.2, key.1, record.kind().to_owned())).or_default().insert(title, share);
+        rows.entry((key.1 * key.2, key.1, record.kind().to_owned())).or_default().insert(title, cell);
     }
     if rows.is_empty() {
         return String::new();
@@ -107,7 +111,33 @@ pub fn copies(shown: &Shown) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
     let text = table(1, &header, &rows);
     format!("### Beside a copy\n\nBytes read and written in a second, as a share of a copy of a tensor of that size in the same run; *composed* is the op made of
-Burn's own ops.\n\n{text}")
+Burn's own ops.\n\n{text}{}", reasons.list())
+}
+
+/// What the choice of a token costs beside the model that it is chosen for.
+pub fn sampling(shown: &Shown) -> String {
+    let measured = |record: &&&Record| record.status == Status::Measured && !record.peer;
+    let Some(choice) = shown.records.iter().filter(measured).find(|record| record.kind() == "sampling") else {
+        return String::new();
+    };
+    let Some(choosing) = choice.median else { return String::new() };
+    let mut shares = Vec::new();
+    for record in shown.records.iter().filter(measured).filter(|it| it.implementation == choice.implementation) {
+        // A decoded token: a forward pass of one position, with the cache.
+        let token = match record.kind() {
+            "generate" => record.parts.get("per_token").copied(),
+            _ => None,
+        };
+        if let Some(token) = token {
+            let share = format!("{} % of a token of {}", three(100.0 * choosing / token), escaped(&record.label()));
+            shares.push(format!("{share} ({} ms)", three(1e3 * token)));
+        }
+    }
+    if shares.is_empty() {
+        return String::new();
+    }
+    shares.sort();
+    format!("Choosing a token takes {} ms: {}.\n\n", three(1e3 * choosing), super::table::listed(&shares))
 }
 
 fn rows_of<'a>(sheet: &'a Sheet<'a>, column: &'a Column<'a>) -> impl Iterator<Item = (&'a str, &'a Record)> {

@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use burn::tensor::Tensor;
 use burn::tensor::backend::AutodiffBackend;
-use firebrick_backend::TrainBackend;
+use firebrick_backend::{KernelBackend, TrainBackend};
 
 use super::adamw::{AdamW, AdamWConfig};
 use super::batch::Order;
@@ -191,6 +191,17 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     /// # Errors
     /// If there are fewer examples than a batch, or a loss or a gradient is missing or not finite.
     pub fn run(
+        &mut self,
+        train: &Dataset<T::Example>,
+        valid: Option<&Dataset<T::Example>>,
+        report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let done = self.steps(train, valid, report);
+        B::InnerBackend::release_memory(&self.model.place());
+        done
+    }
+
+    fn steps(
         &mut self,
         train: &Dataset<T::Example>,
         valid: Option<&Dataset<T::Example>>,

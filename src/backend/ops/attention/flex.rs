@@ -9,7 +9,7 @@ use rayon::prelude::*;
 
 use super::{AttentionLayout, Span};
 use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
-use crate::targets::flex::{Rows, lanes, tensor};
+use crate::targets::flex::{Rows, lanes, memory, tensor};
 
 /// Rows of a tile: enough for the matrix product to run well, few enough for its scores to stay in the second-level cache.
 const TILE_ROWS: usize = 64;
@@ -120,7 +120,7 @@ impl Inputs<'_> {
 
 pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &AttentionLayout) -> FlexTensor {
     let inputs = Inputs::new(&q, &k, &v, layout);
-    let mut out = vec![0.0; q.shape().num_elements()];
+    let mut out = memory::zeros(q.shape().num_elements());
     let kv_heads = 0..inputs.kv_heads;
     let pairs = layout.spans.iter().flat_map(|span| kv_heads.clone().map(move |kv_head| (span, kv_head)));
     let tiles: Vec<Tile> = pairs.flat_map(|(span, kv_head)| inputs.tiles(span, kv_head)).collect();
@@ -168,9 +168,9 @@ pub(crate) fn backward(
     let gradients: Vec<HeadGradients> =
         if inputs.is_small() { heads.iter().map(compute).collect() } else { heads.par_iter().map(compute).collect() };
 
-    let mut d_q = vec![0.0; q.shape().num_elements()];
-    let mut d_k = vec![0.0; k.shape().num_elements()];
-    let mut d_v = vec![0.0; v.shape().num_elements()];
+    let mut d_q = memory::zeros(q.shape().num_elements());
+    let mut d_k = memory::zeros(k.shape().num_elements());
+    let mut d_v = memory::zeros(v.shape().num_elements());
     for (&(span, kv_head), gradients) in heads.iter().zip(gradients) {
         for (tile, d_q_tile) in inputs.tiles(span, kv_head).zip(&gradients.queries) {
             inputs.scatter(d_q_tile, &tile, &mut d_q);

@@ -13,7 +13,7 @@ use rayon::prelude::*;
 use crate::targets::flex::dot::{InstructionSet, Stored, VECTORS, rows_dot};
 use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
 use crate::targets::flex::product::rows_times_weight;
-use crate::targets::flex::{Rows, contiguous, tensor};
+use crate::targets::flex::{Rows, contiguous, memory, tensor};
 
 /// Up to here dot products win.
 const FEW_ROWS: usize = 4;
@@ -89,7 +89,7 @@ fn product(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, update: 
     let out = with_stored!(weight, |weights| {
         if rows == 0 || inputs == 0 || outputs == 0 {
             // An empty sum is zero, and the kernels need not know.
-            bias.map_or(vec![0.0; rows * outputs], |bias| bias.repeat(rows))
+            bias.map_or(memory::zeros(rows * outputs), |bias| bias.repeat(rows))
         } else if rows <= FEW_ROWS {
             few_rows(&x, rows, inputs, weights, outputs, (bias, update))
         } else {
@@ -103,17 +103,18 @@ fn product(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, update: 
 pub(crate) fn backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
     let (rows, outputs, inputs) = (grad.shape()[0], grad.shape()[1], weight.shape()[1]);
     let grad = Rows::new(&grad);
-    let mut out = vec![0.0; rows * inputs];
-    if out.is_empty() {
-        return tensor(out, Shape::from(vec![rows, inputs]));
+    if rows * inputs * outputs == 0 {
+        return tensor(memory::zeros(rows * inputs), Shape::from(vec![rows, inputs]));
     }
+    let mut out = memory::stale(rows * inputs);
     with_stored!(weight, |weights| {
         for start in (0..outputs).step_by(DEPTH) {
             let depth = DEPTH.min(outputs - start);
             let left = MatrixRef::new(&grad.all()[start..], rows, depth, outputs);
             let weights = &weights[start * inputs..(start + depth) * inputs];
             let destination = MatrixMut::new(&mut out, rows, inputs, inputs);
-            multiply_by_column_blocks(destination, Into::Add, left, &AsStored { weights, inputs });
+            let into = if start == 0 { Into::Overwrite } else { Into::Add };
+            multiply_by_column_blocks(destination, into, left, &AsStored { weights, inputs });
         }
     });
     tensor(out, Shape::from(vec![rows, inputs]))
@@ -123,7 +124,7 @@ pub(crate) fn backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor
 pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], grad.shape()[1]);
     let (x, grad) = (Rows::new(&x), Rows::new(&grad));
-    let mut out = vec![0.0; outputs * inputs];
+    let mut out = memory::zeros(outputs * inputs);
     let left = MatrixRef::new(grad.all(), rows, outputs, outputs).transposed();
     let right = MatrixRef::new(x.all(), rows, inputs, inputs);
     let parallel = rows * inputs * outputs >= PARALLEL_PRODUCTS;
@@ -149,7 +150,7 @@ fn few_rows<T: Stored>(
 ) -> Vec<f32> {
     let set = InstructionSet::detect();
     // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
-    let mut products = vec![0.0; outputs * rows];
+    let mut products = memory::stale(outputs * rows);
     let block = (BLOCK_BYTES / (inputs * size_of::<T>())).clamp(16, outputs.max(16));
     let run = |first: usize, weights: &[T], out: &mut [f32]| {
         every_row_dot(set, x, rows, weights, inputs, out);
@@ -174,7 +175,7 @@ fn few_rows<T: Stored>(
     if rows == 1 {
         return products;
     }
-    let mut out = Vec::with_capacity(products.len());
+    let mut out = memory::room(products.len());
     for row in 0..rows {
         out.extend(products.iter().skip(row).step_by(rows));
     }
@@ -189,7 +190,7 @@ fn many_rows<T: Stored>(
     outputs: usize,
     (bias, update): (Option<&[f32]>, Option<&Update>),
 ) -> Vec<f32> {
-    let mut out = vec![0.0; rows * outputs];
+    let mut out = memory::stale(rows * outputs);
     let mut into = Into::Overwrite;
     if let Some(bias) = bias {
         out.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));

@@ -24,6 +24,10 @@ pub(crate) trait RowTensor: Sync + Sized {
     fn buffer(&self) -> &[f32];
     /// Where in the buffer the first element is.
     fn offset(&self) -> usize;
+    /// An empty vector with room for so many values of a result.
+    fn room(count: usize) -> Vec<f32> {
+        new_room(count)
+    }
     /// Takes over `data`.
     fn output(data: Vec<f32>, shape: Shape) -> Self::Output;
 }
@@ -75,7 +79,7 @@ impl<T: RowTensor> Rows<T> {
     pub(crate) fn map(&self, kernel: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> T::Output {
         let data = self.all();
         let width = self.width.max(1);
-        let mut out = unwritten(data.len());
+        let mut out = T::room(data.len());
         let run = |first: usize, data: &[f32], out: &mut [MaybeUninit<f32>]| {
             lanes::vectorised(
                 #[inline(always)]
@@ -107,7 +111,7 @@ impl<T: RowTensor> Rows<T> {
     ) -> (T::Output, T::Output) {
         let data = self.all();
         let width = self.width.max(1);
-        let (mut one, mut two) = (unwritten(data.len()), unwritten(data.len()));
+        let (mut one, mut two) = (T::room(data.len()), T::room(data.len()));
         let run = |first: usize, data: &[f32], one: &mut [MaybeUninit<f32>], two: &mut [MaybeUninit<f32>]| {
             lanes::vectorised(
                 #[inline(always)]
@@ -146,8 +150,8 @@ pub(crate) fn copied<T: RowTensor>(x: &T) -> T::Output {
     )
 }
 
-/// Room for so many values.
-fn unwritten(count: usize) -> Vec<f32> {
+/// An empty vector with room for so many values, in memory new from the allocator.
+pub(crate) fn new_room(count: usize) -> Vec<f32> {
     let mut values = Vec::with_capacity(count);
     prefer_large_pages(values.spare_capacity_mut());
     values

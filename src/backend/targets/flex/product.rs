@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use super::dot::{InstructionSet, Stored};
 use super::matrix::{Into, SharedColumns};
+use super::memory::{self, Lent};
 
 /// Columns after which sums are parked in the output, so that a panel and the weight rows beside it stay in the nearest caches.
 const DEPTH: usize = 512;
@@ -101,7 +102,7 @@ unsafe fn group(
 
 /// The rows of `x` in panels of `width`, column by column; the last panel is filled up with zeros.
 struct Panels {
-    data: Vec<f32>,
+    data: Lent,
     rows: usize,
     inputs: usize,
 }
@@ -109,7 +110,12 @@ struct Panels {
 impl Panels {
     fn pack(x: &[f32], inputs: usize, width: usize) -> Self {
         let rows = x.len() / inputs;
-        let mut data = vec![0.0; rows.next_multiple_of(width) * inputs];
+        let panel = width * inputs;
+        let mut data = memory::scratch(rows.next_multiple_of(width) * inputs);
+        if !rows.is_multiple_of(width) {
+            let last = data.len() - panel;
+            data[last..].fill(0.0);
+        }
         let pack = |(panel, rows): (&mut [f32], &[f32])| {
             // In blocks of columns, so that the lines being written stay at hand from row to row.
             for start in (0..inputs).step_by(64) {
@@ -120,7 +126,6 @@ impl Panels {
                 }
             }
         };
-        let panel = width * inputs;
         if data.len() < PARALLEL_PRODUCTS {
             data.chunks_exact_mut(panel).zip(x.chunks(panel)).for_each(pack);
         } else {
