@@ -182,7 +182,7 @@ mod cpu {
     fn sum(part: &[f32]) -> f32 {
         lanes::vectorised(
             #[inline(always)]
-            || lanes::sum(part),
+            |_| lanes::sum(part),
         )
     }
 

@@ -116,7 +116,8 @@ pub(crate) mod cpu {
         let (weight, bias) = (weight.all(), bias.all());
         Rows::new(&x).map(
             #[inline(always)]
-            |index, row, out| {
+            |_, index, row, out| {
+                residuals.fetch(index + 1);
                 for ((out, &x), &r) in out.iter_mut().zip(row).zip(residuals.row(index)) {
                     *out = x + r;
                 }

@@ -96,7 +96,8 @@ pub(crate) mod cpu {
         let weight = weight.all();
         Rows::new(&x).map_to_two(
             #[inline(always)]
-            |index, row, sum, normed| {
+            |_, index, row, sum, normed| {
+                residuals.fetch(index + 1);
                 for ((sum, &x), &r) in sum.iter_mut().zip(row).zip(residuals.row(index)) {
                     *sum = x + r;
                 }

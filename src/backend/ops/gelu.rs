@@ -112,15 +112,15 @@ pub(crate) mod autodiff {
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
     //! One pass with a vectorised error function, rows in parallel.
-    use crate::targets::cpu::{RowTensor, Rows, lanes};
+    use crate::targets::cpu::{RowTensor, Rows, lanes::Math};
 
     /// Beyond these an f32 of `1 ± erf` is exactly 2 or 0, while the approximation is off by a rounding that a large `x` would multiply.
     const SATURATED: f32 = 5.65;
 
     /// `Φ(x)`.
     #[inline(always)]
-    fn distribution(x: f32) -> f32 {
-        let inside = 0.5 + 0.5 * lanes::erf(x * std::f32::consts::FRAC_1_SQRT_2);
+    fn distribution(math: Math, x: f32) -> f32 {
+        let inside = 0.5 + 0.5 * math.erf(x * std::f32::consts::FRAC_1_SQRT_2);
         let above = if x > SATURATED { 1.0 } else { inside };
         if x < -SATURATED { 0.0 } else { above }
     }
@@ -129,9 +129,9 @@ pub(crate) mod cpu {
         let Some(bias) = bias else {
             return Rows::new(&x).map(
                 #[inline(always)]
-                |_, row, out| {
+                |math, _, row, out| {
                     for (out, &x) in out.iter_mut().zip(row) {
-                        *out = x * distribution(x);
+                        *out = x * distribution(math, x);
                     }
                 },
             );
@@ -140,10 +140,10 @@ pub(crate) mod cpu {
         let bias = bias.all();
         Rows::new(&x).map(
             #[inline(always)]
-            |_, row, out| {
+            |math, _, row, out| {
                 for ((out, &x), &b) in out.iter_mut().zip(row).zip(bias) {
                     let x = x + b;
-                    *out = x * distribution(x);
+                    *out = x * distribution(math, x);
                 }
             },
         )
@@ -155,9 +155,9 @@ pub(crate) mod cpu {
         let Some(bias) = bias else {
             return rows.map(
                 #[inline(always)]
-                |index, row, out| {
+                |math, index, row, out| {
                     for ((out, &x), &d) in out.iter_mut().zip(row).zip(grads.row(index)) {
-                        *out = d * slope(x);
+                        *out = d * slope(math, x);
                     }
                 },
             );
@@ -166,9 +166,9 @@ pub(crate) mod cpu {
         let bias = bias.all();
         rows.map(
             #[inline(always)]
-            |index, row, out| {
+            |math, index, row, out| {
                 for (((out, &x), &b), &d) in out.iter_mut().zip(row).zip(bias).zip(grads.row(index)) {
-                    *out = d * slope(x + b);
+                    *out = d * slope(math, x + b);
                 }
             },
         )
@@ -176,10 +176,10 @@ pub(crate) mod cpu {
 
     /// `gelu'(x)`.
     #[inline(always)]
-    fn slope(x: f32) -> f32 {
-        let density = lanes::exp(-0.5 * x * x) * 0.398_942_3;
+    fn slope(math: Math, x: f32) -> f32 {
+        let density = math.exp(-0.5 * x * x) * 0.398_942_3;
         // Where the density is zero so is the product, whatever `x` is.
-        distribution(x) + x * density
+        distribution(math, x) + x * density
     }
 }
 

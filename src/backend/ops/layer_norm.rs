@@ -144,7 +144,7 @@ pub(crate) mod cpu {
         let (weight, bias) = (weight.all(), bias.all());
         rows.map(
             #[inline(always)]
-            |_, row, out| {
+            |_, _, row, out| {
                 let (mean, inverse) = statistics(row, epsilon as f32);
                 for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
                     *out = (x - mean) * inverse * w + b;
@@ -160,7 +160,7 @@ pub(crate) mod cpu {
         let weight = weight.all();
         rows.map(
             #[inline(always)]
-            |index, row, out| {
+            |_, index, row, out| {
                 let grad = grads.row(index);
                 let (mean, inverse) = statistics(row, epsilon as f32);
                 let length = row.len() as f32;

@@ -132,7 +132,7 @@ pub(crate) mod cpu {
         let weight = weight.all();
         rows.map(
             #[inline(always)]
-            |_, row, out| {
+            |_, _, row, out| {
                 let inverse = inverse_rms(row, epsilon as f32);
                 for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
                     *out = x * inverse * w;
@@ -148,7 +148,7 @@ pub(crate) mod cpu {
         let weight = weight.all();
         rows.map(
             #[inline(always)]
-            |index, row, out| {
+            |_, index, row, out| {
                 let grad = grads.row(index);
                 let inverse = inverse_rms(row, epsilon as f32);
                 let dot = lanes::sum3(row, grad, weight) * inverse * inverse / row.len() as f32;

@@ -116,19 +116,15 @@ pub(crate) mod cpu {
         let masks = mask.as_ref().map(Rows::new);
         Rows::new(&x).map(
             #[inline(always)]
-            |index, row, out| {
-                match &masks {
-                    // It is the row already.
-                    None if scale == 1.0 => {}
-                    None => out.iter_mut().zip(row).for_each(|(out, &x)| *out = x * scale),
-                    Some(masks) => {
-                        let mask = masks.row(index % masks.count());
-                        for ((out, &x), &m) in out.iter_mut().zip(row).zip(mask) {
-                            *out = x * scale + m;
-                        }
+            |math, index, row, out| match &masks {
+                None => math.softmax_into(row, scale, out),
+                Some(masks) => {
+                    let mask = masks.row(index % masks.count());
+                    for ((out, &x), &m) in out.iter_mut().zip(row).zip(mask) {
+                        *out = x * scale + m;
                     }
+                    math.softmax_in_place(out, 1.0);
                 }
-                lanes::softmax_in_place(out);
             },
         )
     }
@@ -138,7 +134,7 @@ pub(crate) mod cpu {
         let grads = Rows::new(&grad);
         Rows::new(&y).map(
             #[inline(always)]
-            |index, row, out| {
+            |_, index, row, out| {
                 let grad = grads.row(index);
                 let dot = lanes::sum2(row, grad);
                 for ((out, &y), &g) in out.iter_mut().zip(row).zip(grad) {

@@ -87,16 +87,17 @@ pub(crate) mod autodiff {
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
     //! One pass with a vectorised exponential, rows in parallel.
-    use crate::targets::cpu::{RowTensor, Rows, lanes};
+    use crate::targets::cpu::{RowTensor, Rows};
 
     pub(crate) fn forward<T: RowTensor>(gate: T, up: T) -> T::Output {
         let ups = Rows::new(&up);
         Rows::new(&gate).map(
             #[inline(always)]
-            |index, gate, out| {
+            |math, index, gate, out| {
+                ups.fetch(index + 1);
                 for ((out, &g), &u) in out.iter_mut().zip(gate).zip(ups.row(index)) {
                     // In this order: `g · u` may overflow where the result does not.
-                    *out = g / (1.0 + lanes::exp(-g)) * u;
+                    *out = g / (1.0 + math.exp(-g)) * u;
                 }
             },
         )
@@ -107,18 +108,18 @@ pub(crate) mod cpu {
         let gates = Rows::new(&gate);
         let d_gate = gates.map(
             #[inline(always)]
-            |index, gate, out| {
+            |math, index, gate, out| {
                 for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
-                    let s = 1.0 / (1.0 + lanes::exp(-g));
+                    let s = 1.0 / (1.0 + math.exp(-g));
                     *out = d * u * (s * (1.0 + g * (1.0 - s)));
                 }
             },
         );
         let d_up = gates.map(
             #[inline(always)]
-            |index, gate, out| {
+            |math, index, gate, out| {
                 for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
-                    *out = d * (g / (1.0 + lanes::exp(-g)));
+                    *out = d * (g / (1.0 + math.exp(-g)));
                 }
             },
         );

@@ -3,4 +3,4 @@
 pub(crate) mod lanes;
 mod rows;
 
-pub(crate) use rows::{RowTensor, Rows, copied, new_room};
+pub(crate) use rows::{RowTensor, Rows, copied, zeros};

@@ -97,8 +97,8 @@ impl RowTensor for FlexTensor {
     fn offset(&self) -> usize {
         self.layout().start_offset()
     }
-    fn room(count: usize) -> Vec<f32> {
-        memory::room(count)
+    fn stale(count: usize) -> Vec<f32> {
+        memory::stale(count)
     }
     fn output(data: Vec<f32>, shape: Shape) -> Self {
         tensor(data, shape)

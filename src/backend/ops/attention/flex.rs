@@ -95,16 +95,14 @@ impl Inputs<'_> {
         let scale = self.layout.scale as f32;
         lanes::vectorised(
             #[inline(always)]
-            || {
+            |math| {
                 for (query, scores) in tile.queries.clone().zip(scores.chunks_exact_mut(self.group() * width)) {
                     let visible = self.layout.visible(tile.span, query);
                     let visible = visible.start - keys.start..visible.end - keys.start;
                     for row in scores.chunks_exact_mut(width) {
                         row[..visible.start].fill(0.0);
                         row[visible.end..].fill(0.0);
-                        let row = &mut row[visible.clone()];
-                        row.iter_mut().for_each(|score| *score *= scale);
-                        lanes::softmax_in_place(row);
+                        math.softmax_in_place(&mut row[visible.clone()], scale);
                     }
                 }
             },
@@ -210,7 +208,7 @@ fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> 
         let scale = inputs.layout.scale as f32;
         lanes::vectorised(
             #[inline(always)]
-            || {
+            |_| {
                 for (d, p) in d_scores.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
                     let dot = lanes::sum2(d, p);
                     d.iter_mut().zip(p).for_each(|(d, p)| *d = scale * p * (*d - dot));

@@ -175,9 +175,9 @@ fn few_rows<T: Stored>(
     if rows == 1 {
         return products;
     }
-    let mut out = memory::room(products.len());
-    for row in 0..rows {
-        out.extend(products.iter().skip(row).step_by(rows));
+    let mut out = memory::stale(products.len());
+    for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
+        out.iter_mut().zip(products.iter().skip(row).step_by(rows)).for_each(|(out, product)| *out = *product);
     }
     out
 }

@@ -12,18 +12,25 @@ const LANES: usize = 128;
 /// Only what is inlined into it is: the closure must say `#[inline(always)]`, and so must every function it calls. (A closure
 /// handed to `Arch::dispatch` itself goes through the adapter from `Fn` to `FnOnce`, which is never inlined.)
 #[inline(always)]
-pub(crate) fn vectorised<R>(work: impl FnMut() -> R) -> R {
+pub(crate) fn vectorised<R>(work: impl FnMut(Math) -> R) -> R {
     struct Work<F>(F);
 
-    impl<R, F: FnMut() -> R> WithSimd for Work<F> {
+    impl<R, F: FnMut(Math) -> R> WithSimd for Work<F> {
         type Output = R;
 
         #[inline(always)]
         fn with_simd<S: Simd>(mut self, _: S) -> R {
-            (self.0)()
+            // Every set of pulp's that has vectors can multiply and add in one instruction.
+            (self.0)(Math { fused: !S::IS_SCALAR })
         }
     }
     Arch::new().dispatch(Work(work))
+}
+
+/// Functions for the instruction set that a closure is being compiled for, which only the code that picked it knows.
+#[derive(Clone, Copy)]
+pub(crate) struct Math {
+    fused: bool,
 }
 
 /// Σ term(x, y, z). Fewer operands: the same one again, which costs nothing.
@@ -103,82 +110,122 @@ pub(crate) fn sum_squares_about(x: &[f32], centre: f32) -> f32 {
     )
 }
 
-/// eˣ, within 2 units in the last place; 0 below −87.33, infinite above 88.37 (where f32 is by 88.73), NaN for NaN.
-///
-/// Source: the range reduction and the polynomial of Cephes `expf` (Moshier 1992).
-#[inline(always)]
-pub(crate) fn exp(x: f32) -> f32 {
-    const LOWEST: f32 = -87.336_54;
-    const HIGHEST: f32 = 88.376_26;
-    // Adding and subtracting 1.5·2²³ rounds to the nearest integer without an instruction that SSE2 lacks.
-    const ROUND: f32 = 12_582_912.0;
-    let shifted = x * std::f32::consts::LOG2_E + ROUND;
-    let power = shifted - ROUND;
-    let r = x - power * 0.693_359_4 - power * -2.121_944_4e-4;
-    let p = 1.987_569_1e-4;
-    let p = p * r + 1.398_199_9e-3;
-    let p = p * r + 8.333_452e-3;
-    let p = p * r + 4.166_579_6e-2;
-    let p = p * r + 1.666_666_5e-1;
-    let p = p * r + 5.000_000_3e-1;
-    let p = p * r * r + r + 1.0;
-    // The low bits of `shifted` are the integer `power`: moved to the exponent they make 2^power without a conversion, which
-    // would have to look for NaN. Outside the range they are rubbish and not used; for NaN `p` is NaN whatever they are.
-    let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-    let y = p * scale;
-    let y = if x < LOWEST { 0.0 } else { y };
-    if x > HIGHEST { f32::INFINITY } else { y }
+impl Math {
+    /// `a · b + c`; where that is one instruction, rounded once.
+    #[inline(always)]
+    fn mul_add(self, a: f32, b: f32, c: f32) -> f32 {
+        if self.fused { a.mul_add(b, c) } else { a * b + c }
+    }
+
+    /// The polynomial of these coefficients, the highest power's first.
+    #[inline(always)]
+    fn polynomial<const N: usize>(self, x: f32, coefficients: [f32; N]) -> f32 {
+        let mut value = coefficients[0];
+        for &coefficient in &coefficients[1..] {
+            value = self.mul_add(value, x, coefficient);
+        }
+        value
+    }
+
+    /// eˣ, within 2 units in the last place; 0 below −87.33, infinite above 88.37 (where f32 is by 88.73), NaN for NaN.
+    ///
+    /// Source: the range reduction and the polynomial of Cephes `expf` (Moshier 1992).
+    #[inline(always)]
+    pub(crate) fn exp(self, x: f32) -> f32 {
+        const LOWEST: f32 = -87.336_54;
+        const HIGHEST: f32 = 88.376_26;
+        // Adding and subtracting 1.5·2²³ rounds to the nearest integer without an instruction that SSE2 lacks.
+        const ROUND: f32 = 12_582_912.0;
+        let shifted = self.mul_add(x, std::f32::consts::LOG2_E, ROUND);
+        let power = shifted - ROUND;
+        let r = self.mul_add(power, 2.121_944_4e-4, self.mul_add(power, -0.693_359_4, x));
+        let p = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_3e-1];
+        let p = self.mul_add(self.polynomial(r, p), r * r, r) + 1.0;
+        // The low bits of `shifted` are the integer `power`: moved to the exponent they make 2^power without a conversion, which
+        // would have to look for NaN. Outside the range they are rubbish and not used; for NaN `p` is NaN whatever they are.
+        let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
+        let y = p * scale;
+        let y = if x < LOWEST { 0.0 } else { y };
+        if x > HIGHEST { f32::INFINITY } else { y }
+    }
+
+    /// erf x, within 4·10⁻⁷ absolutely; NaN for NaN. Beyond ±4, where an f32 of it is ±1, it is what it is at ±4.
+    ///
+    /// Source: the rational approximation that Eigen and XLA use, odd over even polynomial.
+    #[inline(always)]
+    pub(crate) fn erf(self, x: f32) -> f32 {
+        const ODD: [f32; 7] = [
+            -2.726_142_3e-10,
+            2.770_681_4e-8,
+            -2.101_024e-6,
+            -5.692_506_5e-5,
+            -7.349_906e-4,
+            -2.954_6e-3,
+            -1.609_603_3e-2,
+        ];
+        const EVEN: [f32; 5] = [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
+        let x = x.clamp(-4.0, 4.0);
+        let square = x * x;
+        x * self.polynomial(square, ODD) / self.polynomial(square, EVEN)
+    }
+
+    /// Softmax of one row times `scale`, in place. A row of −∞ alone becomes NaN, as in the reference; so does one with NaN in
+    /// it, through the sum.
+    #[inline(always)]
+    pub(crate) fn softmax_in_place(self, row: &mut [f32], mut scale: f32) {
+        if scale <= 0.0 {
+            // The largest product is not that of the largest element.
+            row.iter_mut().for_each(|v| *v *= scale);
+            scale = 1.0;
+        }
+        let shift = -scale * max_but_nan(row);
+        let mut lanes = [0.0f32; LANES];
+        let (chunks, rest) = row.as_chunks_mut::<LANES>();
+        for chunk in chunks {
+            for lane in 0..LANES {
+                let y = self.exp(self.mul_add(chunk[lane], scale, shift));
+                chunk[lane] = y;
+                lanes[lane] += y;
+            }
+        }
+        for (lane, v) in lanes.iter_mut().zip(rest) {
+            *v = self.exp(self.mul_add(*v, scale, shift));
+            *lane += *v;
+        }
+        divide(row, fold(lanes, |a, b| a + b));
+    }
+
+    /// As [`softmax_in_place`](Self::softmax_in_place), into `out`.
+    #[inline(always)]
+    pub(crate) fn softmax_into(self, row: &[f32], scale: f32, out: &mut [f32]) {
+        if scale <= 0.0 {
+            out.copy_from_slice(row);
+            return self.softmax_in_place(out, scale);
+        }
+        let shift = -scale * max_but_nan(row);
+        let mut lanes = [0.0f32; LANES];
+        let ((chunks, rest), (outs, out_rest)) = (row.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+        for (chunk, out) in chunks.iter().zip(outs) {
+            for lane in 0..LANES {
+                let y = self.exp(self.mul_add(chunk[lane], scale, shift));
+                out[lane] = y;
+                lanes[lane] += y;
+            }
+        }
+        for ((lane, &v), out) in lanes.iter_mut().zip(rest).zip(out_rest) {
+            *out = self.exp(self.mul_add(v, scale, shift));
+            *lane += *out;
+        }
+        divide(out, fold(lanes, |a, b| a + b));
+    }
 }
 
-/// erf x, within 4·10⁻⁷ absolutely; NaN for NaN. Beyond ±4, where an f32 of it is ±1, it is what it is at ±4.
-///
-/// Source: the rational approximation that Eigen and XLA use, odd over even polynomial.
 #[inline(always)]
-pub(crate) fn erf(x: f32) -> f32 {
-    let x = x.clamp(-4.0, 4.0);
-    let square = x * x;
-    let p = -2.726_142_3e-10;
-    let p = p * square + 2.770_681_4e-8;
-    let p = p * square - 2.101_024e-6;
-    let p = p * square - 5.692_506_5e-5;
-    let p = p * square - 7.349_906e-4;
-    let p = p * square - 2.954_6e-3;
-    let p = p * square - 1.609_603_3e-2;
-    let q = -1.456_607_2e-5;
-    let q = q * square - 2.133_740_6e-4;
-    let q = q * square - 1.682_827e-3;
-    let q = q * square - 7.373_329e-3;
-    let q = q * square - 1.426_473_9e-2;
-    x * p / q
-}
-
-/// Softmax of one row, in place. A row of −∞ alone becomes NaN, as in the reference; so does one with NaN in it, through the sum.
-#[inline(always)]
-pub(crate) fn softmax_in_place(row: &mut [f32]) {
-    let shift = max_but_nan(row);
-    let inverse = 1.0 / exponentials(row, shift);
-    for v in row.iter_mut() {
+fn divide(row: &mut [f32], by: f32) {
+    let inverse = 1.0 / by;
+    for v in row {
         *v *= inverse;
     }
-}
-
-/// Each element becomes the exponential of what it is above `shift`; their sum. One pass, where a row may be longer than the nearest cache.
-#[inline(always)]
-fn exponentials(row: &mut [f32], shift: f32) -> f32 {
-    let mut lanes = [0.0f32; LANES];
-    let (chunks, rest) = row.as_chunks_mut::<LANES>();
-    for chunk in chunks {
-        for lane in 0..LANES {
-            let y = exp(chunk[lane] - shift);
-            chunk[lane] = y;
-            lanes[lane] += y;
-        }
-    }
-    for (lane, v) in lanes.iter_mut().zip(rest) {
-        *v = exp(*v - shift);
-        *lane += *v;
-    }
-    fold(lanes, |a, b| a + b)
 }
 
 /// The largest element that is a number: an instruction for each, where one that keeps NaN is three.
@@ -214,8 +261,15 @@ fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
 mod tests {
     use super::*;
 
+    const MATHS: [Math; 2] = [Math { fused: false }, Math { fused: true }];
+
     #[test]
     fn exp_is_within_two_units_in_the_last_place() {
+        MATHS.into_iter().for_each(check_exp);
+    }
+
+    fn check_exp(math: Math) {
+        let exp = |x| math.exp(x);
         let mut worst = 0.0f64;
         for i in -870_000..880_000 {
             let x = i as f32 * 1e-4;
@@ -235,6 +289,11 @@ mod tests {
 
     #[test]
     fn erf_is_within_its_bound() {
+        MATHS.into_iter().for_each(check_erf);
+    }
+
+    fn check_erf(math: Math) {
+        let erf = |x| math.erf(x);
         // Abramowitz & Stegun, table 7.1.
         let known = [(0.1, 0.112_462_916), (0.5, 0.520_499_878), (1.0, 0.842_700_793), (2.0, 0.995_322_265)];
         for (x, exact) in known {
@@ -257,7 +316,7 @@ mod tests {
         let mut with_nan = vec![1.0; 40];
         with_nan[17] = f32::NAN;
         assert_eq!(max_but_nan(&with_nan), 1.0);
-        softmax_in_place(&mut with_nan);
+        MATHS[0].softmax_in_place(&mut with_nan, 1.0);
         assert!(with_nan.iter().all(|v| v.is_nan()), "{with_nan:?}");
     }
 }

@@ -1,11 +1,9 @@
 //! A float tensor seen as rows of its last axis: the shape every norm-like kernel works on.
 
-use std::mem::MaybeUninit;
-
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::lanes;
+use super::lanes::{self, Math};
 use crate::process::prefer_large_pages;
 
 /// Below this many elements the work is done before another thread has woken up.
@@ -24,9 +22,9 @@ pub(crate) trait RowTensor: Sync + Sized {
     fn buffer(&self) -> &[f32];
     /// Where in the buffer the first element is.
     fn offset(&self) -> usize;
-    /// An empty vector with room for so many values of a result.
-    fn room(count: usize) -> Vec<f32> {
-        new_room(count)
+    /// So many values of a result, to be overwritten.
+    fn stale(count: usize) -> Vec<f32> {
+        zeros(count)
     }
     /// Takes over `data`.
     fn output(data: Vec<f32>, shape: Shape) -> Self::Output;
@@ -66,79 +64,83 @@ impl<T: RowTensor> Rows<T> {
         &self.tensor.buffer()[start..start + self.width]
     }
 
+    /// Asks for a row before it is needed; there need be none.
+    #[inline(always)]
+    pub(crate) fn fetch(&self, index: usize) {
+        let start = self.offset + index * self.width;
+        fetch(self.tensor.buffer().get(start..start + self.width).unwrap_or_default());
+    }
+
     /// How many rows there are.
     pub(crate) fn count(&self) -> usize {
         self.elements.checked_div(self.width).unwrap_or(0)
     }
 
-    /// A tensor of the same shape, each row computed by `kernel(index, row, out)`, in parallel when it pays. At first `out` is the row itself,
-    /// which is at hand, and costs less to copy than a whole tensor to clear beforehand.
+    /// A tensor of the same shape, each row computed by `kernel(math, index, row, out)`, in parallel when it pays. `out` holds something to
+    /// be overwritten.
     ///
     /// The kernel's closure must say `#[inline(always)]`, for the reason given at [`lanes::vectorised`].
     #[inline(always)]
-    pub(crate) fn map(&self, kernel: impl Fn(usize, &[f32], &mut [f32]) + Sync) -> T::Output {
+    pub(crate) fn map(&self, kernel: impl Fn(Math, usize, &[f32], &mut [f32]) + Sync) -> T::Output {
         let data = self.all();
         let width = self.width.max(1);
-        let mut out = T::room(data.len());
-        let run = |first: usize, data: &[f32], out: &mut [MaybeUninit<f32>]| {
+        let mut out = T::stale(data.len());
+        let run = |first: usize, data: &[f32], out: &mut [f32]| {
             lanes::vectorised(
                 #[inline(always)]
-                || {
+                |math| {
                     for (index, (row, out)) in data.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-                        kernel(first + index, row, out.write_copy_of_slice(row));
+                        fetch(data.get((index + 1) * width..(index + 2) * width).unwrap_or_default());
+                        kernel(math, first + index, row, out);
                     }
                 },
             );
         };
-        let spare = &mut out.spare_capacity_mut()[..data.len()];
         if data.len() < PARALLEL_ELEMENTS {
-            run(0, data, spare);
+            run(0, data, &mut out);
         } else {
-            let block = self.count().div_ceil(4 * rayon::current_num_threads()).max(1);
-            let blocks = data.par_chunks(block * width).zip(spare.par_chunks_mut(block * width));
+            let block = self.block();
+            let blocks = data.par_chunks(block * width).zip(out.par_chunks_mut(block * width));
             blocks.enumerate().for_each(|(index, (data, out))| run(index * block, data, out));
         }
-        // SAFETY: `data` is made of whole rows, and each was written.
-        unsafe { out.set_len(data.len()) };
         T::output(out, self.tensor.shape())
     }
 
-    /// As [`map`](Self::map), to two tensors: `kernel(index, row, first, second)`.
+    /// As [`map`](Self::map), to two tensors: `kernel(math, index, row, first, second)`.
     #[inline(always)]
     pub(crate) fn map_to_two(
         &self,
-        kernel: impl Fn(usize, &[f32], &mut [f32], &mut [f32]) + Sync,
+        kernel: impl Fn(Math, usize, &[f32], &mut [f32], &mut [f32]) + Sync,
     ) -> (T::Output, T::Output) {
         let data = self.all();
         let width = self.width.max(1);
-        let (mut one, mut two) = (T::room(data.len()), T::room(data.len()));
-        let run = |first: usize, data: &[f32], one: &mut [MaybeUninit<f32>], two: &mut [MaybeUninit<f32>]| {
+        let (mut one, mut two) = (T::stale(data.len()), T::stale(data.len()));
+        let run = |first: usize, data: &[f32], one: &mut [f32], two: &mut [f32]| {
             lanes::vectorised(
                 #[inline(always)]
-                || {
+                |math| {
                     let outs = one.chunks_exact_mut(width).zip(two.chunks_exact_mut(width));
                     for (index, (row, (one, two))) in data.chunks_exact(width).zip(outs).enumerate() {
-                        kernel(first + index, row, one.write_copy_of_slice(row), two.write_copy_of_slice(row));
+                        fetch(data.get((index + 1) * width..(index + 2) * width).unwrap_or_default());
+                        kernel(math, first + index, row, one, two);
                     }
                 },
             );
         };
-        let spare = [&mut one, &mut two].map(|out: &mut Vec<f32>| &mut out.spare_capacity_mut()[..data.len()]);
-        let [spare_one, spare_two] = spare;
         if data.len() < PARALLEL_ELEMENTS {
-            run(0, data, spare_one, spare_two);
+            run(0, data, &mut one, &mut two);
         } else {
-            let block = self.count().div_ceil(4 * rayon::current_num_threads()).max(1);
-            let outs = spare_one.par_chunks_mut(block * width).zip(spare_two.par_chunks_mut(block * width));
+            let block = self.block();
+            let outs = one.par_chunks_mut(block * width).zip(two.par_chunks_mut(block * width));
             let blocks = data.par_chunks(block * width).zip(outs).enumerate();
             blocks.for_each(|(index, (data, (one, two)))| run(index * block, data, one, two));
         }
-        // SAFETY: `data` is made of whole rows, and each was written to both.
-        unsafe {
-            one.set_len(data.len());
-            two.set_len(data.len());
-        }
         (T::output(one, self.tensor.shape()), T::output(two, self.tensor.shape()))
+    }
+
+    /// Rows that a thread takes at a time.
+    fn block(&self) -> usize {
+        self.count().div_ceil(4 * rayon::current_num_threads()).max(1)
     }
 }
 
@@ -146,14 +148,27 @@ impl<T: RowTensor> Rows<T> {
 pub(crate) fn copied<T: RowTensor>(x: &T) -> T::Output {
     Rows::new(x).map(
         #[inline(always)]
-        |_, _, _| {},
+        |_, _, row, out| out.copy_from_slice(row),
     )
 }
 
-/// An empty vector with room for so many values, in memory new from the allocator.
-pub(crate) fn new_room(count: usize) -> Vec<f32> {
-    let mut values = Vec::with_capacity(count);
-    prefer_large_pages(values.spare_capacity_mut());
+/// Asks for a row before it is needed: while one is computed the memory would have nothing to do.
+#[inline(always)]
+fn fetch(row: &[f32]) {
+    #[cfg(target_arch = "x86_64")]
+    for line in row.chunks(16) {
+        // SAFETY: a hint, which reads nothing and cannot fault.
+        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
+    }
+    #[cfg(not(target_arch = "x86_64"))]
+    let _ = row;
+}
+
+/// So many zeros, in memory new from the allocator.
+pub(crate) fn zeros(count: usize) -> Vec<f32> {
+    let mut values = vec![0.0; count];
+    // What is large has not been touched yet.
+    prefer_large_pages(&mut values);
     values
 }
 
@@ -188,12 +203,12 @@ mod tests {
     fn every_row_is_mapped_once_with_its_own_index() {
         for [rows, width] in [[1, 1], [7, 3], [1, 1 << 16], [1 << 16, 1], [257, 131], [0, 4], [4, 0]] {
             let x = counted([rows, width]);
-            let y = Rows::new(&x).map(|index, row, out| {
+            let y = Rows::new(&x).map(|_, index, row, out| {
                 out.iter_mut().zip(row).for_each(|(out, x)| *out = x - (index * width) as f32);
             });
             let expected: Vec<f32> = (0..rows).flat_map(|_| (0..width).map(|i| i as f32)).collect();
             assert_eq!(Rows::new(&y).all(), expected);
-            let (same, indices) = Rows::new(&x).map_to_two(|index, row, same, indices| {
+            let (same, indices) = Rows::new(&x).map_to_two(|_, index, row, same, indices| {
                 same.copy_from_slice(row);
                 indices.fill(index as f32);
             });

@@ -8,8 +8,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use burn_std::{AllocationController, AllocationProperty, Bytes};
 
-use crate::process::prefer_large_pages;
-use crate::targets::cpu::new_room;
+use crate::targets::cpu::zeros as new_zeros;
 
 /// Values from which a buffer is kept: smaller ones the allocator keeps itself.
 const KEPT: usize = 1 << 15;
@@ -63,22 +62,10 @@ impl Pool {
     }
 }
 
-/// An empty vector with room for so many values.
-pub(crate) fn room(count: usize) -> Vec<f32> {
-    let Some(mut values) = reused(count) else {
-        return new_room(count);
-    };
-    values.clear();
-    values
-}
-
 /// So many values, to be overwritten: what the last tensor left there, or zeros.
 pub(crate) fn stale(count: usize) -> Vec<f32> {
     let Some(mut values) = reused(count) else {
-        let mut values = vec![0.0; count];
-        // New memory of this size has not been touched yet.
-        prefer_large_pages(&mut values);
-        return values;
+        return new_zeros(count);
     };
     values.resize(count, 0.0);
     values
@@ -87,7 +74,7 @@ pub(crate) fn stale(count: usize) -> Vec<f32> {
 /// So many zeros.
 pub(crate) fn zeros(count: usize) -> Vec<f32> {
     let Some(mut values) = reused(count) else {
-        return stale(count);
+        return new_zeros(count);
     };
     values.clear();
     values.resize(count, 0.0);
@@ -199,7 +186,7 @@ mod tests {
 
     fn returned(pool: &mut Pool, capacity: usize) -> *const f32 {
         let buffer = Vec::with_capacity(capacity);
-        let address = buffer.as_ptr();
+        let address = Vec::as_ptr(&buffer);
         pool.lend(capacity);
         pool.give_back(buffer);
         address
@@ -214,7 +201,8 @@ mod tests {
         let mut pool = empty();
         let [_, second, _] = [1000, 1000, 2000].map(|capacity| returned(&mut pool, capacity));
         assert!(pool.take(1001).is_none(), "2000 would be wasteful");
-        assert_eq!(pool.take(900).unwrap().as_ptr(), second);
+        let taken = pool.take(900).unwrap();
+        assert_eq!(taken.as_ptr(), second);
         assert_eq!((pool.idle.len(), pool.idle_values), (2, 3000));
     }
 
@@ -248,7 +236,7 @@ mod tests {
         assert!(again.iter().all(|&value| value == 0.0));
         let detached = bytes(again).try_into_vec::<f32>().unwrap();
         assert_eq!((detached.as_ptr().cast(), detached.len()), (address, count));
-        assert!(room(count).is_empty());
+        assert_eq!(stale(count).len(), count);
         assert_eq!(bytes(vec![1.0; count]), Bytes::from_elems(vec![1.0f32; count]));
     }
 }
