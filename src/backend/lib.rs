@@ -259,6 +259,15 @@ pub trait KernelBackend: Backend {
     ) -> FloatTensor<Self> {
         ops::cross_entropy::forward::<Self>(hidden, weight, targets)
     }
+    /// The weighted sum over rows of the cross entropy of `logits` `[rows, vocabulary]`, `[1]`, and, if asked for, its gradient.
+    fn cross_entropy_of_logits(
+        logits: FloatTensor<Self>,
+        ids: &[u32],
+        weights: &[f32],
+        gradient: bool,
+    ) -> (FloatTensor<Self>, Option<FloatTensor<Self>>) {
+        ops::cross_entropy::reference_of_logits::<Self>(logits, ids, weights, gradient)
+    }
     /// The loss and its gradient with respect to `hidden`, in one pass over the vocabulary.
     fn cross_entropy_of_linear_with_gradient(
         hidden: FloatTensor<Self>,

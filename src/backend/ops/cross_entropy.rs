@@ -82,31 +82,84 @@ fn chunked<B: KernelBackend>(
     let chunk = (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024);
     for start in (0..rows).step_by(chunk) {
         let range = start..rows.min(start + chunk);
-        let count = range.len();
         let part = B::float_slice(hidden.clone(), &[Slice::from(range.clone()), Slice::from(0..inputs)]);
         let logits = <B as KernelBackend>::linear(part, weight.clone(), None);
-        let column = |values: Vec<f32>| {
-            let data = B::float_from_data(TensorData::new(values, [count, 1]), &device);
-            in_dtype_of::<B>(data, &logits)
-        };
-        let weights = column(targets.weights[range.clone()].to_vec());
-        let ids: Vec<i32> = targets.ids[range].iter().map(|&id| id as i32).collect();
-        let ids = B::int_from_data(TensorData::new(ids, [count, 1]).convert::<B::IntElem>(), &device);
-
-        let shifted = B::float_sub(logits.clone(), B::float_max_dim(logits, 1));
-        let exponentials = B::float_exp(shifted.clone());
-        let sums = B::float_sum_dim(exponentials.clone(), 1);
-        let chosen = B::float_gather(1, shifted, ids.clone());
-        let losses = B::float_mul(B::float_sub(B::float_log(sums.clone()), chosen), weights.clone());
-        loss = B::float_add(loss, B::float_reshape(B::float_sum(losses), Shape::from(vec![1])));
-        if gradient {
-            // d loss / d logits = weight · (softmax − one-hot)
-            let d_logits = B::float_mul(exponentials, B::float_div(weights.clone(), sums));
-            let d_logits = B::float_scatter_add(1, d_logits, ids, B::float_neg(weights));
-            gradients.push(B::linear_backward_input(d_logits, weight.clone()));
-        }
+        let (ids, weights) = (&targets.ids[range.clone()], &targets.weights[range]);
+        let (part_of_loss, d_logits) = B::cross_entropy_of_logits(logits, ids, weights, gradient);
+        loss = B::float_add(loss, part_of_loss);
+        gradients.extend(d_logits.map(|d_logits| B::linear_backward_input(d_logits, weight.clone())));
     }
     (loss, gradients)
+}
+
+/// The loss of rows of logits, `[1]`, and its gradient: `weight · (softmax − one-hot)`.
+pub(crate) fn reference_of_logits<B: KernelBackend>(
+    logits: FloatTensor<B>,
+    ids: &[u32],
+    weights: &[f32],
+    gradient: bool,
+) -> (FloatTensor<B>, Option<FloatTensor<B>>) {
+    let (device, count) = (B::float_device(&logits), ids.len());
+    let weights = B::float_from_data(TensorData::new(weights.to_vec(), [count, 1]), &device);
+    let weights = in_dtype_of::<B>(weights, &logits);
+    let ids: Vec<i32> = ids.iter().map(|&id| id as i32).collect();
+    let ids = B::int_from_data(TensorData::new(ids, [count, 1]).convert::<B::IntElem>(), &device);
+
+    let shifted = B::float_sub(logits.clone(), B::float_max_dim(logits, 1));
+    let exponentials = B::float_exp(shifted.clone());
+    let sums = B::float_sum_dim(exponentials.clone(), 1);
+    let chosen = B::float_gather(1, shifted, ids.clone());
+    let losses = B::float_mul(B::float_sub(B::float_log(sums.clone()), chosen), weights.clone());
+    let loss = B::float_reshape(B::float_sum(losses), Shape::from(vec![1]));
+    let d_logits = gradient.then(|| {
+        let d_logits = B::float_mul(exponentials, B::float_div(weights.clone(), sums));
+        B::float_scatter_add(1, d_logits, ids, B::float_neg(weights))
+    });
+    (loss, d_logits)
+}
+
+#[cfg(feature = "flex")]
+pub(crate) mod flex {
+    //! In the memory of the logits: the exponentials with their sum, and the gradient over them; rows in parallel.
+    use burn::tensor::{Shape, TensorMetadata};
+    use burn_flex::FlexTensor;
+    use rayon::prelude::*;
+
+    use crate::targets::cpu::lanes;
+    use crate::targets::flex::tensor;
+
+    pub(crate) fn of_logits(
+        logits: FlexTensor,
+        ids: &[u32],
+        weights: &[f32],
+        gradient: bool,
+    ) -> (FlexTensor, Option<FlexTensor>) {
+        let (rows, width) = (ids.len(), logits.shape()[1]);
+        // Not another handle to them, which would make writing copy them.
+        let mut logits = if logits.layout().is_contiguous() { logits } else { logits.to_contiguous() };
+        let start = logits.layout().start_offset();
+        let values = &mut logits.storage_mut::<f32>()[start..start + rows * width];
+        let targets = ids.par_iter().zip(weights);
+        let losses = values.par_chunks_exact_mut(width).zip(targets).map(|(row, (&id, &weight))| {
+            lanes::vectorised(
+                #[inline(always)]
+                |math| {
+                    let target = id as usize;
+                    let (shift, chosen) = (lanes::max_but_nan(row), row[target]);
+                    let sum = math.exponentials_in_place(row, 1.0, -shift);
+                    if gradient {
+                        let factor = weight / sum;
+                        row.iter_mut().for_each(|value| *value *= factor);
+                        row[target] -= weight;
+                    }
+                    f64::from(weight) * f64::from(sum.ln() - (chosen - shift))
+                },
+            )
+        });
+        // Collected, so that they are added in one order whoever computed them.
+        let loss: f64 = losses.collect::<Vec<_>>().into_iter().sum();
+        (tensor(vec![loss as f32], Shape::from(vec![1])), gradient.then_some(logits))
+    }
 }
 
 pub(crate) mod autodiff {

@@ -19,7 +19,8 @@ use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::attention::{self, AttentionLayout};
 use crate::ops::{
-    add_layer_norm, add_rms_norm, gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax, swiglu, write_rows,
+    add_layer_norm, add_rms_norm, cross_entropy, gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax,
+    swiglu, write_rows,
 };
 use crate::process::{cpu_instructions, cpu_name};
 
@@ -269,6 +270,18 @@ impl KernelBackend for Flex {
             return attention::flex::backward(q, k, v, grad, layout);
         }
         attention::reference_backward::<Self>(q, k, v, grad, layout)
+    }
+
+    fn cross_entropy_of_logits(
+        logits: FlexTensor,
+        ids: &[u32],
+        weights: &[f32],
+        gradient: bool,
+    ) -> (FlexTensor, Option<FlexTensor>) {
+        if all_f32([&logits]) {
+            return cross_entropy::flex::of_logits(logits, ids, weights, gradient);
+        }
+        cross_entropy::reference_of_logits::<Self>(logits, ids, weights, gradient)
     }
 
     fn write_rows(target: FlexTensor, rows: FlexTensor, start: usize) -> FlexTensor {

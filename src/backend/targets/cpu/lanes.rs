@@ -178,7 +178,13 @@ impl Math {
             row.iter_mut().for_each(|v| *v *= scale);
             scale = 1.0;
         }
-        let shift = -scale * max_but_nan(row);
+        let sum = self.exponentials_in_place(row, scale, -scale * max_but_nan(row));
+        divide(row, sum);
+    }
+
+    /// Each element becomes the exponential of itself times `scale` plus `shift`; their sum.
+    #[inline(always)]
+    pub(crate) fn exponentials_in_place(self, row: &mut [f32], scale: f32, shift: f32) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let (chunks, rest) = row.as_chunks_mut::<LANES>();
         for chunk in chunks {
@@ -192,7 +198,7 @@ impl Math {
             *v = self.exp(self.mul_add(*v, scale, shift));
             *lane += *v;
         }
-        divide(row, fold(lanes, |a, b| a + b));
+        fold(lanes, |a, b| a + b)
     }
 
     /// As [`softmax_in_place`](Self::softmax_in_place), into `out`.
@@ -230,7 +236,7 @@ fn divide(row: &mut [f32], by: f32) {
 
 /// The largest element that is a number: an instruction for each, where one that keeps NaN is three.
 #[inline(always)]
-fn max_but_nan(x: &[f32]) -> f32 {
+pub(crate) fn max_but_nan(x: &[f32]) -> f32 {
     let mut lanes = [f32::NEG_INFINITY; LANES];
     let (chunks, rest) = x.as_chunks::<LANES>();
     let larger = |a: f32, b: f32| if b > a { b } else { a };
