@@ -54,7 +54,7 @@ pub struct LanguageModel<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> LanguageModel<B> {
-    /// Loads a folder in Hugging Face layout, weights in the dtype they are stored in.
+    /// Loads a folder in Hugging Face layout, or a `.gguf` file, weights in the dtype they are stored in.
     ///
     /// # Errors
     /// If a file is missing, malformed, or asks for something unsupported.
@@ -75,9 +75,9 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// # Errors
     /// As [`load_as`](Self::load_as).
     pub fn from_checkpoint(checkpoint: &Checkpoint, policy: DTypePolicy, device: &B::Device) -> Result<Self> {
-        let folder = checkpoint.folder();
-        let tokenizer = Tokenizer::from_folder(folder)?;
-        let generation = GenerationConfig::from_folder(folder)?;
+        let (folder, files) = (checkpoint.folder(), checkpoint.files());
+        let tokenizer = Tokenizer::from_files(&files)?;
+        let generation = GenerationConfig::from_files(&files)?;
         let model = load_causal_lm::<B>(checkpoint, policy, device)?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self { model, tokenizer, generation, fingerprint: checkpoint.fingerprint(), name })

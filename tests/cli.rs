@@ -24,6 +24,8 @@ mod generating;
 mod help;
 #[path = "cli/merging.rs"]
 mod merging;
+#[path = "cli/quantizing.rs"]
+mod quantizing;
 #[path = "cli/scoring.rs"]
 mod scoring;
 #[path = "cli/streams.rs"]

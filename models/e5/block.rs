@@ -49,7 +49,7 @@ impl<B: KernelBackend> Block<B> {
     /// `path` is that of the layer in the file, `encoder.layer.0`.
     pub(super) fn load(config: &E5Config, path: &str, loader: &mut TensorLoader<'_, B>) -> Self {
         let mut linear = |name: &str, [out, inputs]: [usize; 2]| {
-            let weight = loader.tensor(&format!("{path}.{name}.weight"), [out, inputs]);
+            let weight = loader.matrix(&format!("{path}.{name}.weight"), [out, inputs]);
             Linear::new(weight, Some(loader.precise(&format!("{path}.{name}.bias"), [out])))
         };
         let (hidden, wide) = (config.hidden_size, config.intermediate_size);

@@ -73,7 +73,7 @@ impl<B: KernelBackend> E5<B> {
         let prefix = prefix(&loader);
         let at = |name: &str| format!("{prefix}{name}");
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let weight = loader.tensor(&at("embeddings.word_embeddings.weight"), [vocabulary, hidden]);
+        let weight = loader.table(&at("embeddings.word_embeddings.weight"), [vocabulary, hidden]);
         let positions: Tensor<B, 2> =
             loader.precise(&at("embeddings.position_embeddings.weight"), [config.max_position_embeddings, hidden]);
         let types: Tensor<B, 2> =

@@ -55,7 +55,7 @@ impl<B: KernelBackend> Block<B> {
             epsilon: config.rms_norm_eps,
         };
         let linear = |loader: &mut TensorLoader<'_, B>, name: &str, [out, inputs]: [usize; 2], bias: bool| {
-            let weight = loader.tensor(&at(&format!("{name}.weight")), [out, inputs]);
+            let weight = loader.matrix(&at(&format!("{name}.weight")), [out, inputs]);
             Linear::new(weight, bias.then(|| loader.precise(&at(&format!("{name}.bias")), [out])))
         };
         let (queries, keys) =

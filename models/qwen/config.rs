@@ -41,7 +41,11 @@ const MAX_LAYERS: usize = 1 << 12;
 
 /// Keys of related architectures whose mathematics this family does not have, with the values that change nothing.
 const REFUSED: &[(&str, &[&str], &str)] = &[
-    ("quantization_config", &["null"], "quantized Hugging Face checkpoints are not read; use the f16, bf16 or f32 one"),
+    (
+        "quantization_config",
+        &["null"],
+        "of quantized checkpoints those of mlx-lm are read; use the f16, bf16 or f32 one",
+    ),
     ("num_experts", &["null", "0"], "mixtures of experts are not implemented"),
     ("num_local_experts", &["null", "0"], "mixtures of experts are not implemented"),
     ("partial_rotary_factor", &["null", "1", "1.0"], "rotary embedding of a part of each head is not implemented"),
@@ -74,7 +78,9 @@ impl QwenConfig {
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let keys = Keys { config: checkpoint.config(), path: checkpoint.folder().join("config.json") };
         for (key, harmless, reason) in REFUSED {
-            if let Some(value) = keys.config.get(*key)
+            // mlx-lm says the same under two keys, and the tensors say it too.
+            let said = keys.config.get(*key).filter(|value| Some(*value) != keys.config.get("quantization"));
+            if let Some(value) = said
                 && !harmless.contains(&value.to_string().as_str())
             {
                 return Err(keys.unsupported(key, value, reason));

@@ -44,10 +44,10 @@ impl<B: KernelBackend> Qwen<B> {
         let config = QwenConfig::read(checkpoint)?;
         let mut loader = checkpoint.loader::<B>(device, policy);
         let (vocabulary, hidden) = (config.vocab_size, config.hidden_size);
-        let embed_tokens = Embedding { weight: loader.tensor("model.embed_tokens.weight", [vocabulary, hidden]) };
+        let embed_tokens = Embedding { weight: loader.table("model.embed_tokens.weight", [vocabulary, hidden]) };
         let layers = (0..config.num_hidden_layers).map(|index| Block::load(&config, index, &mut loader)).collect();
         let norm = RmsNorm { weight: loader.precise("model.norm.weight", [hidden]), epsilon: config.rms_norm_eps };
-        let lm_head = (!config.tie_word_embeddings).then(|| loader.tensor("lm_head.weight", [vocabulary, hidden]));
+        let lm_head = (!config.tie_word_embeddings).then(|| loader.table("lm_head.weight", [vocabulary, hidden]));
         // Older files repeat what is tied or computed.
         loader.ignore("lm_head.weight");
         loader.ignore("rotary_emb.inv_freq");

@@ -33,16 +33,18 @@ mod metal;
 #[path = "../../tests/metal/generated.rs"]
 mod metal_source;
 pub mod ops;
+pub mod packed;
 pub mod process;
 pub mod roof;
 pub mod select;
 mod targets;
 
-use burn::tensor::DType;
 use burn::tensor::backend::{AutodiffBackend, Backend};
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, TensorData};
 use ops::attention::AttentionLayout;
 use ops::cross_entropy::Targets;
+use packed::Packed;
 
 /// A Burn backend that also runs our hot ops, on primitives (dynamic rank).
 ///
@@ -186,6 +188,19 @@ pub trait KernelBackend: Backend {
         grad: FloatTensor<Self>,
     ) -> FloatTensor<Self> {
         ops::gelu::reference_backward::<Self>(x, bias, grad)
+    }
+
+    /// A packed matrix as a weight: in its blocks where [`reads_weights`](Self::reads_weights) says that they are read, else in f32.
+    fn packed(matrix: Packed, device: &Self::Device) -> FloatTensor<Self> {
+        Self::float_from_data(TensorData::new(matrix.unpacked(), matrix.shape), device)
+    }
+    /// The values of a weight as floats: of a packed one in f32, of any other as they are.
+    fn unpacked(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        weight
+    }
+    /// The rows `ids` of a table in its stored format, `[tokens, hidden]`, in f32 (f64 if the table is).
+    fn embedding(weight: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+        ops::embedding::reference::<Self>(weight, ids)
     }
 
     /// `x · Wᵀ + b`: `x` `[rows, in]`, `weight` `[out, in]` in its stored format, `bias` `[out]`. The result has `x`'s dtype.

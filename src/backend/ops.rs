@@ -5,6 +5,7 @@ pub mod add_layer_norm;
 pub mod add_rms_norm;
 pub mod attention;
 pub mod cross_entropy;
+pub mod embedding;
 pub mod gelu;
 pub mod layer_norm;
 pub mod linear;

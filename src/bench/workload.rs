@@ -1,6 +1,7 @@
 //! What is timed: every workload with its sizes, what it moves and computes, and which of them make up the matrix.
 
 use burn::tensor::DType;
+use firebrick_backend::packed::{BLOCK, Format};
 use serde_json::{Map, Value, json};
 
 /// The sizes of Qwen2.5-0.5B.
@@ -282,7 +283,10 @@ impl Workload {
     /// What a call moves and computes. Attention's operations are those of the pairs that see each other.
     pub fn cost(&self) -> Cost {
         const F32: usize = 4;
-        let size = self.dtype.size();
+        let stored = |weights: usize| match Format::of(self.dtype) {
+            Some((format, block)) => weights * format.bits() / 8 + weights / block * 2,
+            None => weights * self.dtype.size(),
+        };
         let [heads, kv_heads, dim] = qwen::HEADS;
         let pairs = |tokens: usize| tokens * (tokens + 1) / 2;
         let attention = |tokens: usize| 4 * pairs(tokens) * heads * dim;
@@ -291,11 +295,11 @@ impl Workload {
         let (bytes, operations, tokens) = match self.kind {
             Kind::Rows { op, shape: [rows, width], .. } => (op.tensors() * rows * width * F32, 0, 0),
             Kind::Matmul { sizes: [rows, inputs, outputs] } => {
-                (outputs * inputs * size + rows * (inputs + outputs) * F32, 2 * rows * inputs * outputs, 0)
+                (stored(outputs * inputs) + rows * (inputs + outputs) * F32, 2 * rows * inputs * outputs, 0)
             }
             Kind::LoraForward { sizes: [rows, features, rank] } => {
                 let weights = features * (features + 2 * rank);
-                (weights * size + 2 * rows * features * F32, 2 * rows * weights, 0)
+                (stored(weights) + 2 * rows * features * F32, 2 * rows * weights, 0)
             }
             Kind::Attention { tokens } => (2 * tokens * (heads + kv_heads) * dim * F32, attention(tokens), 0),
             Kind::DecodeAttention { keys } => (2 * keys * kv_heads * dim * F32, 4 * keys * heads * dim, 0),
@@ -303,31 +307,31 @@ impl Workload {
             Kind::Rope { tokens } => (2 * tokens * heads * dim * F32, 0, 0),
             Kind::Mlp { tokens } => {
                 let weights = 3 * qwen::HIDDEN * qwen::INTERMEDIATE;
-                (weights * size + 2 * tokens * qwen::HIDDEN * F32, 2 * tokens * weights, tokens)
+                (stored(weights) + 2 * tokens * qwen::HIDDEN * F32, 2 * tokens * weights, tokens)
             }
             Kind::Layer { tokens } => {
                 let weights = (qwen::weights() - qwen::head()) / qwen::LAYERS;
-                (weights * size, 2 * tokens * weights + attention(tokens), tokens)
+                (stored(weights), 2 * tokens * weights + attention(tokens), tokens)
             }
-            Kind::Prefill { tokens } => (qwen::weights() * size, forward(tokens) + 2 * qwen::head(), tokens),
+            Kind::Prefill { tokens } => (stored(qwen::weights()), forward(tokens) + 2 * qwen::head(), tokens),
             Kind::Generate { prompt, tokens } => {
                 let operations = forward(prompt) + tokens * (per_token + 2 * qwen::head());
-                (tokens * qwen::weights() * size, operations, tokens)
+                (tokens * stored(qwen::weights()), operations, tokens)
             }
-            Kind::NextToken { after, cached: false } => (qwen::weights() * size, forward(after + 1), 1),
+            Kind::NextToken { after, cached: false } => (stored(qwen::weights()), forward(after + 1), 1),
             Kind::NextToken { after, cached: true } => {
                 let cache = 2 * qwen::LAYERS * after * kv_heads * dim * F32;
-                (qwen::weights() * size + cache, per_token + 2 * qwen::head(), 1)
+                (stored(qwen::weights()) + cache, per_token + 2 * qwen::head(), 1)
             }
             Kind::Sampling => (qwen::VOCABULARY * F32, 0, 1),
             // Forward, and backward through activations only: frozen weights have no gradient.
             Kind::LoraStep { tokens, half, .. } => {
                 let counted = if half { tokens / 2 } else { tokens };
-                (2 * qwen::weights() * size, 2 * forward(tokens) + 4 * counted * qwen::head(), tokens)
+                (2 * stored(qwen::weights()), 2 * forward(tokens) + 4 * counted * qwen::head(), tokens)
             }
             Kind::Embed { texts, mixed } => {
                 let tokens: usize = lengths(texts, mixed).sum();
-                (e5::weights() * size, 2 * tokens * e5::weights(), tokens)
+                (stored(e5::weights()), 2 * tokens * e5::weights(), tokens)
             }
         };
         Cost { bytes, operations, tokens }
@@ -416,7 +420,7 @@ pub fn all(full: bool) -> Vec<Workload> {
         of(Kind::Mlp { tokens }),
         of(Kind::Layer { tokens }),
     ]);
-    for dtype in [DType::F32, DType::F16] {
+    for dtype in [DType::F32, DType::F16, Format::Q8.dtype(BLOCK), Format::Q4.dtype(BLOCK)] {
         all.push(Workload { kind: Kind::Prefill { tokens }, dtype });
         all.push(Workload { kind: Kind::Generate { prompt: 128, tokens: 100 }, dtype });
     }
@@ -437,9 +441,12 @@ pub fn lengths(texts: usize, mixed: bool) -> impl Iterator<Item = usize> {
     (0..texts).map(move |row| if mixed { 4 + (row * 97 + 60) % 253 } else { 32 })
 }
 
-/// `f32`, `f16`, ….
+/// `f32`, `f16`, …; packed ones by what ggml calls their blocks.
 pub fn dtype_name(dtype: DType) -> String {
-    format!("{dtype:?}").to_lowercase()
+    match Format::of(dtype) {
+        Some((format, _)) => format!("{}_0", format.name()),
+        None => format!("{dtype:?}").to_lowercase(),
+    }
 }
 
 #[cfg(test)]

@@ -4,15 +4,16 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use clap::Args;
 use firebrick::Error;
-use firebrick::core::checkpoint::{TensorSpecification, write_atomic, write_safetensors};
+use firebrick::core::checkpoint::{TensorSpecification, write_safetensors};
 use firebrick::core::lora::Module;
 use firebrick::prelude::*;
-use serde_json::json;
+use serde_json::{Value, json};
 
+use super::folder::{copy_rest, write_whole};
 use super::options::{Everywhere, check_base_is_known, check_is_new, open_checkpoint};
 use super::output;
 use super::signal::Signals;
@@ -50,23 +51,25 @@ impl Job for Work {
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
         let Self { verb, everywhere, signals } = self;
         check_is_new(&verb.output, "merge")?;
+        let dtype = match everywhere.dtype.policy() {
+            DTypePolicy::Auto => None,
+            DTypePolicy::Convert(dtype) => Some(dtype),
+            DTypePolicy::Pack(format) => {
+                bail!("merge writes f32, f16 or bf16, not {}; run `firebrick quantize` on what it wrote", format.name())
+            }
+        };
         let checkpoint = open_checkpoint(&verb.model, &everywhere)?;
+        if checkpoint.names().any(|name| checkpoint.is_packed(name)) {
+            let folder = checkpoint.folder().display();
+            bail!("{folder}: is packed, and would have to be packed anew; merge into the folder it was made from");
+        }
         let adapter = Adapter::<B::InnerBackend>::load(&verb.adapter, &device)?;
         let targets = targets(&checkpoint, &adapter, &verb.adapter)?;
         check_base_is_known(&adapter, &verb.adapter, &everywhere)?;
-        // Built beside its place and moved there whole.
-        let building = sibling(&verb.output)?;
-        let place = || verb.output.display().to_string();
-        let created: Vec<&Path> = building.ancestors().take_while(|folder| !folder.exists()).collect();
-        let written = std::fs::create_dir_all(&building).with_context(place).and_then(|()| {
-            write(&checkpoint, &targets, &building, everywhere.dtype.burn(), &device, &signals)?;
-            let _ = std::fs::remove_dir(&verb.output);
-            std::fs::rename(&building, &verb.output).with_context(place)
+        let written = write_whole(&verb.output, |folder| {
+            write(&checkpoint, &targets, folder, dtype, &device, &signals)?;
+            copy_rest(&checkpoint, folder, |config| say_dtype(config, dtype))
         });
-        if written.is_err() {
-            let _ = std::fs::remove_dir_all(&building);
-            created.into_iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
-        }
         if signals.stop() && written.is_err() {
             return Ok(signals.exit_code());
         }
@@ -155,7 +158,7 @@ fn write<B: KernelBackend>(
         }
         Ok(data)
     })?;
-    copy_rest(checkpoint, folder, dtype)
+    Ok(())
 }
 
 fn merged<B: KernelBackend>(module: &Module<B>, data: TensorData, device: &B::Device) -> TensorData {
@@ -168,52 +171,17 @@ fn non_finite(data: &TensorData) -> usize {
     data.iter::<f32>().filter(|value| !value.is_finite()).count()
 }
 
-/// Config, tokenizer and templates, as they are; the config says the new dtype.
-fn copy_rest(checkpoint: &Checkpoint, folder: &Path, dtype: Option<DType>) -> Result<()> {
-    let source = checkpoint.folder();
-    for entry in source.read_dir().with_context(|| source.display().to_string())? {
-        let path = entry?.path();
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        let wanted = [".json", ".jinja", ".txt", ".model"].iter().any(|end| name.ends_with(end));
-        if wanted && path.is_file() && !name.ends_with(".index.json") {
-            std::fs::copy(&path, folder.join(&name)).with_context(|| path.display().to_string())?;
-        }
-    }
-    copy_modules(source, folder)?;
-    let Some(dtype) = dtype else { return Ok(()) };
-    let mut config = checkpoint.config().clone();
+/// The config says the new dtype.
+fn say_dtype(config: &mut Value, dtype: Option<DType>) {
     let name = match dtype {
-        DType::F16 => "float16",
-        DType::BF16 => "bfloat16",
-        _ => "float32",
+        None => return,
+        Some(DType::F16) => "float16",
+        Some(DType::BF16) => "bfloat16",
+        Some(_) => "float32",
     };
     for key in ["torch_dtype", "dtype"] {
         if config.get(key).is_some() {
             config[key] = json!(name);
         }
     }
-    Ok(write_atomic(&folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
-}
-
-/// The configs of an encoder's modules, such as `1_Pooling/config.json`, without which it would pool otherwise.
-fn copy_modules(source: &Path, folder: &Path) -> Result<()> {
-    if !source.join("modules.json").is_file() {
-        return Ok(());
-    }
-    for entry in source.read_dir().with_context(|| source.display().to_string())? {
-        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
-        let config = path.join("config.json");
-        if path.is_dir() && config.is_file() {
-            let to = folder.join(name);
-            std::fs::create_dir_all(&to).with_context(|| to.display().to_string())?;
-            std::fs::copy(&config, to.join("config.json")).with_context(|| config.display().to_string())?;
-        }
-    }
-    Ok(())
-}
-
-fn sibling(folder: &Path) -> Result<PathBuf> {
-    let name = folder.file_name().with_context(|| format!("{}: not a folder name", folder.display()))?;
-    let name = format!(".{}.{}", name.to_string_lossy(), std::process::id());
-    Ok(folder.with_file_name(name))
 }

@@ -7,11 +7,13 @@ mod data;
 mod doctor;
 mod download;
 mod embed;
+mod folder;
 mod generate;
 mod logits;
 mod merge;
 mod options;
 pub mod output;
+mod quantize;
 mod sampling;
 mod score;
 mod signal;
@@ -51,6 +53,8 @@ enum Verb {
     Train(Box<train::Train>),
     /// Fold an adapter into its base and write a plain checkpoint.
     Merge(merge::Merge),
+    /// Pack a model's weights in eight or four bits and write a folder that loads directly.
+    Quantize(quantize::Quantize),
     /// Show an adapter, or convert it between PEFT and mlx-lm.
     Adapter(adapter::AdapterCommand),
     /// Time every workload on every backend, and beside other libraries.
@@ -72,6 +76,7 @@ impl Cli {
             Verb::Embed(verb) => verb.run(everywhere),
             Verb::Train(verb) => verb.run(everywhere),
             Verb::Merge(verb) => verb.run(everywhere),
+            Verb::Quantize(verb) => verb.run(everywhere),
             Verb::Adapter(verb) => verb.run(everywhere),
             Verb::Bench(verb) => verb.run(everywhere),
             Verb::Doctor(verb) => verb.run(everywhere),

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use firebrick::Error;
+use firebrick::backend::packed::Format;
 use firebrick::backend::process::set_threads;
 use firebrick::backend::select::devices;
 use firebrick::gate;
@@ -47,24 +48,22 @@ pub enum Dtype {
     F32,
     Bf16,
     F16,
+    /// Packed in eight bits
+    Q8,
+    /// Packed in four bits
+    Q4,
 }
 
 impl Dtype {
     /// What to ask of the checkpoint.
     pub fn policy(self) -> DTypePolicy {
-        match self.burn() {
-            None => DTypePolicy::Auto,
-            Some(dtype) => DTypePolicy::Convert(dtype),
-        }
-    }
-
-    /// The dtype asked for, if one was.
-    pub fn burn(self) -> Option<DType> {
         match self {
-            Self::Auto => None,
-            Self::F32 => Some(DType::F32),
-            Self::Bf16 => Some(DType::BF16),
-            Self::F16 => Some(DType::F16),
+            Self::Auto => DTypePolicy::Auto,
+            Self::F32 => DTypePolicy::Convert(DType::F32),
+            Self::Bf16 => DTypePolicy::Convert(DType::BF16),
+            Self::F16 => DTypePolicy::Convert(DType::F16),
+            Self::Q8 => DTypePolicy::Pack(Format::Q8),
+            Self::Q4 => DTypePolicy::Pack(Format::Q4),
         }
     }
 }

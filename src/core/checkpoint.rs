@@ -7,8 +7,10 @@
 mod elements;
 mod fingerprint;
 mod folder;
+mod gguf;
 mod header;
 mod loader;
+pub mod packed;
 mod safetensors;
 mod synthetic;
 #[cfg(test)]
@@ -22,13 +24,17 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::TensorData;
 use firebrick_backend::KernelBackend;
+use firebrick_backend::map::Map;
+use firebrick_backend::packed::Format;
 use serde_json::Value;
 
+use self::gguf::BlockType;
 pub use self::header::Limits;
 pub use self::loader::{DTypePolicy, TensorLoader};
 pub use self::safetensors::{TensorFile, TensorInfo};
 pub use self::write::{PYTORCH_FORMAT, TensorSpecification, write_atomic, write_safetensors};
 use crate::error::{Error, Result};
+use crate::file::Files;
 
 /// An opened checkpoint folder. Cheap to keep: it holds the headers and the open files, no weights.
 #[derive(Debug)]
@@ -42,13 +48,19 @@ pub struct Checkpoint {
     non_finite: Mutex<Vec<String>>,
     /// How many matrices were loaded in another dtype than they are stored in, by both.
     conversions: Mutex<BTreeMap<(String, String), usize>>,
+    /// The matrices that a loader packed, with their formats.
+    packings: Mutex<BTreeMap<String, Format>>,
+    /// How matrices in blocks of ggml are stored.
+    blocks: BTreeMap<String, BlockType>,
+    /// The small files of a model that is one file.
+    inside: Option<Files>,
     /// The seed of weights that are computed; there are no files then.
     synthetic: Option<u64>,
 }
 
 impl Checkpoint {
     /// Opens `folder`: reads `config.json` and the headers of `model.safetensors`, or of the shards that
-    /// `model.safetensors.index.json` names. Reads no tensor.
+    /// `model.safetensors.index.json` names; or a `.gguf` file, which holds as much. Reads no tensor.
     ///
     /// # Errors
     /// [`Error::Io`] for what is not there or cannot be read, [`Error::Pickle`] when the only weights are pickles or a file is one
@@ -56,8 +68,12 @@ impl Checkpoint {
     pub fn open(folder: &Path) -> Result<Self> {
         let metadata = folder.metadata().map_err(Error::io(folder))?;
         if !metadata.is_dir() {
+            if folder.extension().is_some_and(|ending| ending.eq_ignore_ascii_case("gguf")) {
+                return Self::open_gguf(folder);
+            }
             safetensors::refuse_pickle_name(folder)?;
-            let problem = "this is a file; a checkpoint is the folder with config.json and the weights in it";
+            let problem =
+                "this is a file; a checkpoint is the folder with config.json and the weights in it, or a .gguf file";
             return Err(Error::Io {
                 path: folder.into(),
                 source: std::io::Error::new(ErrorKind::NotADirectory, problem),
@@ -87,8 +103,49 @@ impl Checkpoint {
                 index
             }
         };
-        let (non_finite, conversions, synthetic) = (Mutex::default(), Mutex::default(), None);
-        Ok(Self { folder: folder.into(), config, files, places, non_finite, conversions, synthetic })
+        let (non_finite, conversions, packings) = (Mutex::default(), Mutex::default(), Mutex::default());
+        Ok(Self {
+            folder: folder.into(),
+            config,
+            files,
+            places,
+            non_finite,
+            conversions,
+            packings,
+            blocks: BTreeMap::new(),
+            inside: None,
+            synthetic: None,
+        })
+    }
+
+    fn open_gguf(path: &Path) -> Result<Self> {
+        let map = Map::open(path).map_err(Error::io(path))?;
+        let malformed = |problem: String| Error::malformed(path, problem);
+        let header = gguf::parse(map.bytes(0..map.len()).map_err(Error::io(path))?).map_err(malformed)?;
+        map.release(0..header.length);
+        let gguf::Named { config, tensors } = gguf::named(&header).map_err(malformed)?;
+        let inside = Files::inside(path, gguf::files(&header).map_err(malformed)?);
+        let (mut entries, mut blocks) = (BTreeMap::new(), BTreeMap::new());
+        for (name, (tensor, interleaved)) in tensors {
+            let gguf::Tensor { shape, stored, range } = tensor;
+            if Format::of(stored.dtype()).is_some() {
+                blocks.insert(name.clone(), stored);
+            }
+            entries.insert(name, header::Entry { dtype: stored.dtype(), shape, range, interleaved });
+        }
+        let places = entries.keys().map(|name| (name.clone(), 0)).collect();
+        Ok(Self {
+            folder: path.into(),
+            config,
+            files: vec![TensorFile::of(map, entries)],
+            places,
+            non_finite: Mutex::default(),
+            conversions: Mutex::default(),
+            packings: Mutex::default(),
+            blocks,
+            inside: Some(inside),
+            synthetic: None,
+        })
     }
 
     /// A checkpoint with no files: whatever tensor is asked for is computed from its name, its shape and `seed`, the same on every
@@ -102,13 +159,21 @@ impl Checkpoint {
             places: BTreeMap::new(),
             non_finite: Mutex::default(),
             conversions: Mutex::default(),
+            packings: Mutex::default(),
+            blocks: BTreeMap::new(),
+            inside: None,
             synthetic: Some(seed),
         }
     }
 
-    /// The folder given to [`Checkpoint::open`].
+    /// The folder, or the file, given to [`Checkpoint::open`].
     pub fn folder(&self) -> &Path {
         &self.folder
+    }
+
+    /// Its small files: tokenizer, chat template, generation config.
+    pub fn files(&self) -> Files {
+        self.inside.clone().unwrap_or_else(|| Files::folder(&self.folder))
     }
 
     /// `config.json`, always an object.
@@ -136,6 +201,11 @@ impl Checkpoint {
         conversions.iter().map(|((from, to), count)| (from.clone(), to.clone(), *count)).collect()
     }
 
+    /// Matrices that a loader finished with and packed, by name.
+    pub fn packings(&self) -> BTreeMap<String, Format> {
+        self.packings.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
     /// The names of all tensors, sorted.
     pub fn names(&self) -> impl Iterator<Item = &str> {
         self.places.keys().map(String::as_str)
@@ -161,8 +231,11 @@ impl Checkpoint {
     }
 
     /// SHA-256, in hexadecimal, over what in `config.json` defines the model and the names, dtypes and shapes of the tensors.
-    /// Reads no weights; two fine-tunes of one base have the same fingerprint.
+    /// Reads no weights; two fine-tunes of one base have the same fingerprint, and so has what `quantize` made of it.
     pub fn fingerprint(&self) -> String {
+        if let Some(base) = self.config.get("_firebrick_base").and_then(Value::as_str) {
+            return base.to_owned();
+        }
         let entries = self.files.iter().flat_map(TensorFile::entries);
         let described = entries.map(|(name, entry)| {
             (name.as_str(), header::dtype_name(entry.dtype).unwrap_or_default(), entry.shape.as_slice())

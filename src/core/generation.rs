@@ -2,7 +2,7 @@
 //! where that is silent. How an option acts is `sample.rs`; who overrides it is the caller's affair.
 
 use crate::error::{Error, Result};
-use crate::file::read_limited_if_present;
+use crate::file::Files;
 use crate::sample::Sampling;
 use serde_json::{Map, Value};
 use std::path::{Path, PathBuf};
@@ -75,13 +75,21 @@ impl GenerationConfig {
     /// the wrong type or out of bounds, naming the key; [`Error::UnsupportedConfig`] for a key that would change the tokens and
     /// is not acted on.
     pub fn from_folder(folder: &Path) -> Result<Self> {
-        std::fs::metadata(folder).map_err(Error::io(folder))?;
-        let mut config = match Keys::read(folder.join("generation_config.json"))? {
+        Self::from_files(&Files::folder(folder))
+    }
+
+    /// As [`from_folder`](Self::from_folder), of a model's files wherever they are.
+    ///
+    /// # Errors
+    /// As there.
+    pub fn from_files(files: &Files) -> Result<Self> {
+        std::fs::metadata(files.place()).map_err(Error::io(files.place()))?;
+        let mut config = match Keys::read(files, "generation_config.json")? {
             Some(keys) => Self::from_keys(&keys)?,
             None => Self::default(),
         };
         if config.eos_token_id.is_empty()
-            && let Some(keys) = Keys::read(folder.join("config.json"))?
+            && let Some(keys) = Keys::read(files, "config.json")?
         {
             config.eos_token_id = keys.ids("eos_token_id")?;
         }
@@ -139,8 +147,9 @@ struct Keys {
 }
 
 impl Keys {
-    fn read(path: PathBuf) -> Result<Option<Self>> {
-        let Some(bytes) = read_limited_if_present(&path, LARGEST_FILE_BYTES)? else { return Ok(None) };
+    fn read(files: &Files, name: &str) -> Result<Option<Self>> {
+        let path = files.path(name);
+        let Some(bytes) = files.read(name, LARGEST_FILE_BYTES)? else { return Ok(None) };
         match serde_json::from_slice(&bytes) {
             Ok(Value::Object(keys)) => Ok(Some(Self { path, keys })),
             Ok(other) => Err(Error::malformed(path, format!("must hold a JSON object, found {}", excerpt(&other)))),

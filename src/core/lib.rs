@@ -8,7 +8,7 @@ pub mod checkpoint;
 pub mod decode;
 pub mod embed;
 pub mod error;
-mod file;
+pub mod file;
 pub mod generate;
 pub mod generation;
 pub mod lora;

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use burn::tensor::{DType, Tensor, TensorData};
 use firebrick_backend::KernelBackend;
+use firebrick_backend::ops::embedding::unpacked;
 use firebrick_backend::ops::linear::linear;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -305,8 +306,10 @@ impl<B: KernelBackend> Adapter<B> {
 }
 
 impl<B: KernelBackend> Module<B> {
-    /// `W + scale·B·A`, computed in f32 (f64 for an f64 weight) and given back in the weight's dtype.
+    /// `W + scale·B·A`, computed in f32 (f64 for an f64 weight) and given back in the weight's dtype; of a packed weight in f32, since packing
+    /// it anew would change more than the adapter does.
     pub fn merged(&self, weight: Tensor<B, 2>) -> Tensor<B, 2> {
+        let weight = unpacked(weight);
         let dtype = weight.dtype();
         let wide = if dtype == DType::F64 { DType::F64 } else { DType::F32 };
         let in_wide = |t: Tensor<B, 2>| if t.dtype() == wide { t } else { Tensor::<B, 2>::cast(t, wide) };

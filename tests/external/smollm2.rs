@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use super::python::{needed, script};
 use crate::contract;
-use crate::support::{Inner, repository};
+use crate::support::{Inner, logits, repository};
 
 const SEEDS: [u64; 3] = [0, 1, 2];
 
@@ -69,6 +69,35 @@ contract! {
             let [before, after] = fine_tune(&model, &data.train, &valid, seed);
             println!("seed {seed}: validation loss {before:.4} -> {after:.4}");
             assert!(after < 0.95 * before, "seed {seed}: {before} -> {after}");
+        }
+    }
+}
+
+contract! {
+    #[ignore = "needs the SmolLM2 folder and the GGUF file it was made from"]
+    fn the_gguf_file_is_the_folder_made_from_it<B>(device) {
+        let (folder, file) = (needed("FIREBRICK_SMOLLM2"), needed("FIREBRICK_SMOLLM2_GGUF"));
+        let values = LanguageModel::<Inner<B>>::load(&folder, &device).unwrap();
+        let blocks = LanguageModel::<Inner<B>>::load(&file, &device).unwrap();
+        let read = <Inner<B> as firebrick::KernelBackend>::reads_weights(&device, blocks.model().head_weight().dtype());
+        assert!(read);
+        let messages = [Message::system("You are terse."), Message::user("Why is the sky blue? 12345 naïve\n\ttabs")];
+        let tokens = values.encode_chat(&messages).unwrap();
+        assert_eq!(blocks.encode_chat(&messages).unwrap(), tokens);
+        assert_eq!(blocks.generation_config().eos_token_id, values.generation_config().eos_token_id);
+        let [expected, found] = [&values, &blocks].map(|model| logits(model.model(), std::slice::from_ref(&tokens)));
+        let largest = expected.iter().fold(0.0f32, |most, value| most.max(value.abs()));
+        let off = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
+        println!("largest difference {off:.2e} of the largest logit, weights {:?}", blocks.model().head_weight().dtype());
+        // Where the blocks are unpacked to f16, every weight is rounded.
+        let packed = firebrick::backend::packed::Format::of(blocks.model().head_weight().dtype()).is_some();
+        assert!(off < if packed { 2e-5 } else { 5e-3 }, "{off}");
+        if packed {
+            let answer = |model: &LanguageModel<Inner<B>>| -> Vec<u32> {
+                let pieces = model.chat(&messages, &GenerateOptions::greedy().max_tokens(32)).unwrap();
+                pieces.map(|piece| piece.unwrap().token.id).collect()
+            };
+            assert_eq!(answer(&blocks), answer(&values));
         }
     }
 }

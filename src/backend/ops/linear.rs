@@ -109,5 +109,7 @@ pub(crate) mod autodiff {
     }
 }
 
+#[cfg(all(test, feature = "flex"))]
+mod packed_tests;
 #[cfg(test)]
 mod tests;

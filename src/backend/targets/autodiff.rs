@@ -3,16 +3,17 @@
 use burn::backend::Autodiff;
 use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
 use burn::tensor::backend::AutodiffBackend;
-use burn::tensor::ops::FloatTensor;
+use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, Shape, TensorMetadata};
 
 use crate::KernelBackend;
 use crate::ops::attention::AttentionLayout;
 use crate::ops::cross_entropy::Targets;
 use crate::ops::{
-    add_layer_norm, add_rms_norm, attention, cross_entropy, gelu, layer_norm, linear, lora_linear, rms_norm, rope,
-    softmax, swiglu,
+    add_layer_norm, add_rms_norm, attention, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear, rms_norm,
+    rope, softmax, swiglu,
 };
+use crate::packed::Packed;
 
 /// The autodiff primitive over an inner backend.
 pub(crate) type Tracked<B> = FloatTensor<Autodiff<B>>;
@@ -69,6 +70,20 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
     fn gelu(x: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
         gelu::autodiff::gelu::<B, C>(x, bias)
+    }
+    fn packed(matrix: Packed, device: &B::Device) -> Tracked<B> {
+        <Self as AutodiffBackend>::from_inner(B::packed(matrix, device))
+    }
+    fn unpacked(weight: Tracked<B>) -> Tracked<B> {
+        // What is tracked is not packed.
+        if is_tracked::<B>(&weight) {
+            weight
+        } else {
+            <Self as AutodiffBackend>::from_inner(B::unpacked(weight.primitive))
+        }
+    }
+    fn embedding(weight: Tracked<B>, ids: IntTensor<B>) -> Tracked<B> {
+        embedding::autodiff::embedding::<B, C>(weight, ids)
     }
     fn linear(x: Tracked<B>, weight: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
         linear::autodiff::linear::<B, C>(x, weight, bias)

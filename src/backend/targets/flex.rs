@@ -3,7 +3,9 @@
 pub(crate) mod dot;
 pub(crate) mod matrix;
 pub(crate) mod memory;
+pub(crate) mod packed;
 pub(crate) mod product;
+pub(crate) mod weights;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
@@ -19,9 +21,10 @@ use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::attention::{self, AttentionLayout};
 use crate::ops::{
-    add_layer_norm, add_rms_norm, cross_entropy, gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax,
-    swiglu, write_rows,
+    add_layer_norm, add_rms_norm, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear, rms_norm, rope,
+    softmax, swiglu, write_rows,
 };
+use crate::packed::{Format, Packed};
 use crate::process::{cpu_instructions, cpu_name};
 
 /// The CPU by burn-flex.
@@ -216,6 +219,19 @@ impl KernelBackend for Flex {
             return gelu::cpu::backward(x, bias, grad);
         }
         gelu::reference_backward::<Self>(x, bias, grad)
+    }
+
+    fn packed(matrix: Packed, _: &FlexDevice) -> FlexTensor {
+        packed::tensor(matrix)
+    }
+    fn unpacked(weight: FlexTensor) -> FlexTensor {
+        if Format::of(weight.dtype()).is_some() { embedding::flex::unpacked(weight) } else { weight }
+    }
+    fn embedding(weight: FlexTensor, ids: FlexTensor) -> FlexTensor {
+        if Format::of(weight.dtype()).is_some() {
+            return embedding::flex::forward(weight, ids);
+        }
+        embedding::reference::<Self>(weight, ids)
     }
 
     fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {

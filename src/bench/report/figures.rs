@@ -87,7 +87,9 @@ pub fn copies(shown: &Shown) -> String {
         .collect();
     let (mut rows, mut columns) = (BTreeMap::<(u64, u64, String), BTreeMap<String, String>>::new(), BTreeSet::new());
     let mut reasons = Reasons::default();
-    for record in shown.records.iter().filter(|record| record.kind() != "copy" && !record.peer) {
+    let copied = |record: &&&Record| copies.keys().any(|(implementation, ..)| *implementation == record.implementation);
+    let ours = shown.records.iter().filter(|record| record.kind() != "copy" && !record.peer);
+    for record in ours.filter(copied) {
         let Some(key) = size(record) else { continue };
         let cell = match (copies.get(&key), rate(record)) {
             (Some(copy), Some(rate)) => format!("{} %", three(100.0 * rate / copy)),
@@ -99,6 +101,7 @@ pub fn copies(shown: &Shown) -> String {
         columns.insert(title.clone());
         rows.entry((key.1 * key.2, key.1, record.kind().to_owned())).or_default().insert(title, cell);
     }
+    rows.retain(|_, cells| cells.values().any(|cell| cell.ends_with('%')));
     if rows.is_empty() {
         return String::new();
     }

@@ -6,6 +6,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+use firebrick_backend::packed::Format;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::decode::{Decode, DecodeOptions};
@@ -23,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::super::expected::{self, INPUTS};
 use super::super::measure::Subject;
-use super::super::workload::{Workload, e5, lengths, qwen};
+use super::super::workload::{Workload, dtype_name, e5, lengths, qwen};
 use super::Models;
 use super::op::Op;
 use super::texts::{texts, tokenizer};
@@ -99,8 +100,21 @@ pub(in super::super) fn decoder<B: KernelBackend>(
     models: &Models,
     device: &B::Device,
 ) -> Result<Box<dyn CausalLm<B>>, String> {
-    let checkpoint = checkpoint(models.qwen.as_deref(), || qwen_config(qwen::LAYERS, qwen::VOCABULARY))?;
-    load_causal_lm::<B>(&checkpoint, DTypePolicy::Convert(dtype), device).map_err(told)
+    let config = || qwen_config(qwen::LAYERS, qwen::VOCABULARY);
+    let Some((format, _)) = Format::of(dtype) else {
+        let checkpoint = checkpoint(models.qwen.as_deref(), config)?;
+        return load_causal_lm::<B>(&checkpoint, DTypePolicy::Convert(dtype), device).map_err(told);
+    };
+    // The file that llama.cpp has, so that both multiply by the same integers.
+    let (checkpoint, policy) = match &models.qwen {
+        Some(folder) => {
+            let name = folder.file_name().unwrap_or_default().to_string_lossy();
+            let file = folder.with_file_name(format!("{name}-{}.gguf", dtype_name(dtype)));
+            (Checkpoint::open(&file).map_err(told)?, DTypePolicy::Auto)
+        }
+        None => (Checkpoint::synthetic(config(), 1), DTypePolicy::Pack(format)),
+    };
+    load_causal_lm::<B>(&checkpoint, policy, device).map_err(told)
 }
 
 /// Logits after the last of these tokens.

@@ -38,6 +38,8 @@ pub(super) struct Entry {
     pub shape: Vec<usize>,
     /// Bytes from the start of the file.
     pub range: Range<usize>,
+    /// The heads that the rows belong to, where each has its two halves interleaved: row `2i` the `i`th, row `2i + 1` the `i`th of the second.
+    pub interleaved: Option<usize>,
 }
 
 /// A header that kept all the rules.
@@ -128,7 +130,12 @@ fn checked(tensor: &RawTensor, data_start: usize, data_bytes: usize) -> Result<E
         let description = describe(*dtype, &tensor.shape.0);
         return Err(format!("is {description}, which takes {bytes} bytes, but has {}", end - begin));
     }
-    Ok(Entry { dtype: *dtype, shape: tensor.shape.0.clone(), range: data_start + begin..data_start + end })
+    Ok(Entry {
+        dtype: *dtype,
+        shape: tensor.shape.0.clone(),
+        range: data_start + begin..data_start + end,
+        interleaved: None,
+    })
 }
 
 /// No overlap, no hole, nothing behind the last tensor.

@@ -4,11 +4,14 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::PoisonError;
 
-use burn::tensor::{DType, Tensor, TensorData, TensorPrimitive};
+use burn::tensor::ops::FloatTensor;
+use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use firebrick_backend::KernelBackend;
+use firebrick_backend::packed::{BLOCK, CannotPack, Format, Packed};
 
 use super::elements::is_float;
 use super::header::describe;
+use super::packed::names_of;
 use super::{Checkpoint, TensorFile, elements, synthetic};
 use crate::error::{Error, Result};
 
@@ -20,6 +23,8 @@ pub enum DTypePolicy {
     Auto,
     /// Converted to F64, F32, F16 or BF16; a finite value that does not fit is an error.
     Convert(DType),
+    /// Packed in blocks, where the rows are made of whole ones; tables of tokens in eight bits at least.
+    Pack(Format),
 }
 
 /// Loads the tensors of a checkpoint strictly: what was asked for and is not there or has another shape, and what is there
@@ -39,6 +44,7 @@ pub struct TensorLoader<'a, B: KernelBackend> {
     failure: Option<Error>,
     warnings: Vec<String>,
     conversions: BTreeMap<(String, String), usize>,
+    packings: BTreeMap<String, Format>,
 }
 
 impl<'a, B: KernelBackend> TensorLoader<'a, B> {
@@ -50,9 +56,10 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
         let lacks = match policy {
             DTypePolicy::Convert(DType::F64) if !B::has_f64() => Some(DType::F64),
             DTypePolicy::Convert(dtype) if !B::supports_dtype(device, dtype) => Some(dtype),
+            DTypePolicy::Pack(format) if !B::reads_weights(device, format.dtype(BLOCK)) => Some(format.dtype(BLOCK)),
             _ => None,
         };
-        let failure = lacks.map(|dtype| Error::DTypeOfDevice { dtype: dtype.name(), device: B::name(device) });
+        let failure = lacks.map(|dtype| Error::DTypeOfDevice { dtype: name_of(dtype), device: B::name(device) });
         Self {
             checkpoint,
             device: device.clone(),
@@ -64,6 +71,7 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
             failure,
             warnings: Vec::new(),
             conversions: BTreeMap::new(),
+            packings: BTreeMap::new(),
         }
     }
 
@@ -77,10 +85,96 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
         &self.device
     }
 
-    /// The tensor `name` in the dtype of the policy.
+    /// The weight of a linear layer, `[out, in]`, in the dtype of the policy, packed if it is stored so or the policy says so.
+    pub fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Tensor<B, 2> {
+        let format = match self.policy {
+            DTypePolicy::Pack(format) => Some(format),
+            _ => None,
+        };
+        self.matrix_in(name, shape, format)
+    }
+
+    /// A table with a row for each token, as [`matrix`](Self::matrix), but packed in no less than eight bits: rare tokens share no row.
+    pub fn table(&mut self, name: &str, shape: [usize; 2]) -> Tensor<B, 2> {
+        let format = matches!(self.policy, DTypePolicy::Pack(_)).then_some(Format::Q8);
+        self.matrix_in(name, shape, format)
+    }
+
+    fn matrix_in(&mut self, name: &str, shape: [usize; 2], format: Option<Format>) -> Tensor<B, 2> {
+        let stored_packed = self.checkpoint.is_packed(name);
+        let format = format.filter(|_| shape[1].is_multiple_of(BLOCK));
+        if !stored_packed && format.is_none() {
+            return self.tensor(name, shape);
+        }
+        match self.packed(name, shape, format, stored_packed) {
+            Some(primitive) => Tensor::from_primitive(TensorPrimitive::Float(primitive)),
+            None => Tensor::zeros([1, 1], &self.device),
+        }
+    }
+
+    /// A matrix that is packed in the file or is to be, or nothing with the reason written down.
+    fn packed(
+        &mut self,
+        name: &str,
+        shape: [usize; 2],
+        format: Option<Format>,
+        stored_packed: bool,
+    ) -> Option<FloatTensor<B>> {
+        let (matrix, stored) = if stored_packed {
+            self.asked.extend(names_of(name).into_iter().flatten());
+            if self.failure.is_some() {
+                return None;
+            }
+            let matrix = self.noted(self.checkpoint.packed(name, shape))?;
+            let stored = matrix.format.dtype(matrix.block);
+            match format.filter(|format| *format != matrix.format) {
+                // From one width to another through the values.
+                Some(format) => (self.pack(name, format, shape, &matrix.unpacked())?, stored),
+                None => (matrix, stored),
+            }
+        } else {
+            let stored = self.checkpoint.info(name).map_or(DType::F32, |info| info.dtype);
+            let values = self.read(name, &shape, Some(DType::F32))?.into_vec::<f32>().unwrap_or_default();
+            let matrix = self.pack(name, format?, shape, &values)?;
+            self.packings.insert(name.to_owned(), matrix.format);
+            (matrix, stored)
+        };
+        let dtype = matrix.format.dtype(matrix.block);
+        let tensor = match self.policy {
+            DTypePolicy::Convert(dtype) => self.dense(TensorData::new(matrix.unpacked(), shape).convert_dtype(dtype)),
+            _ if B::reads_weights(&self.device, dtype) => B::packed(matrix, &self.device),
+            _ => {
+                // The device has no kernel for the blocks: their values, narrow where it multiplies by those.
+                let narrow = B::reads_weights(&self.device, DType::F16);
+                let values = TensorData::new(matrix.unpacked(), shape);
+                self.dense(if narrow { values.convert_dtype(DType::F16) } else { values })
+            }
+        };
+        if tensor.dtype() != stored {
+            *self.conversions.entry((name_of(stored).into(), name_of(tensor.dtype()).into())).or_default() += 1;
+        }
+        Some(tensor)
+    }
+
+    fn dense(&self, data: TensorData) -> FloatTensor<B> {
+        B::float_from_data(data, &self.device)
+    }
+
+    fn pack(&mut self, name: &str, format: Format, shape: [usize; 2], values: &[f32]) -> Option<Packed> {
+        let folder = self.checkpoint.folder();
+        let refused = |problem: CannotPack| Error::malformed(folder, format!("tensor `{name}`: {problem}"));
+        self.noted(Packed::pack(format, shape, values).map_err(refused))
+    }
+
+    /// The value, or nothing with the error kept.
+    fn noted<T>(&mut self, result: Result<T>) -> Option<T> {
+        result.map_err(|error| self.failure = Some(error)).ok()
+    }
+
+    /// The tensor `name` in the dtype of the policy, never packed.
     pub fn tensor<const D: usize>(&mut self, name: &str, shape: [usize; D]) -> Tensor<B, D> {
         let wanted = match self.policy {
-            DTypePolicy::Auto => self.wanted_by_the_device(name),
+            DTypePolicy::Auto | DTypePolicy::Pack(_) => self.wanted_by_the_device(name),
             DTypePolicy::Convert(dtype) => Some(dtype),
         };
         let stored = self.checkpoint.info(name).map(|info| info.dtype);
@@ -151,6 +245,8 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
             noted.dedup();
             let mut conversions = self.checkpoint.conversions.lock().unwrap_or_else(PoisonError::into_inner);
             conversions.clone_from(&self.conversions);
+            let mut packings = self.checkpoint.packings.lock().unwrap_or_else(PoisonError::into_inner);
+            packings.clone_from(&self.packings);
             return Ok(());
         }
         Err(Error::TensorMismatch {
@@ -198,7 +294,8 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
         }
         let copy = |file: &TensorFile| {
             // The device's wish and not the user's: what does not fit stays wide.
-            if self.policy == DTypePolicy::Auto && wanted == Some(DType::F16) && info.dtype != DType::F16 {
+            let device_chose = !matches!(self.policy, DTypePolicy::Convert(_));
+            if device_chose && wanted == Some(DType::F16) && info.dtype != DType::F16 {
                 let elements = file.convert(name, wanted)?;
                 return if elements.overflowed == 0 { Ok(elements) } else { file.copy(name, Some(DType::F32)) };
             }
@@ -217,4 +314,9 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
             }
         }
     }
+}
+
+/// What a dtype is called, of packed ones too.
+fn name_of(dtype: DType) -> &'static str {
+    Format::of(dtype).map_or(dtype.name(), |(format, _)| format.name())
 }

@@ -55,6 +55,11 @@ impl TensorFile {
         Ok(Self { map, header })
     }
 
+    /// The tensors of a mapped file of another format.
+    pub(super) fn of(map: Map, tensors: BTreeMap<String, Entry>) -> Self {
+        Self { map, header: Header { metadata: BTreeMap::new(), tensors } }
+    }
+
     /// The path given to [`TensorFile::open`].
     pub fn path(&self) -> &Path {
         self.map.path()
@@ -82,6 +87,14 @@ impl TensorFile {
     /// the file changed or cannot be read.
     pub fn data(&self, name: &str) -> Result<TensorData> {
         Ok(self.copy(name, None)?.data)
+    }
+
+    /// The bytes of the tensor `name`, of any dtype, copied once; none if there is no such tensor.
+    pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
+        let Some(entry) = self.header.tensors.get(name) else { return Ok(Vec::new()) };
+        let mut bytes = self.map.copy(entry.range.clone()).map_err(Error::io(self.path()))?;
+        halves_together(&mut bytes, entry);
+        Ok(bytes)
     }
 
     /// Bytes of all tensors as stored.
@@ -127,7 +140,26 @@ impl TensorFile {
         let start = entry.range.start;
         let wanted = wanted.unwrap_or(entry.dtype);
         let fetch = |offset: usize, target: &mut [u8]| self.map.copy_into(start + offset, target);
-        elements::copy(entry.dtype, wanted, &entry.shape, fetch).map_err(Error::io(self.path()))
+        let mut elements = elements::copy(entry.dtype, wanted, &entry.shape, fetch).map_err(Error::io(self.path()))?;
+        halves_together(&mut elements.data.bytes, entry);
+        Ok(elements)
+    }
+}
+
+/// Puts the rows of each head in the order of Hugging Face: its first half, then its second.
+fn halves_together(bytes: &mut [u8], entry: &Entry) {
+    let Some(heads) = entry.interleaved else { return };
+    let rows = entry.shape.first().copied().unwrap_or_default();
+    let (row, half) = (bytes.len() / rows.max(1), rows / heads.max(1) / 2);
+    if row == 0 || half == 0 {
+        return;
+    }
+    for head in bytes.chunks_exact_mut(2 * half * row) {
+        let old = head.to_vec();
+        for (at, row_bytes) in head.chunks_exact_mut(row).enumerate() {
+            let from = 2 * (at % half) + at / half;
+            row_bytes.copy_from_slice(&old[from * row..(from + 1) * row]);
+        }
     }
 }
 

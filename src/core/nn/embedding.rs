@@ -1,6 +1,7 @@
 //! Token embeddings: rows of a table in its stored format, widened as they are read.
 
-use burn::tensor::{DType, Int, Tensor};
+use burn::tensor::{Int, Tensor};
+use firebrick_backend::ops::embedding::embedding;
 use firebrick_backend::{KernelBackend, TrainBackend};
 
 /// A table `[vocabulary, hidden]` in its stored dtype.
@@ -21,10 +22,6 @@ impl<B: KernelBackend> Embedding<B> {
 
     /// The rows of `ids`, `[tokens]` → `[tokens, hidden]`, in f32 (f64 if the table is).
     pub fn forward(&self, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
-        let rows = self.weight.clone().select(0, ids);
-        match rows.dtype() {
-            DType::F32 | DType::F64 => rows,
-            _ => rows.cast(DType::F32),
-        }
+        embedding(self.weight.clone(), ids)
     }
 }

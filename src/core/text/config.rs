@@ -6,7 +6,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use crate::error::{Error, Result};
-use crate::file::read_limited_if_present;
+use crate::file::Files;
 
 /// Most bytes of `tokenizer_config.json`; the largest published ones, which list every added token, are near 1 MB.
 const CONFIG_LIMIT: u64 = 16 << 20;
@@ -25,15 +25,16 @@ pub(super) struct TokenizerConfig {
 impl TokenizerConfig {
     /// Both files are optional; one that is there must be well formed. `chat_template.jinja` goes before the
     /// template of `tokenizer_config.json`, as in transformers.
-    pub(super) fn from_folder(folder: &Path) -> Result<Self> {
-        let path = folder.join("tokenizer_config.json");
-        let mut config = match read_limited_if_present(&path, CONFIG_LIMIT)? {
-            Some(bytes) => Self::parse(&path, &bytes)?,
+    pub(super) fn from_files(files: &Files) -> Result<Self> {
+        const CONFIG: &str = "tokenizer_config.json";
+        const TEMPLATE: &str = "chat_template.jinja";
+        let mut config = match files.read(CONFIG, CONFIG_LIMIT)? {
+            Some(bytes) => Self::parse(&files.path(CONFIG), &bytes)?,
             None => Self::default(),
         };
-        let path = folder.join("chat_template.jinja");
-        if let Some(bytes) = read_limited_if_present(&path, TEMPLATE_LIMIT)? {
-            let source = String::from_utf8(bytes).map_err(|_| Error::malformed(&path, "it is not UTF-8"))?;
+        if let Some(bytes) = files.read(TEMPLATE, TEMPLATE_LIMIT)? {
+            let not_text = |_| Error::malformed(files.path(TEMPLATE), "it is not UTF-8");
+            let source = String::from_utf8(bytes).map_err(not_text)?;
             config.template = Some(source);
         }
         Ok(config)

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::config::TokenizerConfig;
 use super::{ChatTemplate, Detokenizer, Message, TemplateOptions};
 use crate::error::{Error, Result};
-use crate::file::read_limited;
+use crate::file::Files;
 
 /// Past about a million characters in one match the library's regular expressions give up without an error, and the rest of the text is
 /// split as one piece: refused instead.
@@ -41,15 +41,23 @@ impl Tokenizer {
     /// Reads `tokenizer.json`, and where they are there `tokenizer_config.json` and `chat_template.jinja`.
     /// Truncation and padding stored in the file are off: whoever calls decides on lengths.
     pub fn from_folder(dir: &Path) -> Result<Self> {
-        let path = dir.join("tokenizer.json");
-        let bytes = read_limited(&path, FILE_LIMIT)?;
+        Self::from_files(&Files::folder(dir))
+    }
+
+    /// As [`from_folder`](Self::from_folder), of a model's files wherever they are.
+    pub fn from_files(files: &Files) -> Result<Self> {
+        const NAME: &str = "tokenizer.json";
+        let path = files.path(NAME);
+        let Some(bytes) = files.read(NAME, FILE_LIMIT)? else {
+            return Err(Error::Io { path, source: std::io::ErrorKind::NotFound.into() });
+        };
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|problem| Error::malformed(&path, format!("not a tokenizer: {problem}")))?;
         drop(bytes);
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
 
-        let config = TokenizerConfig::from_folder(dir)?;
+        let config = TokenizerConfig::from_files(files)?;
         let specials = inner.get_added_tokens_decoder().iter().filter(|(_, t)| t.special).map(|(id, _)| *id).collect();
         // Ids may have gaps; the size that an embedding table must have is what callers need.
         let vocabulary_size = inner.get_vocab(true).values().max().map_or(0, |&largest| largest as usize + 1);
@@ -57,11 +65,20 @@ impl Tokenizer {
         let (bos, eos) = (id(&config.bos), id(&config.eos));
         let template = match config.template {
             Some(source) => Some(
-                ChatTemplate::new(&source, config.bos, config.eos, config.pad).map_err(|error| located(dir, error))?,
+                ChatTemplate::new(&source, config.bos, config.eos, config.pad)
+                    .map_err(|error| located(files.place(), error))?,
             ),
             None => None,
         };
-        Ok(Self(Arc::new(Parts { folder: dir.to_owned(), inner, specials, vocabulary_size, bos, eos, template })))
+        Ok(Self(Arc::new(Parts {
+            folder: files.place().to_owned(),
+            inner,
+            specials,
+            vocabulary_size,
+            bos,
+            eos,
+            template,
+        })))
     }
 
     /// The tokens of `text`. With `special`, also those the file's post-processor adds around it (BOS, CLS, SEP);

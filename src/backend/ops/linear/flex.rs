@@ -2,18 +2,20 @@
 //! our own, for which the weight is not packed. Many rows: blocks of the weight are widened into a scratch of each thread and multiplied
 //! by the `gemm` crate.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
-use half::{bf16, f16};
 use rayon::prelude::*;
 
-use crate::targets::flex::dot::{InstructionSet, Stored, VECTORS, rows_dot};
+use crate::targets::flex::dot::{InstructionSet, VECTORS};
 use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
 use crate::targets::flex::product::rows_times_weight;
-use crate::targets::flex::{Rows, contiguous, memory, tensor};
+pub(crate) use crate::targets::flex::weights::reads;
+use crate::targets::flex::weights::{Dense, OnWeights, Weights, on_weights};
+use crate::targets::flex::{Rows, memory, tensor};
 
 /// Up to here dot products win.
 const FEW_ROWS: usize = 4;
@@ -25,36 +27,6 @@ const BLOCK_BYTES: usize = 1 << 15;
 const PARALLEL_PRODUCTS: usize = 1 << 17;
 /// Weight rows widened at a time where the sum runs over them.
 const DEPTH: usize = 4096;
-
-/// Whether weights of this dtype are read as they are.
-pub(crate) fn reads(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
-}
-
-/// Calls `$body` with `$weights` as the slice of the stored element type.
-macro_rules! with_stored {
-    ($tensor:expr, |$weights:ident| $body:expr) => {{
-        let tensor = contiguous(&$tensor);
-        let start = tensor.layout().start_offset();
-        let range = start..start + tensor.shape().num_elements();
-        let result = match tensor.dtype() {
-            DType::F32 => {
-                let $weights = &tensor.storage::<f32>()[range];
-                $body
-            }
-            DType::F16 => {
-                let $weights = &tensor.storage::<f16>()[range];
-                $body
-            }
-            DType::BF16 => {
-                let $weights = &tensor.storage::<bf16>()[range];
-                $body
-            }
-            other => unreachable!("linear does not read {other:?}"),
-        };
-        result
-    }};
-}
 
 /// What an adapter adds, `scale · low · Bᵀ`: `low` `[rows, rank]` with the scale on it, and `b` `[out, rank]`.
 struct Update {
@@ -84,40 +56,66 @@ pub(crate) fn forward_with_update(
 fn product(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, update: Option<&Update>) -> FlexTensor {
     let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
     let x = Rows::new(&x);
-    let bias = bias.map(|bias| Rows::new(&if bias.dtype() == DType::F32 { bias } else { widened(&bias) }));
+    let bias = bias.map(|bias| Rows::new(&in_f32(bias)));
     let bias = bias.as_ref().map(Rows::all);
-    let out = with_stored!(weight, |weights| {
-        if rows == 0 || inputs == 0 || outputs == 0 {
-            // An empty sum is zero, and the kernels need not know.
-            bias.map_or(memory::zeros(rows * outputs), |bias| bias.repeat(rows))
-        } else if rows <= FEW_ROWS {
-            few_rows(&x, rows, inputs, weights, outputs, (bias, update))
-        } else {
-            many_rows(x.all(), rows, inputs, weights, outputs, (bias, update))
-        }
-    });
+    let out = if rows == 0 || inputs == 0 || outputs == 0 {
+        // An empty sum is zero, and the kernels need not know.
+        bias.map_or(memory::zeros(rows * outputs), |bias| bias.repeat(rows))
+    } else {
+        on_weights(&weight, Forward { x: &x, rows, bias, update })
+    };
     tensor(out, Shape::from(vec![rows, outputs]))
+}
+
+struct Forward<'x> {
+    x: &'x Rows,
+    rows: usize,
+    bias: Option<&'x [f32]>,
+    update: Option<&'x Update>,
+}
+
+impl OnWeights for Forward<'_> {
+    type Output = Vec<f32>;
+
+    fn run<'a>(self, weights: impl Weights<'a>) -> Vec<f32> {
+        if self.rows <= FEW_ROWS { few_rows(self, weights) } else { many_rows(self, weights) }
+    }
 }
 
 /// `grad · W`, the weight widened block by block.
 pub(crate) fn backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
     let (rows, outputs, inputs) = (grad.shape()[0], grad.shape()[1], weight.shape()[1]);
     let grad = Rows::new(&grad);
-    if rows * inputs * outputs == 0 {
-        return tensor(memory::zeros(rows * inputs), Shape::from(vec![rows, inputs]));
-    }
-    let mut out = memory::stale(rows * inputs);
-    with_stored!(weight, |weights| {
+    let out = if rows * inputs * outputs == 0 {
+        memory::zeros(rows * inputs)
+    } else {
+        on_weights(&weight, BackwardInput { grad: grad.all(), rows })
+    };
+    tensor(out, Shape::from(vec![rows, inputs]))
+}
+
+struct BackwardInput<'g> {
+    grad: &'g [f32],
+    rows: usize,
+}
+
+impl OnWeights for BackwardInput<'_> {
+    type Output = Vec<f32>;
+
+    fn run<'a>(self, weights: impl Weights<'a>) -> Vec<f32> {
+        let Self { grad, rows } = self;
+        let (outputs, inputs) = (weights.outputs(), weights.inputs());
+        let mut out = memory::stale(rows * inputs);
         for start in (0..outputs).step_by(DEPTH) {
             let depth = DEPTH.min(outputs - start);
-            let left = MatrixRef::new(&grad.all()[start..], rows, depth, outputs);
-            let weights = &weights[start * inputs..(start + depth) * inputs];
+            let left = MatrixRef::new(&grad[start..], rows, depth, outputs);
             let destination = MatrixMut::new(&mut out, rows, inputs, inputs);
             let into = if start == 0 { Into::Overwrite } else { Into::Add };
-            multiply_by_column_blocks(destination, into, left, &AsStored { weights, inputs });
+            let weights = AsStored(weights.rows(start..start + depth), PhantomData);
+            multiply_by_column_blocks(destination, into, left, &weights);
         }
-    });
-    tensor(out, Shape::from(vec![rows, inputs]))
+        out
+    }
 }
 
 /// `gradᵀ · x`.
@@ -133,27 +131,22 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
 }
 
 /// `out[w · rows + r] = x[r] · weights[w]`.
-fn every_row_dot<T: Stored>(set: InstructionSet, x: &Rows, rows: usize, weights: &[T], length: usize, out: &mut [f32]) {
+fn every_row_dot<'a>(set: InstructionSet, x: &Rows, rows: usize, weights: impl Weights<'a>, out: &mut [f32]) {
     for start in (0..rows).step_by(VECTORS) {
         let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
-        rows_dot(set, &vectors, weights, length, &mut out[start..], rows);
+        weights.dots(set, &vectors, &mut out[start..], rows);
     }
 }
 
-fn few_rows<T: Stored>(
-    x: &Rows,
-    rows: usize,
-    inputs: usize,
-    weights: &[T],
-    outputs: usize,
-    (bias, update): (Option<&[f32]>, Option<&Update>),
-) -> Vec<f32> {
+fn few_rows<'a>(Forward { x, rows, bias, update }: Forward, weights: impl Weights<'a>) -> Vec<f32> {
     let set = InstructionSet::detect();
+    let (inputs, outputs) = (weights.inputs(), weights.outputs());
     // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
     let mut products = memory::stale(outputs * rows);
-    let block = (BLOCK_BYTES / (inputs * size_of::<T>())).clamp(16, outputs.max(16));
-    let run = |first: usize, weights: &[T], out: &mut [f32]| {
-        every_row_dot(set, x, rows, weights, inputs, out);
+    let block = (BLOCK_BYTES / weights.bytes_of_row()).clamp(16, outputs.max(16));
+    let run = |first: usize, out: &mut [f32]| {
+        let count = out.len() / rows;
+        every_row_dot(set, x, rows, weights.rows(first..first + count), out);
         if let Some(bias) = bias {
             for (out, bias) in out.chunks_exact_mut(rows).zip(&bias[first..]) {
                 out.iter_mut().for_each(|out| *out += bias);
@@ -161,16 +154,15 @@ fn few_rows<T: Stored>(
         }
         if let Some(Update { low, b, rank }) = update {
             let mut added = vec![0.0; out.len()];
-            let b = &b.all()[first * rank..first * rank + added.len() / rows * rank];
-            every_row_dot(set, low, rows, b, *rank, &mut added);
+            every_row_dot(set, low, rows, Dense::new(b.all(), *rank).rows(first..first + count), &mut added);
             out.iter_mut().zip(added).for_each(|(out, added)| *out += added);
         }
     };
     if inputs * outputs < PARALLEL_PRODUCTS {
-        run(0, weights, &mut products);
+        run(0, &mut products);
     } else {
-        let blocks = weights.par_chunks(block * inputs).zip(products.par_chunks_mut(block * rows));
-        blocks.enumerate().for_each(|(index, (weights, out))| run(index * block, weights, out));
+        let blocks = products.par_chunks_mut(block * rows).enumerate();
+        blocks.for_each(|(index, out)| run(index * block, out));
     }
     if rows == 1 {
         return products;
@@ -182,84 +174,67 @@ fn few_rows<T: Stored>(
     out
 }
 
-fn many_rows<T: Stored>(
-    x: &[f32],
-    rows: usize,
-    inputs: usize,
-    weights: &[T],
-    outputs: usize,
-    (bias, update): (Option<&[f32]>, Option<&Update>),
-) -> Vec<f32> {
+fn many_rows<'a>(Forward { x, rows, bias, update }: Forward, weights: impl Weights<'a>) -> Vec<f32> {
+    let outputs = weights.outputs();
     let mut out = memory::stale(rows * outputs);
     let mut into = Into::Overwrite;
     if let Some(bias) = bias {
         out.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
         into = Into::Add;
     }
-    multiply_into(&mut out, into, x, inputs, weights);
+    multiply_into(&mut out, into, x.all(), weights);
     if let Some(Update { low, b, rank }) = update {
-        multiply_into(&mut out, Into::Add, low.all(), *rank, b.all());
+        multiply_into(&mut out, Into::Add, low.all(), Dense::new(b.all(), *rank));
     }
     out
 }
 
 /// `out (+)= x · Wᵀ`.
-fn multiply_into<T: Stored>(out: &mut [f32], into: Into, x: &[f32], inputs: usize, weights: &[T]) {
-    let (rows, outputs) = (x.len() / inputs, weights.len() / inputs);
+fn multiply_into<'a>(out: &mut [f32], into: Into, x: &[f32], weights: impl Weights<'a>) {
+    let (inputs, outputs) = (weights.inputs(), weights.outputs());
+    let rows = x.len() / inputs;
     if rows <= SOME_ROWS {
-        return rows_times_weight(InstructionSet::detect(), x, inputs, weights, into, out);
+        return rows_times_weight(InstructionSet::detect(), x, weights, into, out);
     }
     let left = MatrixRef::new(x, rows, inputs, inputs);
     let destination = MatrixMut::new(out, rows, outputs, outputs);
-    multiply_by_column_blocks(destination, into, left, &Transposed { weights, inputs });
+    multiply_by_column_blocks(destination, into, left, &Transposed(weights, PhantomData));
 }
 
 /// The weight as it is stored, `[outputs, inputs]`, the right-hand side of the gradient.
-struct AsStored<'a, T> {
-    weights: &'a [T],
-    inputs: usize,
-}
+struct AsStored<'a, W>(W, PhantomData<&'a ()>);
 
-impl<T: Stored> ColumnBlocks for AsStored<'_, T> {
+impl<'a, W: Weights<'a>> ColumnBlocks for AsStored<'a, W> {
     fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
-        let rows = self.weights.len() / self.inputs;
-        if let Some(weights) = T::as_f32(self.weights) {
-            return MatrixRef::new(&weights[columns.start..], rows, columns.len(), self.inputs);
+        let (rows, inputs) = (self.0.outputs(), self.0.inputs());
+        if let Some(weights) = self.0.as_f32() {
+            return MatrixRef::new(&weights[columns.start..], rows, columns.len(), inputs);
         }
         scratch.resize(rows * columns.len(), 0.0);
-        for (from, to) in self.weights.chunks_exact(self.inputs).zip(scratch.chunks_exact_mut(columns.len())) {
-            T::widen_into(&from[columns.clone()], to);
-        }
+        self.0.widen(columns.clone(), scratch);
         MatrixRef::new(scratch, rows, columns.len(), columns.len())
     }
 }
 
 /// The transpose, `[inputs, outputs]`, the right-hand side of the forward product.
-struct Transposed<'a, T> {
-    weights: &'a [T],
-    inputs: usize,
-}
+struct Transposed<'a, W>(W, PhantomData<&'a ()>);
 
-impl<T: Stored> ColumnBlocks for Transposed<'_, T> {
+impl<'a, W: Weights<'a>> ColumnBlocks for Transposed<'a, W> {
     fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
-        let rows = &self.weights[columns.start * self.inputs..columns.end * self.inputs];
-        let rows = match T::as_f32(rows) {
-            Some(rows) => rows,
+        let (rows, inputs) = (self.0.rows(columns.clone()), self.0.inputs());
+        let values = match rows.as_f32() {
+            Some(values) => values,
             None => {
-                scratch.resize(rows.len(), 0.0);
-                T::widen_into(rows, scratch);
+                scratch.resize(columns.len() * inputs, 0.0);
+                rows.widen(0..inputs, scratch);
                 scratch
             }
         };
-        MatrixRef::new(rows, columns.len(), self.inputs, self.inputs).transposed()
+        MatrixRef::new(values, columns.len(), inputs, inputs).transposed()
     }
 }
 
-fn widened(vector: &FlexTensor) -> FlexTensor {
-    let data = with_stored!(vector, |values| {
-        let mut out = vec![0.0; values.len()];
-        Stored::widen_into(values, &mut out);
-        out
-    });
-    tensor(data, vector.shape())
+/// A bias, which is read as f32.
+fn in_f32(vector: FlexTensor) -> FlexTensor {
+    if vector.dtype() == DType::F32 { vector } else { Flex::float_cast(vector, DType::F32.into()) }
 }

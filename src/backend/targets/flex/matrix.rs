@@ -137,8 +137,8 @@ pub(crate) fn multiply_by_column_blocks(
 ) {
     let (rows, columns, stride) = (destination.rows, destination.columns, destination.row_stride);
     // Wide enough to amortise packing `left`, narrow enough that a widened block stays in the second-level cache. It must not
-    // depend on the number of threads, which could change the order in which `gemm` sums.
-    let block = (columns / 16).clamp(64, 256).next_multiple_of(16);
+    // depend on the number of threads, which could change the order in which `gemm` sums. Whole blocks of packed weights.
+    let block = (columns / 16).clamp(64, 256).next_multiple_of(32);
     if columns <= block || rows * columns * left.columns < 1 << 17 {
         let mut scratch = Vec::new();
         let right = right.columns(0..columns, &mut scratch);

@@ -4,11 +4,14 @@
 //! A tile is some weight rows times one panel of `x`: each weight is broadcast against the panel's values of its column, so that the
 //! sums of a weight row for all rows of the panel fill whole vectors, and every sum runs through the columns in order.
 
+use std::ops::Range;
+
 use rayon::prelude::*;
 
-use super::dot::{InstructionSet, Stored};
+use super::dot::InstructionSet;
 use super::matrix::{Into, SharedColumns};
 use super::memory::{self, Lent};
+use super::weights::Weights;
 
 /// Columns after which sums are parked in the output, so that a panel and the weight rows beside it stay in the nearest caches.
 const DEPTH: usize = 512;
@@ -21,48 +24,48 @@ const LINE: usize = 16;
 /// The largest tile of any instruction set.
 const TILE: usize = 12 * 32;
 
-/// `out[row · outputs + o] (+)= Σ x[row · inputs + i] · weights[o · inputs + i]`.
+/// `out[row · outputs + o] (+)= Σ x[row · inputs + i] · weights[o, i]`.
 ///
 /// # Panics
 /// If a slice does not fit the sizes, or `inputs` is zero.
-pub(crate) fn rows_times_weight<T: Stored>(
+pub(crate) fn rows_times_weight<'a>(
     set: InstructionSet,
     x: &[f32],
-    inputs: usize,
-    weights: &[T],
+    weights: impl Weights<'a>,
     into: Into,
     out: &mut [f32],
 ) {
-    let (rows, outputs) = (x.len() / inputs, weights.len() / inputs);
-    assert!(x.len() == rows * inputs && weights.len() == outputs * inputs && out.len() == rows * outputs);
+    let (inputs, outputs) = (weights.inputs(), weights.outputs());
+    let rows = x.len() / inputs;
+    assert!(x.len() == rows * inputs && out.len() == rows * outputs);
     let kernel = Kernel::of(set);
     let panels = Panels::pack(x, inputs, kernel.width);
     let destination = SharedColumns::new(out, outputs);
-    let compute = |first: usize, weights: &[T]| {
+    let compute = |block: Range<usize>| {
         let mut widened = Vec::new();
-        for (index, weights) in weights.chunks(kernel.height * inputs).enumerate() {
-            let first = first + index * kernel.height;
+        for first in block.clone().step_by(kernel.height) {
+            let group_rows = weights.rows(first..block.end.min(first + kernel.height));
             // Weights in place are fetched a group ahead: the rows of a group are too short for the processor to foresee the next.
-            let (weights, ahead) = match T::as_f32(weights) {
-                Some(weights) => (weights, weights.len()),
+            let (values, ahead) = match group_rows.as_f32() {
+                Some(values) => (values, values.len()),
                 None => {
-                    widened.resize(weights.len(), 0.0);
-                    T::widen_into(weights, &mut widened);
+                    widened.resize(group_rows.outputs() * inputs, 0.0);
+                    group_rows.widen(0..inputs, &mut widened);
                     (&widened[..], 0)
                 }
             };
             // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably for as
             // long as this runs; their number fits, as the lengths agree.
-            unsafe { group(&kernel, &panels, (weights, ahead), into, &destination, first) };
+            unsafe { group(&kernel, &panels, (values, ahead), into, &destination, first) };
         }
     };
-    if rows * weights.len() < PARALLEL_PRODUCTS {
-        return compute(0, weights);
+    if rows * inputs * outputs < PARALLEL_PRODUCTS {
+        return compute(0..outputs);
     }
     let tasks = BLOCKS_PER_THREAD * rayon::current_num_threads();
     let block = outputs.div_ceil(tasks).next_multiple_of(kernel.height);
-    let blocks = weights.par_chunks(block * inputs).enumerate();
-    blocks.for_each(|(index, weights)| compute(index * block, weights));
+    let blocks = (0..outputs.div_ceil(block)).into_par_iter();
+    blocks.for_each(|index| compute(index * block..outputs.min((index + 1) * block)));
 }
 
 /// The sums of one group of weight rows for every row of `x`.
@@ -346,6 +349,8 @@ mod tests {
     use half::f16;
 
     use super::*;
+    use crate::targets::flex::dot::Stored;
+    use crate::targets::flex::weights::Dense;
 
     fn values(seed: usize, count: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
@@ -356,7 +361,7 @@ mod tests {
         let weights: Vec<T> = values(2, outputs * inputs).into_iter().map(narrow).collect();
         for (into, before) in [(Into::Overwrite, f32::NAN), (Into::Add, 0.5)] {
             let mut out = vec![before; rows * outputs];
-            rows_times_weight(set, &x, inputs, &weights, into, &mut out);
+            rows_times_weight(set, &x, Dense::new(&weights, inputs), into, &mut out);
             for (at, &value) in out.iter().enumerate() {
                 let (row, output) = (at / outputs, at % outputs);
                 let (x, weights) = (&x[row * inputs..][..inputs], &weights[output * inputs..][..inputs]);
@@ -390,7 +395,7 @@ mod tests {
             let (mut x, weights) = (values(1, 20 * 64), values(2, 30 * 64));
             x[7 * 64 + 5] = f32::NAN;
             let mut out = vec![0.0; 20 * 30];
-            rows_times_weight(set, &x, 64, &weights, Into::Overwrite, &mut out);
+            rows_times_weight(set, &x, Dense::new(&weights, 64), Into::Overwrite, &mut out);
             for (at, value) in out.iter().enumerate() {
                 assert_eq!(value.is_nan(), at / 30 == 7, "{set:?} {at}");
             }

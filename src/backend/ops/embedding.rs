@@ -1,0 +1,128 @@
+//! Rows of a table by their numbers: token embeddings, in the format the table is stored in.
+
+use burn::tensor::backend::Backend;
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Int, Tensor, TensorMetadata};
+
+use super::{primitive, tensor};
+use crate::KernelBackend;
+
+/// The rows `ids` of `weight`.
+///
+/// # Shapes
+/// `weight` `[vocabulary, hidden]` of any float dtype or packed, `ids` `[tokens]` → `[tokens, hidden]` in f32 (f64 if the table is).
+pub fn embedding<B: KernelBackend>(weight: Tensor<B, 2>, ids: Tensor<B, 1, Int>) -> Tensor<B, 2> {
+    tensor(<B as KernelBackend>::embedding(primitive(weight), ids.into_primitive()))
+}
+
+/// The values of a weight as floats: a packed one in f32, any other as it is.
+pub fn unpacked<B: KernelBackend>(weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    tensor(B::unpacked(primitive(weight)))
+}
+
+pub(crate) fn reference<B: Backend>(weight: FloatTensor<B>, ids: IntTensor<B>) -> FloatTensor<B> {
+    let rows = B::float_select(weight, 0, ids);
+    match rows.dtype() {
+        DType::F32 | DType::F64 => rows,
+        _ => B::float_cast(rows, DType::F32.into()),
+    }
+}
+
+pub(crate) mod autodiff {
+    //! A frozen table has no gradient, and may be packed; one that is trained is Burn's to differentiate.
+    use burn::backend::Autodiff;
+    use burn::backend::autodiff::checkpoint::strategy::CheckpointStrategy;
+    use burn::tensor::backend::AutodiffBackend;
+
+    use super::*;
+    use crate::targets::autodiff::{Tracked, is_tracked};
+
+    pub(crate) fn embedding<B: KernelBackend, C: CheckpointStrategy>(
+        weight: Tracked<B>,
+        ids: IntTensor<B>,
+    ) -> Tracked<B> {
+        if is_tracked::<B>(&weight) {
+            return reference::<Autodiff<B, C>>(weight, ids);
+        }
+        <Autodiff<B, C> as AutodiffBackend>::from_inner(<B as KernelBackend>::embedding(weight.primitive, ids))
+    }
+}
+
+#[cfg(feature = "flex")]
+pub(crate) mod flex {
+    //! Each row unpacked on its own.
+    use burn::tensor::Shape;
+    use burn_flex::FlexTensor;
+
+    use crate::targets::flex::packed::PackedRows;
+    use crate::targets::flex::weights::Weights;
+    use crate::targets::flex::{memory, tensor};
+
+    pub(crate) fn forward(weight: FlexTensor, ids: FlexTensor) -> FlexTensor {
+        let ids: Vec<usize> = ids.into_data().iter::<i64>().map(|id| id as usize).collect();
+        let rows = PackedRows::of(&weight);
+        let width = rows.inputs();
+        let mut out = memory::stale(ids.len() * width);
+        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width.max(1))) {
+            rows.rows(id..id + 1).widen(0..width, out);
+        }
+        tensor(out, Shape::from(vec![ids.len(), width]))
+    }
+
+    pub(crate) fn unpacked(weight: FlexTensor) -> FlexTensor {
+        let rows = PackedRows::of(&weight);
+        let mut out = memory::stale(rows.outputs() * rows.inputs());
+        rows.widen(0..rows.inputs(), &mut out);
+        let shape = Shape::from(vec![rows.outputs(), rows.inputs()]);
+        tensor(out, shape)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use burn::tensor::TensorData;
+
+    use super::*;
+    use crate::TrainBackend;
+    use crate::ops::oracle::{Array, View, on_every_backend, read};
+
+    fn rows_of_any_format_are_read<B: TrainBackend>(device: &B::Device) {
+        for dtype in [DType::F32, DType::F16, DType::BF16].into_iter().filter(|&dtype| B::supports_dtype(device, dtype))
+        {
+            let table = Array::random(1, &[7, 5]).stored(dtype);
+            let ids = Tensor::<B, 1, Int>::from_data(TensorData::from([6, 0, 6]), device);
+            let weight = tensor::<B::InnerBackend, 2>(table.on::<B::InnerBackend>(device, dtype, View::Plain));
+            for rows in [
+                embedding(weight.clone(), ids.clone().inner()),
+                embedding(Tensor::<B, 2>::from_inner(weight.clone()), ids.clone()).inner(),
+            ] {
+                assert_eq!(rows.dtype(), DType::F32);
+                let expected: Vec<f64> =
+                    [6, 0, 6].iter().flat_map(|&id| table.values[id * 5..(id + 1) * 5].to_vec()).collect();
+                assert_eq!(read::<B::InnerBackend>(primitive(rows)).values, expected, "{dtype:?}");
+            }
+        }
+    }
+
+    on_every_backend!(rows_of_any_format_are_read);
+
+    #[test]
+    #[cfg(feature = "flex")]
+    fn packed_rows_are_unpacked() {
+        use burn_flex::Flex;
+
+        use crate::packed::{Format, Packed};
+
+        let device = Default::default();
+        let values: Vec<f32> = (0..5 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
+        for format in [Format::Q8, Format::Q4] {
+            let packed = Packed::pack(format, [5, 64], &values).unwrap();
+            let expected = packed.unpacked();
+            let weight = tensor::<Flex, 2>(Flex::packed(packed, &device));
+            let ids = Tensor::<Flex, 1, Int>::from_data(TensorData::from([3, 1]), &device);
+            let rows = embedding(weight.clone(), ids).into_data().to_vec::<f32>().unwrap();
+            assert_eq!(rows, [&expected[3 * 64..4 * 64], &expected[64..128]].concat());
+            assert_eq!(unpacked(weight).into_data().to_vec::<f32>().unwrap(), expected);
+        }
+    }
+}

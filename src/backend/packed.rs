@@ -1,0 +1,278 @@
+//! Weights as blocks of small integers, each block with a scale: how they lie in memory, and how they are made and read on the host.
+//! Kernels that multiply by them are in `targets`.
+//!
+//! A packed matrix is a float tensor whose dtype says [`Format::dtype`]: it passes through models, adapters and autodiff as any other
+//! frozen weight. Only the ops that take weights know what is inside: [`linear`](crate::ops::linear) and its relatives, and
+//! [`embedding`](crate::ops::embedding).
+
+use burn::tensor::DType;
+use burn::tensor::quantization::{BlockSize, QuantLevel, QuantMode, QuantParam, QuantScheme, QuantStore, QuantValue};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
+/// Values that share a scale, where nothing else is said.
+pub const BLOCK: usize = 32;
+
+/// How wide the integers are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Format {
+    /// Eight bits: `scale · n`, `n` from −128 to 127.
+    Q8,
+    /// Four bits: `scale · (n − 8)`, `n` from 0 to 15.
+    Q4,
+}
+
+impl Format {
+    /// Its name on the command line.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Q8 => "q8",
+            Self::Q4 => "q4",
+        }
+    }
+
+    /// Bits of an integer.
+    pub fn bits(self) -> usize {
+        match self {
+            Self::Q8 => 8,
+            Self::Q4 => 4,
+        }
+    }
+
+    /// What is subtracted from the unsigned integer to make it signed.
+    pub fn zero(self) -> f32 {
+        match self {
+            Self::Q8 => 128.0,
+            Self::Q4 => 8.0,
+        }
+    }
+
+    /// The dtype of a tensor in blocks of so many values.
+    pub fn dtype(self, block: usize) -> DType {
+        DType::QFloat(QuantScheme {
+            value: match self {
+                Self::Q8 => QuantValue::Q8F,
+                Self::Q4 => QuantValue::Q4F,
+            },
+            param: QuantParam::F16,
+            store: QuantStore::Native,
+            level: QuantLevel::Block(BlockSize::new([block as u8])),
+            mode: QuantMode::Symmetric,
+        })
+    }
+
+    /// The format and the length of a block that this dtype says.
+    pub fn of(dtype: DType) -> Option<(Self, usize)> {
+        let known = [Self::Q8, Self::Q4].into_iter().flat_map(|format| [16, 32].map(|block| (format, block)));
+        known.into_iter().find(|(format, block)| format.dtype(*block) == dtype)
+    }
+}
+
+/// A packed matrix in the memory of the host.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Packed {
+    /// The width of the integers.
+    pub format: Format,
+    /// Values that share a scale: 16 or 32.
+    pub block: usize,
+    /// `[out, in]`; `in` is a multiple of `block`.
+    pub shape: [usize; 2],
+    /// Row by row, block by block. Of eight bits: the integers, signed. Of four: `block / 2` bytes, the first half of the block in their low
+    /// halves, the second half in their high ones (the order of GGUF's `Q4_0`).
+    pub integers: Vec<u8>,
+    /// A scale for each block.
+    pub scales: Vec<f16>,
+    /// What is added in each block where it is not centred: then a value is `scale · n + offset` with `n` unsigned, from 0 on.
+    pub offsets: Option<Vec<f16>>,
+}
+
+/// Why a matrix cannot be packed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("{0}")]
+pub struct CannotPack(String);
+
+impl Packed {
+    /// Packs rows of f32 in blocks of [`BLOCK`]: each value becomes the nearest multiple of its block's scale.
+    ///
+    /// Of eight bits the scale is the largest magnitude over 127; of four, the value of the largest magnitude over −8 (both as in GGUF).
+    ///
+    /// # Errors
+    /// If a row is not made of whole blocks, or a value is not finite or too large for a scale in f16.
+    pub fn pack(format: Format, shape: [usize; 2], values: &[f32]) -> Result<Self, CannotPack> {
+        let [rows, inputs] = shape;
+        if !inputs.is_multiple_of(BLOCK) || values.len() != rows * inputs {
+            return Err(CannotPack(format!("rows of {inputs} values are not made of blocks of {BLOCK}")));
+        }
+        let mut integers = vec![0; values.len() * format.bits() / 8];
+        let mut scales = Vec::with_capacity(values.len() / BLOCK);
+        let bytes = BLOCK * format.bits() / 8;
+        for (block, out) in values.chunks_exact(BLOCK).zip(integers.chunks_exact_mut(bytes)) {
+            let extreme = block.iter().copied().fold(0.0f32, |most, v| if v.abs() > most.abs() { v } else { most });
+            let exact = match format {
+                Format::Q8 => extreme.abs() / 127.0,
+                Format::Q4 => extreme / -8.0,
+            };
+            let scale = f16::from_f32(exact);
+            if !scale.is_finite() || block.iter().any(|v| !v.is_finite()) {
+                return Err(CannotPack(format!("a block reaches {extreme}, whose scale f16 cannot hold")));
+            }
+            // A block too small for any scale is zeros.
+            let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
+            match format {
+                Format::Q8 => {
+                    for (out, v) in out.iter_mut().zip(block) {
+                        *out = ((v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8) as u8;
+                    }
+                }
+                Format::Q4 => {
+                    let (low, high) = block.split_at(BLOCK / 2);
+                    let number = |v: &f32| ((v * inverse).round_ties_even().clamp(-8.0, 7.0) + 8.0) as u8;
+                    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+                        *out = number(low) | number(high) << 4;
+                    }
+                }
+            }
+            scales.push(scale);
+        }
+        Ok(Self { format, block: BLOCK, shape, integers, scales, offsets: None })
+    }
+
+    /// The values, row by row.
+    pub fn unpacked(&self) -> Vec<f32> {
+        let mut out = vec![0.0; self.shape[0] * self.shape[1]];
+        self.view().unpack_into(&mut out);
+        out
+    }
+
+    /// Its parts, borrowed.
+    pub fn view(&self) -> PackedView<'_> {
+        let Self { format, block, integers, scales, offsets, .. } = self;
+        PackedView { format: *format, block: *block, integers, scales, offsets: offsets.as_deref() }
+    }
+
+    /// One buffer of everything: integers, scales, offsets.
+    pub(crate) fn into_bytes(self) -> Vec<u16> {
+        let pairs = self.integers.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair));
+        let halves = self.scales.iter().chain(self.offsets.iter().flatten()).map(|half| half.to_bits());
+        pairs.chain(halves).collect()
+    }
+}
+
+/// Blocks somewhere in memory.
+#[derive(Clone, Copy, Debug)]
+pub struct PackedView<'a> {
+    /// As in [`Packed`].
+    pub format: Format,
+    /// As in [`Packed`].
+    pub block: usize,
+    /// As in [`Packed`].
+    pub integers: &'a [u8],
+    /// As in [`Packed`].
+    pub scales: &'a [f16],
+    /// As in [`Packed`].
+    pub offsets: Option<&'a [f16]>,
+}
+
+impl PackedView<'_> {
+    /// Writes the values of all blocks, in order.
+    pub fn unpack_into(&self, out: &mut [f32]) {
+        let bytes = self.block * self.format.bits() / 8;
+        let mut scales = [0.0f32; STRIP];
+        let mut offsets = [0.0f32; STRIP];
+        let strips = self.scales.chunks(STRIP).zip(out.chunks_mut(STRIP * self.block));
+        for (at, (stored, out)) in strips.enumerate() {
+            let count = stored.len();
+            stored.convert_to_f32_slice(&mut scales[..count]);
+            let first = at * STRIP;
+            self.added(first, &scales[..count], &mut offsets[..count]);
+            let blocks = self.integers[first * bytes..(first + count) * bytes].chunks_exact(bytes);
+            for (((out, block), scale), offset) in out.chunks_exact_mut(self.block).zip(blocks).zip(scales).zip(offsets)
+            {
+                unpack_block(self.format, block, scale, offset, out);
+            }
+        }
+    }
+
+    /// What is added to `scale · signed integer` in the blocks from `first` on.
+    pub(crate) fn added(&self, first: usize, scales: &[f32], out: &mut [f32]) {
+        let Some(offsets) = self.offsets else { return out.fill(0.0) };
+        offsets[first..first + out.len()].convert_to_f32_slice(out);
+        out.iter_mut().zip(scales).for_each(|(out, scale)| *out += self.format.zero() * scale);
+    }
+}
+
+/// Blocks whose scales are widened at a time.
+const STRIP: usize = 64;
+
+#[inline(always)]
+fn unpack_block(format: Format, block: &[u8], scale: f32, offset: f32, out: &mut [f32]) {
+    match format {
+        Format::Q8 => {
+            for (out, &n) in out.iter_mut().zip(block) {
+                *out = f32::from(n as i8) * scale + offset;
+            }
+        }
+        Format::Q4 => {
+            let (low, high) = out.split_at_mut(block.len());
+            for ((low, high), &pair) in low.iter_mut().zip(high).zip(block) {
+                *low = (f32::from(pair & 15) - 8.0) * scale + offset;
+                *high = (f32::from(pair >> 4) - 8.0) * scale + offset;
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values(count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + 13) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    #[test]
+    fn a_dtype_says_its_format() {
+        for format in [Format::Q8, Format::Q4] {
+            for block in [16, 32] {
+                assert_eq!(Format::of(format.dtype(block)), Some((format, block)));
+            }
+        }
+        assert_eq!(Format::of(DType::F16), None);
+    }
+
+    #[test]
+    fn a_value_is_off_by_half_a_scale_at_most() {
+        for format in [Format::Q8, Format::Q4] {
+            let values = values(4 * 96);
+            let packed = Packed::pack(format, [4, 96], &values).unwrap();
+            let unpacked = packed.unpacked();
+            for (at, (value, unpacked)) in values.iter().zip(&unpacked).enumerate() {
+                let scale = packed.scales[at / BLOCK].to_f32().abs();
+                // The largest of the other sign is cut off at 7 of 8.
+                let allowed = scale * if format == Format::Q4 { 1.01 } else { 0.51 };
+                assert!((value - unpacked).abs() <= allowed, "{format:?} {at}: {value} {unpacked}");
+            }
+            // What is packed already stays as it is.
+            assert_eq!(Packed::pack(format, [4, 96], &unpacked).unwrap().unpacked(), unpacked);
+        }
+    }
+
+    #[test]
+    fn an_offset_counts_from_zero() {
+        let mut packed = Packed::pack(Format::Q4, [1, 32], &values(32)).unwrap();
+        let plain = packed.unpacked();
+        packed.offsets = Some(packed.scales.iter().map(|scale| f16::from_f32(-8.0 * scale.to_f32() + 1.0)).collect());
+        for (value, plain) in packed.unpacked().iter().zip(plain) {
+            assert!((value - plain - 1.0).abs() < 1e-3);
+        }
+    }
+
+    #[test]
+    fn what_cannot_be_packed_is_refused() {
+        assert!(Packed::pack(Format::Q8, [1, 33], &values(33)).is_err());
+        assert!(Packed::pack(Format::Q8, [1, 32], &[f32::NAN; 32]).is_err());
+        assert!(Packed::pack(Format::Q4, [1, 32], &[1e9; 32]).is_err());
+        let zeros = Packed::pack(Format::Q8, [2, 32], &[0.0; 64]).unwrap();
+        assert_eq!(zeros.unpacked(), [0.0; 64]);
+    }
+}

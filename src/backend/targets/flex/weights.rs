@@ -1,0 +1,109 @@
+//! A weight matrix in whichever form it is stored, as the products see it.
+
+use std::ops::Range;
+
+use burn::tensor::{DType, TensorMetadata};
+use burn_flex::FlexTensor;
+use half::{bf16, f16};
+
+use super::dot::{InstructionSet, Stored, rows_dot};
+use super::packed::PackedRows;
+use crate::packed::Format;
+
+/// Rows of weights.
+pub(crate) trait Weights<'a>: Copy + Send + Sync {
+    /// Weights of a row.
+    fn inputs(self) -> usize;
+    /// Rows.
+    fn outputs(self) -> usize;
+    /// These rows alone.
+    fn rows(self, range: Range<usize>) -> Self;
+    /// Bytes that a row takes.
+    fn bytes_of_row(self) -> usize;
+    /// The weights where they are f32 already.
+    fn as_f32(self) -> Option<&'a [f32]>;
+    /// Some columns of every row as f32, row after row. A range begins and ends between blocks.
+    fn widen(self, columns: Range<usize>, to: &mut [f32]);
+    /// `out[row · stride + m] = vectors[m] · row`, for one to [`VECTORS`](super::dot::VECTORS) vectors.
+    fn dots(self, set: InstructionSet, vectors: &[&[f32]], out: &mut [f32], stride: usize);
+}
+
+/// Weights stored one by one.
+#[derive(Clone, Copy)]
+pub(crate) struct Dense<'a, T> {
+    values: &'a [T],
+    inputs: usize,
+}
+
+impl<'a, T: Stored> Dense<'a, T> {
+    /// Rows of `inputs` weights.
+    pub(crate) fn new(values: &'a [T], inputs: usize) -> Self {
+        assert!(inputs > 0 && values.len().is_multiple_of(inputs));
+        Self { values, inputs }
+    }
+}
+
+impl<'a, T: Stored> Weights<'a> for Dense<'a, T> {
+    fn inputs(self) -> usize {
+        self.inputs
+    }
+
+    fn outputs(self) -> usize {
+        self.values.len() / self.inputs
+    }
+
+    fn rows(self, range: Range<usize>) -> Self {
+        Self { values: &self.values[range.start * self.inputs..range.end * self.inputs], ..self }
+    }
+
+    fn bytes_of_row(self) -> usize {
+        self.inputs * size_of::<T>()
+    }
+
+    fn as_f32(self) -> Option<&'a [f32]> {
+        T::as_f32(self.values)
+    }
+
+    fn widen(self, columns: Range<usize>, to: &mut [f32]) {
+        if columns.len() == self.inputs {
+            return T::widen_into(self.values, to);
+        }
+        for (from, to) in self.values.chunks_exact(self.inputs).zip(to.chunks_exact_mut(columns.len())) {
+            T::widen_into(&from[columns.clone()], to);
+        }
+    }
+
+    fn dots(self, set: InstructionSet, vectors: &[&[f32]], out: &mut [f32], stride: usize) {
+        rows_dot(set, vectors, self.values, self.inputs, out, stride);
+    }
+}
+
+/// Work on weights in any form.
+pub(crate) trait OnWeights {
+    type Output;
+    fn run<'a>(self, weights: impl Weights<'a>) -> Self::Output;
+}
+
+/// Whether weights of this dtype are read as they are.
+pub(crate) fn reads(dtype: DType) -> bool {
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16) || Format::of(dtype).is_some()
+}
+
+/// Runs `work` on the weights of a matrix that is not empty.
+///
+/// # Panics
+/// If its dtype is not one that [`reads`] knows.
+pub(crate) fn on_weights<W: OnWeights>(matrix: &FlexTensor, work: W) -> W::Output {
+    if Format::of(matrix.dtype()).is_some() {
+        return work.run(PackedRows::of(matrix));
+    }
+    let matrix = super::contiguous(matrix);
+    let (shape, start) = (TensorMetadata::shape(&matrix), matrix.layout().start_offset());
+    let (range, inputs) = (start..start + shape.num_elements(), shape[1]);
+    match matrix.dtype() {
+        DType::F32 => work.run(Dense::new(&matrix.storage::<f32>()[range], inputs)),
+        DType::F16 => work.run(Dense::new(&matrix.storage::<f16>()[range], inputs)),
+        DType::BF16 => work.run(Dense::new(&matrix.storage::<bf16>()[range], inputs)),
+        other => unreachable!("weights of {other:?} are not read"),
+    }
+}

@@ -1,0 +1,68 @@
+//! A new model folder, which appears whole or not at all: what `merge` and `quantize` write.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result};
+use firebrick::core::checkpoint::write_atomic;
+use firebrick::prelude::*;
+use serde_json::Value;
+
+/// Lets `write` fill a folder beside `output` and moves it there once it is complete. If it fails, nothing is left.
+pub fn write_whole(output: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
+    let building = sibling(output)?;
+    let place = || output.display().to_string();
+    let created: Vec<&Path> = building.ancestors().take_while(|folder| !folder.exists()).collect();
+    let written = std::fs::create_dir_all(&building).with_context(place).and_then(|()| {
+        write(&building)?;
+        let _ = std::fs::remove_dir(output);
+        std::fs::rename(&building, output).with_context(place)
+    });
+    if written.is_err() {
+        let _ = std::fs::remove_dir_all(&building);
+        created.into_iter().for_each(|folder| drop(std::fs::remove_dir(folder)));
+    }
+    written
+}
+
+fn sibling(folder: &Path) -> Result<PathBuf> {
+    let name = folder.file_name().with_context(|| format!("{}: not a folder name", folder.display()))?;
+    let name = format!(".{}.{}", name.to_string_lossy(), std::process::id());
+    Ok(folder.with_file_name(name))
+}
+
+/// Copies config, tokenizer and templates as they are; then the config as `changed` leaves it.
+pub fn copy_rest(checkpoint: &Checkpoint, folder: &Path, changed: impl FnOnce(&mut Value)) -> Result<()> {
+    let source = checkpoint.folder();
+    for entry in source.read_dir().with_context(|| source.display().to_string())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        let wanted = [".json", ".jinja", ".txt", ".model"].iter().any(|end| name.ends_with(end));
+        if wanted && path.is_file() && !name.ends_with(".index.json") {
+            std::fs::copy(&path, folder.join(&name)).with_context(|| path.display().to_string())?;
+        }
+    }
+    copy_modules(source, folder)?;
+    let mut config = checkpoint.config().clone();
+    changed(&mut config);
+    if config == *checkpoint.config() {
+        return Ok(());
+    }
+    Ok(write_atomic(&folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
+}
+
+/// The configs of an encoder's modules, such as `1_Pooling/config.json`, without which it would pool otherwise.
+fn copy_modules(source: &Path, folder: &Path) -> Result<()> {
+    if !source.join("modules.json").is_file() {
+        return Ok(());
+    }
+    for entry in source.read_dir().with_context(|| source.display().to_string())? {
+        let (path, name) = entry.map(|entry| (entry.path(), entry.file_name()))?;
+        let config = path.join("config.json");
+        if path.is_dir() && config.is_file() {
+            let to = folder.join(name);
+            std::fs::create_dir_all(&to).with_context(|| to.display().to_string())?;
+            std::fs::copy(&config, to.join("config.json")).with_context(|| config.display().to_string())?;
+        }
+    }
+    Ok(())
+}
