@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use burn::tensor::DType;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::decode::DecodeOptions;
@@ -9,7 +10,7 @@ use firebrick_core::error::Result;
 use firebrick_core::generate::{Generation, Session};
 use firebrick_core::generation::GenerationConfig;
 use firebrick_core::lora::Adapter;
-use firebrick_core::model::CausalLm;
+use firebrick_core::model::{CausalLm, Handle};
 use firebrick_core::sample::Sampling;
 use firebrick_core::text::{Message, TemplateOptions, Tokenizer};
 
@@ -86,6 +87,18 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// The decoder.
     pub fn model(&self) -> &dyn CausalLm<B> {
         &*self.model
+    }
+
+    /// The dtype of its layers' weights; `firebrick_backend::packed::dtype_name` names it. A table of tokens may have another.
+    pub fn weight_dtype(&self) -> DType {
+        let mut dtype = self.model.head_weight().dtype();
+        let mut seen = false;
+        self.model.handle().each_linear(&mut |_, linear| {
+            if !std::mem::replace(&mut seen, true) {
+                dtype = linear.weight.dtype();
+            }
+        });
+        dtype
     }
 
     /// Its tokenizer.

@@ -68,6 +68,11 @@ impl Format {
     }
 }
 
+/// The name of a weight's dtype, on the command line and in messages: `f32`, `bf16`, `q8`.
+pub fn dtype_name(dtype: DType) -> &'static str {
+    Format::of(dtype).map_or(dtype.name(), |(format, _)| format.name())
+}
+
 /// A packed matrix in the memory of the host.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Packed {
@@ -238,6 +243,7 @@ mod tests {
             }
         }
         assert_eq!(Format::of(DType::F16), None);
+        assert_eq!([DType::BF16, Format::Q4.dtype(32)].map(dtype_name), ["bf16", "q4"]);
     }
 
     #[test]

@@ -329,6 +329,9 @@ fn left_out(workload: &Workload, backend: BackendName, device: &DeviceInfo, memo
     if Format::of(workload.dtype).is_some() && backend.to_string() != "flex" {
         return Some("packed weights have no kernel here".into());
     }
+    if matches!(workload.kind, Kind::Generate { .. }) && backend.to_string() == "candle" {
+        return Some("burn-candle copies every weight for each token: one call takes minutes".into());
+    }
     const TRAINING: u64 = 40 << 30;
     if matches!(workload.kind, Kind::LoraStep { .. }) && backend.to_string() == "candle" && memory < TRAINING {
         return Some("beside the peers it does not fit into the memory of this machine".into());

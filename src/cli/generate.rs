@@ -6,6 +6,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use firebrick::backend::packed::dtype_name;
 use firebrick::backend::process::peak_rss_bytes;
 use firebrick::prelude::*;
 use serde_json::{Value, json};
@@ -125,7 +126,7 @@ impl Job for Work {
                 "first_token_ms": first.map(|first| first * 1e3), "prefill_tokens_per_second": prefill_rate,
                 "decode_tokens_per_second": decode_rate, "peak_rss_bytes": peak_rss_bytes(),
                 "backend": BackendName::named(&everywhere.backend)?.to_string(), "device": format!("{device:?}"),
-                "dtype": format!("{:?}", model.model().head_weight().dtype()).to_lowercase(),
+                "dtype": dtype_name(model.weight_dtype()),
             });
             if verb.logprobs > 0 {
                 result["logprobs"] = Value::Array(logprobs);

@@ -80,7 +80,7 @@ fn a_wrong_command_line_is_status_2() {
         "generate --model m --prompt a --tokens 1",
         "generate --model m --prompt a --logprobs 2",
         "generate --model m --prompt a --system s",
-        "generate --model m --prompt a --dtype q8",
+        "generate --model m --prompt a --dtype q5",
         "generate --model m --prompt a --threads 0",
         "generate --model m --tokens 1,x",
         "generate --model m --tokens 1 --chat",

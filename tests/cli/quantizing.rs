@@ -49,6 +49,8 @@ fn a_packed_folder_computes_what_its_values_do() {
             assert!(difference(&packed, &values) < 1e-5, "{name} {to}");
             let changed = difference(&packed, &plain);
             assert!(0.0 < changed && changed < off, "{name} {to}: {changed}");
+            let answer = run(&format!("generate --json --model {output} --tokens 1 --max-tokens 2"), &[]).json();
+            assert_eq!(answer["dtype"], to);
             // Packed when it is loaded, it is the same model.
             assert_eq!(logits(&model, &tokens, &["--dtype", to]), packed, "{name} {to}");
         }

@@ -7,7 +7,7 @@ use std::sync::PoisonError;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use firebrick_backend::KernelBackend;
-use firebrick_backend::packed::{BLOCK, CannotPack, Format, Packed};
+use firebrick_backend::packed::{BLOCK, CannotPack, Format, Packed, dtype_name};
 
 use super::elements::is_float;
 use super::header::describe;
@@ -59,7 +59,7 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
             DTypePolicy::Pack(format) if !B::reads_weights(device, format.dtype(BLOCK)) => Some(format.dtype(BLOCK)),
             _ => None,
         };
-        let failure = lacks.map(|dtype| Error::DTypeOfDevice { dtype: name_of(dtype), device: B::name(device) });
+        let failure = lacks.map(|dtype| Error::DTypeOfDevice { dtype: dtype_name(dtype), device: B::name(device) });
         Self {
             checkpoint,
             device: device.clone(),
@@ -151,7 +151,7 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
             }
         };
         if tensor.dtype() != stored {
-            *self.conversions.entry((name_of(stored).into(), name_of(tensor.dtype()).into())).or_default() += 1;
+            *self.conversions.entry((dtype_name(stored).into(), dtype_name(tensor.dtype()).into())).or_default() += 1;
         }
         Some(tensor)
     }
@@ -180,7 +180,7 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
         let stored = self.checkpoint.info(name).map(|info| info.dtype);
         let tensor = self.load(name, shape, wanted);
         if let Some(stored) = stored.filter(|&stored| stored != tensor.dtype() && self.failure.is_none()) {
-            *self.conversions.entry((stored.name().into(), tensor.dtype().name().into())).or_default() += 1;
+            *self.conversions.entry((dtype_name(stored).into(), dtype_name(tensor.dtype()).into())).or_default() += 1;
         }
         tensor
     }
@@ -314,9 +314,4 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
             }
         }
     }
-}
-
-/// What a dtype is called, of packed ones too.
-fn name_of(dtype: DType) -> &'static str {
-    Format::of(dtype).map_or(dtype.name(), |(format, _)| format.name())
 }
