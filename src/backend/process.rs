@@ -91,25 +91,15 @@ pub fn threads() -> usize {
     }
 }
 
-/// The widest vector instructions that kernels may pick on this processor.
+/// The widest vector instructions that the CPU kernels of this build use on this processor.
 pub fn cpu_instructions() -> &'static str {
-    #[cfg(target_arch = "x86_64")]
+    #[cfg(feature = "cpu")]
     {
-        if std::arch::is_x86_feature_detected!("avx512f") {
-            return "AVX-512";
-        }
-        if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-            return "AVX2";
-        }
-        "SSE2"
+        crate::targets::cpu::InstructionSet::detect().name()
     }
-    #[cfg(target_arch = "aarch64")]
+    #[cfg(not(feature = "cpu"))]
     {
-        "NEON"
-    }
-    #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
-    {
-        "portable"
+        "no kernels"
     }
 }
 

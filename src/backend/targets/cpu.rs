@@ -1,6 +1,8 @@
 //! The CPU, whoever owns the memory: rows of a tensor and vectorised arithmetic on them. The ops' `cpu` modules are written over these.
 
+mod instructions;
 pub(crate) mod lanes;
 mod rows;
 
+pub(crate) use instructions::InstructionSet;
 pub(crate) use rows::{RowTensor, Rows, copied, zeros};

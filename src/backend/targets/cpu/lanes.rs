@@ -1,13 +1,15 @@
 //! Reductions and the exponential, written so that the compiler vectorises them for whatever instruction set it is told to use.
 //! Sums run in lanes, in the same order on every processor, which also rounds less than one running sum.
 
-use pulp::{Arch, Simd, WithSimd};
+use pulp::{Simd, WithSimd};
+
+use super::InstructionSet;
 
 /// So many that the compiler leaves the loop over them a loop, which it vectorises well. A handful it would unroll first, and then
 /// often adds one element at a time (seen in the code LLVM 22 makes for 16 and 32).
 const LANES: usize = 128;
 
-/// Runs `work` compiled for this processor's widest instruction set.
+/// Runs `work` compiled for the widest instruction set there is.
 ///
 /// Only what is inlined into it is: the closure must say `#[inline(always)]`, and so must every function it calls. (A closure
 /// handed to `Arch::dispatch` itself goes through the adapter from `Fn` to `FnOnce`, which is never inlined.)
@@ -24,7 +26,7 @@ pub(crate) fn vectorised<R>(work: impl FnMut(Math) -> R) -> R {
             (self.0)(Math { fused: !S::IS_SCALAR })
         }
     }
-    Arch::new().dispatch(Work(work))
+    InstructionSet::detect().arch().dispatch(Work(work))
 }
 
 /// Functions for the instruction set that a closure is being compiled for, which only the code that picked it knows.

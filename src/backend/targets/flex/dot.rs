@@ -4,6 +4,8 @@
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
+pub(crate) use crate::targets::cpu::InstructionSet;
+
 /// Vectors taken at once: a weight row is loaded once for all of them.
 pub(crate) const VECTORS: usize = 4;
 
@@ -95,41 +97,6 @@ impl Stored for bf16 {
     unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256 {
         use std::arch::x86_64::*;
         unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())), 16)) }
-    }
-}
-
-/// An instruction set a kernel exists for.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub(crate) enum InstructionSet {
-    #[cfg(target_arch = "x86_64")]
-    Avx512,
-    #[cfg(target_arch = "x86_64")]
-    Avx2,
-    Portable,
-}
-
-impl InstructionSet {
-    /// The widest this processor has.
-    pub(crate) fn detect() -> Self {
-        #[cfg(target_arch = "x86_64")]
-        {
-            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-                return if is_x86_feature_detected!("avx512f") { Self::Avx512 } else { Self::Avx2 };
-            }
-        }
-        Self::Portable
-    }
-
-    /// All that this processor has, the widest first.
-    #[cfg(test)]
-    pub(crate) fn available() -> Vec<Self> {
-        match Self::detect() {
-            Self::Portable => vec![Self::Portable],
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => vec![Self::Avx512, Self::Avx2, Self::Portable],
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx2 => vec![Self::Avx2, Self::Portable],
-        }
     }
 }
 

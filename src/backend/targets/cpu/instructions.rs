@@ -1,0 +1,102 @@
+//! Which instructions the kernels use: the widest that the processor has, or fewer, to find out whether the others are right too.
+
+use std::sync::OnceLock;
+
+use pulp::Arch;
+
+/// The environment variable that limits them, to one of [`InstructionSet::NAMES`]: for tests.
+const LIMIT: &str = "FIREBRICK_CPU";
+
+/// An instruction set that kernels exist for, the narrowest first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum InstructionSet {
+    /// What every processor of the architecture has: SSE2, NEON.
+    Portable,
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    #[cfg(target_arch = "x86_64")]
+    Avx512,
+}
+
+impl InstructionSet {
+    #[cfg(target_arch = "x86_64")]
+    const NAMES: [(&str, Self); 3] = [("portable", Self::Portable), ("avx2", Self::Avx2), ("avx512", Self::Avx512)];
+    #[cfg(not(target_arch = "x86_64"))]
+    const NAMES: [(&str, Self); 1] = [("portable", Self::Portable)];
+
+    /// The widest this processor has, or the one that `FIREBRICK_CPU` names if that is narrower.
+    ///
+    /// # Panics
+    /// If the variable names none: whoever sets it must not believe that something else was tested.
+    pub(crate) fn detect() -> Self {
+        static FOUND: OnceLock<InstructionSet> = OnceLock::new();
+        *FOUND.get_or_init(|| match std::env::var(LIMIT) {
+            Ok(name) => Self::named(&name).unwrap_or_else(|problem| panic!("{problem}")).min(Self::widest()),
+            Err(_) => Self::widest(),
+        })
+    }
+
+    fn named(name: &str) -> Result<Self, String> {
+        let known = || Self::NAMES.map(|(name, _)| name).join(", ");
+        let found = Self::NAMES.iter().find(|(known, _)| *known == name);
+        found.map(|(_, set)| *set).ok_or_else(|| format!("{LIMIT} is `{name}`; here it can be {}", known()))
+    }
+
+    fn widest() -> Self {
+        #[cfg(target_arch = "x86_64")]
+        {
+            if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
+                return if is_x86_feature_detected!("avx512f") { Self::Avx512 } else { Self::Avx2 };
+            }
+        }
+        Self::Portable
+    }
+
+    /// All that may be used here, the widest first.
+    #[cfg(test)]
+    pub(crate) fn available() -> Vec<Self> {
+        Self::NAMES.iter().rev().map(|(_, set)| *set).filter(|set| *set <= Self::detect()).collect()
+    }
+
+    /// As people call it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => "AVX-512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => "AVX2",
+            Self::Portable if cfg!(target_arch = "x86_64") => "SSE2",
+            Self::Portable if cfg!(target_arch = "aarch64") => "NEON",
+            Self::Portable => "portable",
+        }
+    }
+
+    /// What pulp compiles vectorised loops for.
+    #[inline]
+    pub(super) fn arch(self) -> Arch {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => Arch::new(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2 => pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
+            #[cfg(target_arch = "x86_64")]
+            Self::Portable => Arch::Scalar,
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Portable => Arch::new(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_limit_is_a_name_or_an_error() {
+        assert_eq!(InstructionSet::named("portable"), Ok(InstructionSet::Portable));
+        let problem = InstructionSet::named("mmx").unwrap_err();
+        assert!(problem.contains("FIREBRICK_CPU is `mmx`") && problem.contains("portable"), "{problem}");
+        assert_eq!(InstructionSet::available().last(), Some(&InstructionSet::Portable));
+        assert!(InstructionSet::available().contains(&InstructionSet::detect()));
+    }
+}
