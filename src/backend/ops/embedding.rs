@@ -50,23 +50,41 @@ pub(crate) mod autodiff {
 
 #[cfg(feature = "flex")]
 pub(crate) mod flex {
-    //! Each row unpacked on its own.
+    //! Each row widened on its own, rows in parallel.
     use burn::tensor::Shape;
     use burn_flex::FlexTensor;
+    use rayon::prelude::*;
 
     use crate::targets::flex::packed::PackedRows;
-    use crate::targets::flex::weights::Weights;
+    use crate::targets::flex::weights::{OnWeights, Weights, on_weights};
     use crate::targets::flex::{memory, tensor};
+
+    /// Values below which another thread is not worth waking.
+    const PARALLEL_VALUES: usize = 1 << 17;
 
     pub(crate) fn forward(weight: FlexTensor, ids: FlexTensor) -> FlexTensor {
         let ids: Vec<usize> = ids.into_data().iter::<i64>().map(|id| id as usize).collect();
-        let rows = PackedRows::of(&weight);
-        let width = rows.inputs();
-        let mut out = memory::stale(ids.len() * width);
-        for (&id, out) in ids.iter().zip(out.chunks_exact_mut(width.max(1))) {
-            rows.rows(id..id + 1).widen(0..width, out);
-        }
+        let width = burn::tensor::TensorMetadata::shape(&weight)[1];
+        let out = if ids.is_empty() || width == 0 { Vec::new() } else { on_weights(&weight, Rows(&ids)) };
         tensor(out, Shape::from(vec![ids.len(), width]))
+    }
+
+    struct Rows<'i>(&'i [usize]);
+
+    impl OnWeights for Rows<'_> {
+        type Output = Vec<f32>;
+
+        fn run<'a>(self, weights: impl Weights<'a>) -> Vec<f32> {
+            let width = weights.inputs();
+            let mut out = memory::stale(self.0.len() * width);
+            let row = |(id, out): (&usize, &mut [f32])| weights.rows(*id..id + 1).widen(0..width, out);
+            if out.len() < PARALLEL_VALUES {
+                self.0.iter().zip(out.chunks_exact_mut(width)).for_each(row);
+            } else {
+                self.0.par_iter().zip(out.par_chunks_exact_mut(width)).with_min_len(32).for_each(row);
+            }
+            out
+        }
     }
 
     pub(crate) fn unpacked(weight: FlexTensor) -> FlexTensor {

@@ -228,7 +228,7 @@ impl KernelBackend for Flex {
         if Format::of(weight.dtype()).is_some() { embedding::flex::unpacked(weight) } else { weight }
     }
     fn embedding(weight: FlexTensor, ids: FlexTensor) -> FlexTensor {
-        if Format::of(weight.dtype()).is_some() {
+        if linear::flex::reads(weight.dtype()) {
             return embedding::flex::forward(weight, ids);
         }
         embedding::reference::<Self>(weight, ids)

@@ -6,6 +6,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Shape, Slice, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use firebrick_backend::KernelBackend;
 use firebrick_backend::ops::attention::{AttentionLayout, Span, attention};
+use firebrick_backend::ops::embedding::embedding;
 use firebrick_backend::ops::gelu::{self, gelu};
 use firebrick_backend::ops::layer_norm::{self, layer_norm};
 use firebrick_backend::ops::linear::linear;
@@ -134,7 +135,7 @@ pub(super) fn op<B: KernelBackend>(workload: &Workload, device: &B::Device, eage
                 Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [tokens]), device)
             };
             let ids: Vec<_> = (0..INPUTS).map(ids).collect();
-            Box::new(move |input| primitive(table.clone().select(0, ids[input % INPUTS].clone())))
+            Box::new(move |input| primitive(embedding(table.clone(), ids[input % INPUTS].clone())))
         }
         Kind::Rope { tokens } => {
             let [heads, _, dim] = qwen::HEADS;

@@ -129,16 +129,19 @@ fn dots<const M: usize>(
     out: &mut [f32],
     stride: usize,
 ) {
-    let (block, bytes) = (weights.view.block, weights.view.block * weights.view.format.bits() / 8);
-    assert!(vectors.iter().all(|vector| vector.len() == weights.inputs) && M <= stride);
-    // What an offset is multiplied by.
-    let sums: Vec<[f32; M]> = match weights.view.offsets {
-        Some(_) => (0..weights.blocks())
-            .map(|at| vectors.map(|vector| vector[at * block..(at + 1) * block].iter().sum()))
-            .collect(),
-        None => Vec::new(),
-    };
-    let (mut scales, mut added) = ([0.0f32; STRIP], [0.0f32; STRIP]);
+    let needed = weights.outputs.saturating_sub(1) * stride + M;
+    assert!(vectors.iter().all(|vector| vector.len() == weights.inputs) && M <= stride && needed <= out.len());
+    #[cfg(target_arch = "x86_64")]
+    if (set, weights.view.block) == (InstructionSet::Avx512, 32) {
+        // SAFETY: `detect` saw the instruction set; vectors are as long as rows, and there is room for every row's sums, as asserted.
+        match weights.view.format {
+            Format::Q8 => unsafe { x86::rows_avx512::<8, M>(weights, vectors, out, stride) },
+            Format::Q4 => unsafe { x86::rows_avx512::<4, M>(weights, vectors, out, stride) },
+        }
+        return add_offsets(weights, vectors, out, stride);
+    }
+    let bytes = weights.view.block * weights.view.format.bits() / 8;
+    let mut scales = [0.0f32; STRIP];
     for (row, out) in out.chunks_mut(stride).take(weights.outputs).enumerate() {
         let view = weights.row(row);
         let mut totals = [0.0f32; M];
@@ -146,17 +149,34 @@ fn dots<const M: usize>(
             let (first, count) = (strip * STRIP, stored.len());
             stored.convert_to_f32_slice(&mut scales[..count]);
             let integers = &view.integers[first * bytes..(first + count) * bytes];
-            let vectors = vectors.map(|vector| &vector[first * block..(first + count) * block]);
-            let products = strip_dots(set, weights.view.format, block, vectors, integers, &scales[..count]);
+            let vectors = vectors.map(|vector| &vector[first * view.block..(first + count) * view.block]);
+            let products = strip_dots(set, view.format, view.block, vectors, integers, &scales[..count]);
             totals.iter_mut().zip(products).for_each(|(total, product)| *total += product);
-            if !sums.is_empty() {
-                view.added(first, &scales[..count], &mut added[..count]);
-                for (sums, added) in sums[first..first + count].iter().zip(added) {
-                    totals.iter_mut().zip(sums).for_each(|(total, sum)| *total += added * sum);
-                }
-            }
         }
         out[..M].copy_from_slice(&totals);
+    }
+    add_offsets(weights, vectors, out, stride);
+}
+
+/// What the offsets of blocks add to the sums: each times the sum of its part of a vector.
+fn add_offsets<const M: usize>(weights: PackedRows, vectors: [&[f32]; M], out: &mut [f32], stride: usize) {
+    if weights.view.offsets.is_none() {
+        return;
+    }
+    let block = weights.view.block;
+    let part = |at: usize| vectors.map(|vector| vector[at * block..(at + 1) * block].iter().sum());
+    let sums: Vec<[f32; M]> = (0..weights.blocks()).map(part).collect();
+    let (mut scales, mut added) = ([0.0f32; STRIP], [0.0f32; STRIP]);
+    for (row, out) in out.chunks_mut(stride).take(weights.outputs).enumerate() {
+        let view = weights.row(row);
+        for (strip, stored) in view.scales.chunks(STRIP).enumerate() {
+            let (first, count) = (strip * STRIP, stored.len());
+            stored.convert_to_f32_slice(&mut scales[..count]);
+            view.added(first, &scales[..count], &mut added[..count]);
+            for (sums, added) in sums[first..first + count].iter().zip(added) {
+                out.iter_mut().zip(sums).for_each(|(out, sum)| *out += added * sum);
+            }
+        }
     }
 }
 
@@ -175,10 +195,6 @@ fn strip_dots<const M: usize>(
     assert!(vectors.iter().all(|vector| vector.len() == scales.len() * block));
     match (set, format, block) {
         // SAFETY, of all: `detect` saw the instruction set, and the lengths agree, as asserted above.
-        #[cfg(target_arch = "x86_64")]
-        (InstructionSet::Avx512, Format::Q8, 32) => unsafe { x86::q8_avx512(vectors, integers, scales) },
-        #[cfg(target_arch = "x86_64")]
-        (InstructionSet::Avx512, Format::Q4, 32) => unsafe { x86::q4_avx512(vectors, integers, scales) },
         #[cfg(target_arch = "x86_64")]
         (InstructionSet::Avx2, Format::Q8, 32) => unsafe { x86::q8_avx2(vectors, integers, scales) },
         #[cfg(target_arch = "x86_64")]
@@ -224,83 +240,116 @@ fn portable<const M: usize>(
 mod x86 {
     use std::arch::x86_64::*;
 
-    /// Blocks of 32 integers of eight bits.
-    ///
-    /// # Safety
-    /// AVX-512F; 32 bytes of integers and 32 values of each vector for every scale.
-    #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn q8_avx512<const M: usize>(vectors: [&[f32]; M], integers: &[u8], scales: &[f32]) -> [f32; M] {
-        // Two sums for each vector hide the latency of the multiply-add.
-        let mut sums = [[_mm512_setzero_ps(); 2]; M];
-        for (at, &scale) in scales.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let block = integers.as_ptr().add(32 * at);
-                let low = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(block.cast())));
-                let high = _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(block.add(16).cast())));
-                add(&mut sums, vectors, at, low, high, scale);
-            }
-        }
-        total(sums)
-    }
+    use super::PackedRows;
 
-    /// Blocks of 32 integers of four bits.
+    /// The sums of every row, without its offsets, of blocks of 32.
     ///
     /// # Safety
-    /// AVX-512F; 16 bytes of integers and 32 values of each vector for every scale.
+    /// AVX-512F; each vector as long as a row, and `M` elements of `out` at each `stride` for every row.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn q4_avx512<const M: usize>(vectors: [&[f32]; M], integers: &[u8], scales: &[f32]) -> [f32; M] {
-        // A permutation looks at the low four bits of an index alone: one instruction from an integer to its value.
+    pub(super) unsafe fn rows_avx512<const BITS: usize, const M: usize>(
+        weights: PackedRows,
+        vectors: [&[f32]; M],
+        out: &mut [f32],
+        stride: usize,
+    ) {
         let values = _mm512_setr_ps(-8., -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.);
-        let mut sums = [[_mm512_setzero_ps(); 2]; M];
-        for (at, &scale) in scales.iter().enumerate() {
-            // SAFETY: the caller's promise.
-            unsafe {
-                let pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(integers.as_ptr().add(16 * at).cast()));
-                let low = _mm512_permutexvar_ps(pairs, values);
-                let high = _mm512_permutexvar_ps(_mm512_srli_epi32::<4>(pairs), values);
-                add(&mut sums, vectors, at, low, high, scale);
+        let (blocks, mut scales) = (weights.blocks(), [0.0f32; 16]);
+        let (mut integers, mut stored) = (weights.view.integers.as_ptr(), weights.view.scales.as_ptr());
+        for out in out.chunks_mut(stride).take(weights.outputs) {
+            // Two sums for each vector hide the latency of the multiply-add.
+            let mut sums = [[_mm512_setzero_ps(); 2]; M];
+            for first in (0..blocks).step_by(16) {
+                let count = (blocks - first).min(16);
+                // SAFETY: a row has so many blocks left, with 32 integers and 32 values of each vector for each.
+                unsafe {
+                    let mut part = [0u16; 16];
+                    let part = if count == 16 {
+                        stored.cast()
+                    } else {
+                        std::ptr::copy_nonoverlapping(stored.cast(), part.as_mut_ptr(), count);
+                        part.as_ptr()
+                    };
+                    _mm512_storeu_ps(scales.as_mut_ptr(), _mm512_cvtph_ps(_mm256_loadu_si256(part.cast())));
+                    stored = stored.add(count);
+                    let bytes = 32 * BITS / 8;
+                    for (at, pair) in scales[..count].chunks(2).enumerate() {
+                        let block = block::<BITS>(integers, values);
+                        add::<M, 0>(&mut sums, vectors, first + 2 * at, block, pair[0]);
+                        if let [_, scale] = pair {
+                            let block = self::block::<BITS>(integers.add(bytes), values);
+                            add::<M, 1>(&mut sums, vectors, first + 2 * at + 1, block, *scale);
+                        }
+                        integers = integers.add(bytes * pair.len());
+                    }
+                }
+            }
+            for (out, sums) in out.iter_mut().zip(sums) {
+                *out = _mm512_reduce_add_ps(_mm512_add_ps(sums[0], sums[1]));
             }
         }
-        total(sums)
     }
 
-    /// Adds a block, `low` and `high`, times its part of each vector.
+    /// A block of integers as floats: its first and its second half. `values` are those of integers of four bits.
+    ///
+    /// # Safety
+    /// AVX-512F; 32 integers from `integers` on.
+    #[inline]
+    #[target_feature(enable = "avx512f")]
+    unsafe fn block<const BITS: usize>(integers: *const u8, values: __m512) -> [__m512; 2] {
+        // SAFETY: the caller's promise.
+        unsafe {
+            // Without closures, which would not be inlined into what has fewer instructions.
+            if BITS == 8 {
+                let low = _mm512_cvtepi8_epi32(_mm_loadu_si128(integers.cast()));
+                let high = _mm512_cvtepi8_epi32(_mm_loadu_si128(integers.add(16).cast()));
+                return [_mm512_cvtepi32_ps(low), _mm512_cvtepi32_ps(high)];
+            }
+            // A permutation looks at the low four bits of an index alone: one instruction from an integer to its value.
+            let pairs = _mm512_cvtepu8_epi32(_mm_loadu_si128(integers.cast()));
+            let high = _mm512_srli_epi32::<4>(pairs);
+            [_mm512_permutexvar_ps(pairs, values), _mm512_permutexvar_ps(high, values)]
+        }
+    }
+
+    /// Adds a block times its part of each vector. `TO` is 0 and 1 in turns.
     ///
     /// # Safety
     /// AVX-512F; 32 values of each vector from `32 · at` on.
     #[inline]
     #[target_feature(enable = "avx512f")]
-    unsafe fn add<const M: usize>(
+    unsafe fn add<const M: usize, const TO: usize>(
         sums: &mut [[__m512; 2]; M],
         vectors: [&[f32]; M],
         at: usize,
-        low: __m512,
-        high: __m512,
+        [low, high]: [__m512; 2],
         scale: f32,
     ) {
         let scale = _mm512_set1_ps(scale);
+        // SAFETY, of both: the caller's promise.
+        let part = |m: usize| unsafe {
+            let x = vectors[m].as_ptr().add(32 * at);
+            (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16)))
+        };
+        if M == 1 {
+            let (x_low, x_high) = part(0);
+            let product = _mm512_fmadd_ps(x_high, high, _mm512_mul_ps(x_low, low));
+            sums[0][TO] = _mm512_fmadd_ps(product, scale, sums[0][TO]);
+            return;
+        }
+        // For several vectors the weights are scaled once.
         let (low, high) = (_mm512_mul_ps(low, scale), _mm512_mul_ps(high, scale));
-        for (sums, vector) in sums.iter_mut().zip(vectors) {
-            // SAFETY: the caller's promise.
-            let x = unsafe { vector.as_ptr().add(32 * at) };
-            // SAFETY: as above.
-            let (x_low, x_high) = unsafe { (_mm512_loadu_ps(x), _mm512_loadu_ps(x.add(16))) };
+        for (m, sums) in sums.iter_mut().enumerate() {
+            let (x_low, x_high) = part(m);
             sums[0] = _mm512_fmadd_ps(x_low, low, sums[0]);
             sums[1] = _mm512_fmadd_ps(x_high, high, sums[1]);
         }
     }
 
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn total<const M: usize>(sums: [[__m512; 2]; M]) -> [f32; M] {
-        std::array::from_fn(|m| _mm512_reduce_add_ps(_mm512_add_ps(sums[m][0], sums[m][1])))
-    }
-
-    /// As [`q8_avx512`].
+    /// Blocks of 32 integers of eight bits.
     ///
     /// # Safety
-    /// As there, with AVX2 and FMA.
+    /// AVX2 and FMA; 32 bytes of integers and 32 values of each vector for every scale.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn q8_avx2<const M: usize>(vectors: [&[f32]; M], integers: &[u8], scales: &[f32]) -> [f32; M] {
         let mut sums = [[_mm256_setzero_ps(); 2]; M];
@@ -321,10 +370,10 @@ mod x86 {
         total_avx2(sums)
     }
 
-    /// As [`q4_avx512`].
+    /// Blocks of 32 integers of four bits.
     ///
     /// # Safety
-    /// As there, with AVX2 and FMA.
+    /// AVX2 and FMA; 16 bytes of integers and 32 values of each vector for every scale.
     #[target_feature(enable = "avx2,fma")]
     pub(super) unsafe fn q4_avx2<const M: usize>(vectors: [&[f32]; M], integers: &[u8], scales: &[f32]) -> [f32; M] {
         let (mask, eight) = (_mm_set1_epi8(15), _mm_set1_epi8(8));
