@@ -109,7 +109,5 @@ pub(crate) mod autodiff {
     }
 }
 
-#[cfg(all(test, feature = "flex"))]
-mod packed_tests;
 #[cfg(test)]
 mod tests;

@@ -4,7 +4,7 @@ use burn::backend::Autodiff;
 use burn::tensor::{DType, Tensor, TensorData};
 use burn_flex::{Flex, FlexDevice};
 
-use super::linear;
+use super::super::linear;
 use crate::KernelBackend;
 use crate::ops::cross_entropy::{Targets, cross_entropy_of_linear};
 use crate::ops::embedding::unpacked;
