@@ -27,6 +27,7 @@ fn every_figure_in_a_document_is_its_record_s() {
 #[test]
 fn a_figure_edited_by_hand_is_noticed() {
     let root = Path::new(ROOT);
+    let checker = drift::Checker::new(root);
     for (document, least) in [("README.md", 15), ("examples/tiny/README.md", 3)] {
         let text = std::fs::read_to_string(root.join(document)).unwrap();
         let figures = drift::figures_of(&text);
@@ -34,7 +35,7 @@ fn a_figure_edited_by_hand_is_noticed() {
         for (at, figure) in figures {
             for edited in drift::edits(&figure) {
                 let copy = format!("{}{edited}{}", &text[..at], &text[at + figure.len()..]);
-                let found = drift::check_document(root, Path::new(document), &copy);
+                let found = checker.document(Path::new(document), &copy);
                 assert!(!found.is_empty(), "{document}: {figure} at byte {at} became {edited}, and nobody noticed");
             }
         }

@@ -26,7 +26,10 @@ mod query;
 #[cfg(test)]
 mod tests;
 
+use std::cell::RefCell;
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 
 use facts::Facts;
 pub use figure::edits;
@@ -81,41 +84,109 @@ pub fn check(root: &Path) -> Result<Vec<Drift>, RecordError> {
         }
     }
     documents.sort();
-    let mut found = Vec::new();
+    let (mut found, checker) = (Vec::new(), Checker::new(root));
     for path in documents {
         let text = std::fs::read_to_string(&path).map_err(|source| RecordError::Io { path: path.clone(), source })?;
         let below = path.strip_prefix(root).unwrap_or(&path);
-        found.extend(check_document(root, below, &text));
+        found.extend(checker.document(below, &text));
     }
     Ok(found)
 }
 
-/// The same of one document, which may be another text than the file has. `path` is below `root` and says what kind of document it is.
-pub fn check_document(root: &Path, path: &Path, text: &str) -> Vec<Drift> {
-    if path == Path::new(RENDERED) {
-        return Vec::new();
+/// Checks documents of one repository, whose records it reads once.
+pub struct Checker<'r> {
+    root: &'r Path,
+    /// What the files say that were asked for, or what is wrong with them.
+    known: RefCell<BTreeMap<PathBuf, Rc<Result<Facts, String>>>>,
+}
+
+impl<'r> Checker<'r> {
+    /// For the repository at `root`.
+    pub fn new(root: &'r Path) -> Self {
+        Self { root, known: RefCell::default() }
     }
-    let markdown = path.extension().is_some_and(|extension| extension == "md");
-    // Links are relative to the document; in a doc comment a record is named from the root.
-    let from = if markdown { root.join(path.parent().unwrap_or(Path::new(""))) } else { root.to_owned() };
-    let blocks = if markdown { blocks_of_markdown(text) } else { blocks_of_comments(text) };
-    let mut found = Vec::new();
-    for Block { line, text, .. } in blocks {
-        let problems = if markdown || text.contains("benches/records/") {
-            check_block(root, &from, &text, markdown)
-        } else {
-            let speeds = figures(&text).into_iter().filter(Figure::is_speed);
-            let unnamed = |figure: Figure| {
-                format!(
-                    "`{}` is a speed without its record: name the file in benches/records in this paragraph",
-                    figure.written
-                )
-            };
-            speeds.map(unnamed).collect()
+
+    fn facts(&self, path: &Path) -> Rc<Result<Facts, String>> {
+        let read = || {
+            let mut facts = Facts::default();
+            Rc::new(facts.add(path).map(|()| facts))
         };
-        found.extend(problems.into_iter().map(|problem| Drift { path: path.to_owned(), line, problem }));
+        self.known.borrow_mut().entry(path.to_owned()).or_insert_with(read).clone()
     }
-    found
+
+    /// Every figure of one document that no record bears out. It may be another text than the file has; `path` is below the root and says what
+    /// kind of document it is.
+    pub fn document(&self, path: &Path, text: &str) -> Vec<Drift> {
+        if path == Path::new(RENDERED) {
+            return Vec::new();
+        }
+        let markdown = path.extension().is_some_and(|extension| extension == "md");
+        // Links are relative to the document; in a doc comment a record is named from the root.
+        let from = if markdown { self.root.join(path.parent().unwrap_or(Path::new(""))) } else { self.root.to_owned() };
+        let blocks = if markdown { blocks_of_markdown(text) } else { blocks_of_comments(text) };
+        let mut found = Vec::new();
+        for Block { line, text, .. } in blocks {
+            let problems = if markdown || text.contains("benches/records/") {
+                self.block(&from, &text, markdown)
+            } else {
+                let speeds = figures(&text).into_iter().filter(Figure::is_speed);
+                let unnamed = |figure: Figure| {
+                    format!(
+                        "`{}` is a speed without its record: name the file in benches/records in this paragraph",
+                        figure.written
+                    )
+                };
+                speeds.map(unnamed).collect()
+            };
+            found.extend(problems.into_iter().map(|problem| Drift { path: path.to_owned(), line, problem }));
+        }
+        found
+    }
+
+    /// What is wrong with the figures of a block. Records are looked for from the folder `from`.
+    fn block(&self, from: &Path, text: &str, markdown: bool) -> Vec<String> {
+        let figures = figures(text);
+        let mut problems: Vec<String> = Vec::new();
+        if markdown {
+            problems.extend(
+                in_words(text).map(|words| format!("`{words}`: write it in digits, so that it can be compared")),
+            );
+        }
+        let queries = match query::queries(text) {
+            Ok(queries) => queries,
+            Err(problem) => return [problems, vec![problem]].concat(),
+        };
+        if figures.is_empty() && queries.is_none() {
+            return problems;
+        }
+        if let Some(queries) = queries.as_ref().filter(|queries| queries.len() != figures.len()) {
+            let written: Vec<&str> = figures.iter().map(|figure| figure.written.as_str()).collect();
+            problems.push(format!("{} figures ({}), and {} queries", figures.len(), written.join(", "), queries.len()));
+            return problems;
+        }
+        let mut facts = Facts::default();
+        let links = figure::record_links(text);
+        for link in &links {
+            match &*self.facts(&from.join(link)) {
+                Ok(known) => facts.extend(known),
+                Err(problem) => problems.push(problem.clone()),
+            }
+        }
+        for (at, figure) in figures.iter().enumerate() {
+            let query = queries.as_ref().map_or(&Query::Itself, |queries| &queries[at]);
+            let needs_record = matches!(query, Query::Itself | Query::Of { .. });
+            if needs_record && links.is_empty() {
+                problems.push(format!(
+                    "`{}` has no record: link to its file in benches/records in this paragraph, or, if nobody measured it, end the paragraph \
+                     with <!-- figures: not measured -->",
+                    figure.written
+                ));
+            } else if let Err(problem) = query.check(figure, &facts, self.root) {
+                problems.push(format!("`{}`: {problem}", figure.written));
+            }
+        }
+        problems
+    }
 }
 
 /// The digits of every figure of a markdown document, each with its place in bytes, except what a comment calls not measured: any of
@@ -177,47 +248,4 @@ fn add(blocks: &mut Vec<Block>, open: &mut bool, (at, start): (usize, usize), li
         None => blocks.push(Block { line: at + 1, start, text: line.to_owned() }),
     }
     *open = true;
-}
-
-/// What is wrong with the figures of a block. Records are looked for from the folder `from`.
-fn check_block(root: &Path, from: &Path, text: &str, markdown: bool) -> Vec<String> {
-    let figures = figures(text);
-    let mut problems: Vec<String> = Vec::new();
-    if markdown {
-        problems
-            .extend(in_words(text).map(|words| format!("`{words}`: write it in digits, so that it can be compared")));
-    }
-    let queries = match query::queries(text) {
-        Ok(queries) => queries,
-        Err(problem) => return [problems, vec![problem]].concat(),
-    };
-    if figures.is_empty() && queries.is_none() {
-        return problems;
-    }
-    if let Some(queries) = queries.as_ref().filter(|queries| queries.len() != figures.len()) {
-        let written: Vec<&str> = figures.iter().map(|figure| figure.written.as_str()).collect();
-        problems.push(format!("{} figures ({}), and {} queries", figures.len(), written.join(", "), queries.len()));
-        return problems;
-    }
-    let mut facts = Facts::default();
-    let links = figure::record_links(text);
-    for link in &links {
-        if let Err(problem) = facts.add(&from.join(link)) {
-            problems.push(problem);
-        }
-    }
-    for (at, figure) in figures.iter().enumerate() {
-        let query = queries.as_ref().map_or(&Query::Itself, |queries| &queries[at]);
-        let needs_record = matches!(query, Query::Itself | Query::Of { .. });
-        if needs_record && links.is_empty() {
-            problems.push(format!(
-                "`{}` has no record: link to its file in benches/records in this paragraph, or, if nobody measured it, end the paragraph \
-                 with <!-- figures: not measured -->",
-                figure.written
-            ));
-        } else if let Err(problem) = query.check(figure, &facts, root) {
-            problems.push(format!("`{}`: {problem}", figure.written));
-        }
-    }
-    problems
 }

@@ -21,7 +21,7 @@ pub struct Fact {
 }
 
 /// Those of several files.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub struct Facts(Vec<Fact>);
 
 impl Facts {
@@ -45,6 +45,11 @@ impl Facts {
             self.leaves(&workload, "", &value);
         }
         Ok(())
+    }
+
+    /// Adds what others say.
+    pub fn extend(&mut self, others: &Self) {
+        self.0.extend(others.0.iter().cloned());
     }
 
     /// All of them.

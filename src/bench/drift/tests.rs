@@ -54,7 +54,7 @@ fn problems(path: &str, text: &str) -> Vec<String> {
     std::fs::create_dir_all(root.path().join("benches/records")).unwrap();
     std::fs::write(root.path().join("benches/records/a.jsonl"), RECORDS).unwrap();
     std::fs::write(root.path().join("weights"), vec![0; 4_300_000]).unwrap();
-    check_document(root.path(), Path::new(path), text).iter().map(Drift::to_string).collect()
+    Checker::new(root.path()).document(Path::new(path), text).iter().map(Drift::to_string).collect()
 }
 
 #[test]
