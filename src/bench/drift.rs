@@ -190,7 +190,7 @@ impl<'r> Checker<'r> {
 }
 
 /// The digits of every figure of a markdown document, each with its place in bytes, except what a comment calls not measured: any of
-/// [`edits`] of any of them is a problem to [`check_document`].
+/// [`edits`] of any of them is a problem to [`Checker::document`].
 pub fn figures_of(markdown: &str) -> Vec<(usize, String)> {
     let compared = |block: Block| {
         let queries = query::queries(&block.text).ok().flatten().unwrap_or_default();
