@@ -180,34 +180,44 @@ pub struct PackedView<'a> {
 
 impl PackedView<'_> {
     /// Writes the values of all blocks, in order.
+    #[inline(always)]
     pub fn unpack_into(&self, out: &mut [f32]) {
-        let bytes = self.block * self.format.bits() / 8;
-        let mut scales = [0.0f32; STRIP];
-        let mut offsets = [0.0f32; STRIP];
-        let strips = self.scales.chunks(STRIP).zip(out.chunks_mut(STRIP * self.block));
-        for (at, (stored, out)) in strips.enumerate() {
-            let count = stored.len();
-            stored.convert_to_f32_slice(&mut scales[..count]);
-            let first = at * STRIP;
-            self.added(first, &scales[..count], &mut offsets[..count]);
-            let blocks = self.integers[first * bytes..(first + count) * bytes].chunks_exact(bytes);
-            for (((out, block), scale), offset) in out.chunks_exact_mut(self.block).zip(blocks).zip(scales).zip(offsets)
-            {
-                unpack_block(self.format, block, scale, offset, out);
+        let bytes = self.block_bytes();
+        self.strips(
+            #[inline(always)]
+            |first, scales, added| {
+                let blocks = self.integers[first * bytes..].chunks_exact(bytes);
+                let out = out[first * self.block..].chunks_exact_mut(self.block);
+                for (((out, block), scale), offset) in out.zip(blocks).zip(scales).zip(added) {
+                    unpack_block(self.format, block, *scale, *offset, out);
+                }
+            },
+        );
+    }
+
+    /// Bytes of the integers of a block.
+    pub(crate) fn block_bytes(&self) -> usize {
+        self.block * self.format.bits() / 8
+    }
+
+    /// Calls `work` for some blocks at a time, with the number of the first, their scales, and what is added to `scale · signed integer` in
+    /// each, both as f32.
+    #[inline(always)]
+    pub(crate) fn strips(&self, mut work: impl FnMut(usize, &[f32], &[f32])) {
+        const STRIP: usize = 64;
+        let (mut scales, mut added) = ([0.0f32; STRIP], [0.0f32; STRIP]);
+        for (strip, stored) in self.scales.chunks(STRIP).enumerate() {
+            let (first, count) = (strip * STRIP, stored.len());
+            let (scales, added) = (&mut scales[..count], &mut added[..count]);
+            stored.convert_to_f32_slice(scales);
+            if let Some(offsets) = self.offsets {
+                offsets[first..first + count].convert_to_f32_slice(added);
+                added.iter_mut().zip(&*scales).for_each(|(added, scale)| *added += self.format.zero() * scale);
             }
+            work(first, scales, added);
         }
     }
-
-    /// What is added to `scale · signed integer` in the blocks from `first` on.
-    pub(crate) fn added(&self, first: usize, scales: &[f32], out: &mut [f32]) {
-        let Some(offsets) = self.offsets else { return out.fill(0.0) };
-        offsets[first..first + out.len()].convert_to_f32_slice(out);
-        out.iter_mut().zip(scales).for_each(|(out, scale)| *out += self.format.zero() * scale);
-    }
 }
-
-/// Blocks whose scales are widened at a time.
-const STRIP: usize = 64;
 
 #[inline(always)]
 fn unpack_block(format: Format, block: &[u8], scale: f32, offset: f32, out: &mut [f32]) {

@@ -7,15 +7,11 @@ use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
 use burn_std::Bytes;
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 use super::dot::InstructionSet;
 use super::lanes;
 use super::weights::Weights;
 use crate::packed::{Format, Packed, PackedView};
-
-/// Blocks of a row whose scales are widened at a time.
-const STRIP: usize = 64;
 
 /// Rows of packed weights.
 #[derive(Clone, Copy)]
@@ -106,7 +102,7 @@ impl<'a> Weights<'a> for PackedRows<'a> {
 
 /// These blocks alone.
 fn part(view: PackedView, blocks: Range<usize>) -> PackedView {
-    let bytes = view.block * view.format.bits() / 8;
+    let bytes = view.block_bytes();
     PackedView {
         integers: &view.integers[blocks.start * bytes..blocks.end * bytes],
         scales: &view.scales[blocks.clone()],
@@ -140,19 +136,17 @@ fn dots<const M: usize>(
         }
         return add_offsets(weights, vectors, out, stride);
     }
-    let bytes = weights.view.block * weights.view.format.bits() / 8;
-    let mut scales = [0.0f32; STRIP];
+    let bytes = weights.view.block_bytes();
     for (row, out) in out.chunks_mut(stride).take(weights.outputs).enumerate() {
         let view = weights.row(row);
         let mut totals = [0.0f32; M];
-        for (strip, stored) in view.scales.chunks(STRIP).enumerate() {
-            let (first, count) = (strip * STRIP, stored.len());
-            stored.convert_to_f32_slice(&mut scales[..count]);
-            let integers = &view.integers[first * bytes..(first + count) * bytes];
-            let vectors = vectors.map(|vector| &vector[first * view.block..(first + count) * view.block]);
-            let products = strip_dots(set, view.format, view.block, vectors, integers, &scales[..count]);
+        view.strips(|first, scales, _| {
+            let end = first + scales.len();
+            let integers = &view.integers[first * bytes..end * bytes];
+            let vectors = vectors.map(|vector| &vector[first * view.block..end * view.block]);
+            let products = strip_dots(set, view.format, view.block, vectors, integers, scales);
             totals.iter_mut().zip(products).for_each(|(total, product)| *total += product);
-        }
+        });
         out[..M].copy_from_slice(&totals);
     }
     add_offsets(weights, vectors, out, stride);
@@ -166,17 +160,12 @@ fn add_offsets<const M: usize>(weights: PackedRows, vectors: [&[f32]; M], out: &
     let block = weights.view.block;
     let part = |at: usize| vectors.map(|vector| vector[at * block..(at + 1) * block].iter().sum());
     let sums: Vec<[f32; M]> = (0..weights.blocks()).map(part).collect();
-    let (mut scales, mut added) = ([0.0f32; STRIP], [0.0f32; STRIP]);
     for (row, out) in out.chunks_mut(stride).take(weights.outputs).enumerate() {
-        let view = weights.row(row);
-        for (strip, stored) in view.scales.chunks(STRIP).enumerate() {
-            let (first, count) = (strip * STRIP, stored.len());
-            stored.convert_to_f32_slice(&mut scales[..count]);
-            view.added(first, &scales[..count], &mut added[..count]);
-            for (sums, added) in sums[first..first + count].iter().zip(added) {
+        weights.row(row).strips(|first, _, added| {
+            for (sums, added) in sums[first..].iter().zip(added) {
                 out.iter_mut().zip(sums).for_each(|(out, sum)| *out += added * sum);
             }
-        }
+        });
     }
 }
 
