@@ -77,8 +77,8 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// As [`load_as`](Self::load_as).
     pub fn from_checkpoint(checkpoint: &Checkpoint, policy: DTypePolicy, device: &B::Device) -> Result<Self> {
         let (folder, files) = (checkpoint.folder(), checkpoint.files());
-        let tokenizer = Tokenizer::from_files(&files)?;
-        let generation = GenerationConfig::from_files(&files)?;
+        let tokenizer = Tokenizer::from_files(files)?;
+        let generation = GenerationConfig::from_files(files)?;
         let model = load_causal_lm::<B>(checkpoint, policy, device)?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
         Ok(Self { model, tokenizer, generation, fingerprint: checkpoint.fingerprint(), name })

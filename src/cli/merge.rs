@@ -59,7 +59,7 @@ impl Job for Work {
             }
         };
         let checkpoint = open_checkpoint(&verb.model, &everywhere)?;
-        if checkpoint.names().any(|name| checkpoint.is_packed(name)) {
+        if checkpoint.holds_packed() {
             let folder = checkpoint.folder().display();
             bail!("{folder}: is packed, and would have to be packed anew; merge into the folder it was made from");
         }

@@ -71,7 +71,7 @@ impl Job for Work {
         let Self { verb, everywhere, signals } = self;
         check_is_new(&verb.output, "quantize")?;
         let checkpoint = open_checkpoint(&verb.model, &everywhere)?;
-        if checkpoint.names().any(|name| checkpoint.is_packed(name)) {
+        if checkpoint.holds_packed() {
             bail!("{}: is packed already; quantize the folder it was made from", checkpoint.folder().display());
         }
         // Which tensors are matrices that a layer multiplies by, the model itself knows.

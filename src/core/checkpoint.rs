@@ -39,7 +39,8 @@ use crate::file::Files;
 /// An opened checkpoint folder. Cheap to keep: it holds the headers and the open files, no weights.
 #[derive(Debug)]
 pub struct Checkpoint {
-    folder: PathBuf,
+    /// Where it is, and what is there besides config and weights.
+    small_files: Files,
     config: Value,
     files: Vec<TensorFile>,
     /// Tensor name → position in `files`.
@@ -52,8 +53,6 @@ pub struct Checkpoint {
     packings: Mutex<BTreeMap<String, Format>>,
     /// How matrices in blocks of ggml are stored.
     blocks: BTreeMap<String, BlockType>,
-    /// The small files of a model that is one file.
-    inside: Option<Files>,
     /// The seed of weights that are computed; there are no files then.
     synthetic: Option<u64>,
 }
@@ -103,19 +102,21 @@ impl Checkpoint {
                 index
             }
         };
-        let (non_finite, conversions, packings) = (Mutex::default(), Mutex::default(), Mutex::default());
-        Ok(Self {
-            folder: folder.into(),
+        Ok(Self { files, places, ..Self::without_tensors(Files::folder(folder), config) })
+    }
+
+    fn without_tensors(small_files: Files, config: Value) -> Self {
+        Self {
+            small_files,
             config,
-            files,
-            places,
-            non_finite,
-            conversions,
-            packings,
+            files: Vec::new(),
+            places: BTreeMap::new(),
+            non_finite: Mutex::default(),
+            conversions: Mutex::default(),
+            packings: Mutex::default(),
             blocks: BTreeMap::new(),
-            inside: None,
             synthetic: None,
-        })
+        }
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
@@ -134,46 +135,25 @@ impl Checkpoint {
             entries.insert(name, header::Entry { dtype: stored.dtype(), shape, range, interleaved });
         }
         let places = entries.keys().map(|name| (name.clone(), 0)).collect();
-        Ok(Self {
-            folder: path.into(),
-            config,
-            files: vec![TensorFile::of(map, entries)],
-            places,
-            non_finite: Mutex::default(),
-            conversions: Mutex::default(),
-            packings: Mutex::default(),
-            blocks,
-            inside: Some(inside),
-            synthetic: None,
-        })
+        let files = vec![TensorFile::of(map, entries)];
+        Ok(Self { files, places, blocks, ..Self::without_tensors(inside, config) })
     }
 
     /// A checkpoint with no files: whatever tensor is asked for is computed from its name, its shape and `seed`, the same on every
     /// machine and in every dtype, and is f32 unless another dtype is asked for. Real shapes without the weights: for benchmarks,
     /// and for checking a device.
     pub fn synthetic(config: Value, seed: u64) -> Self {
-        Self {
-            folder: PathBuf::from("synthetic"),
-            config,
-            files: Vec::new(),
-            places: BTreeMap::new(),
-            non_finite: Mutex::default(),
-            conversions: Mutex::default(),
-            packings: Mutex::default(),
-            blocks: BTreeMap::new(),
-            inside: None,
-            synthetic: Some(seed),
-        }
+        Self { synthetic: Some(seed), ..Self::without_tensors(Files::folder(Path::new("synthetic")), config) }
     }
 
     /// The folder, or the file, given to [`Checkpoint::open`].
     pub fn folder(&self) -> &Path {
-        &self.folder
+        self.small_files.place()
     }
 
     /// Its small files: tokenizer, chat template, generation config.
-    pub fn files(&self) -> Files {
-        self.inside.clone().unwrap_or_else(|| Files::folder(&self.folder))
+    pub fn files(&self) -> &Files {
+        &self.small_files
     }
 
     /// `config.json`, always an object.
@@ -186,7 +166,7 @@ impl Checkpoint {
     /// # Errors
     /// As for shards: [`Error::Malformed`] when `name` is not a plain file name or a link leads out of the folder.
     pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
-        folder::resolve(&self.folder, name)
+        folder::resolve(self.folder(), name)
     }
 
     /// Tensors that a loader finished with and that hold infinite values or NaN, by name.
@@ -256,7 +236,7 @@ impl Checkpoint {
         match self.places.get(name) {
             Some(&at) => Ok(&self.files[at]),
             None => Err(Error::TensorMismatch {
-                path: self.folder.clone(),
+                path: self.folder().into(),
                 missing: vec![name.to_owned()],
                 surplus: Vec::new(),
                 misshapen: Vec::new(),

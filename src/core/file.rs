@@ -59,6 +59,19 @@ impl Files {
         if self.inside.is_some() { self.place.clone() } else { self.place.join(name) }
     }
 
+    /// The bytes of the file `name`, which has to be there.
+    ///
+    /// # Errors
+    /// As [`read_limited`], with the system's own words for a file that is not there.
+    pub(crate) fn need(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
+        match &self.inside {
+            Some(files) => {
+                files.get(name).cloned().ok_or_else(|| Error::malformed(&self.place, format!("it holds no {name}")))
+            }
+            None => read_limited(&self.place.join(name), limit),
+        }
+    }
+
     /// The bytes of the file `name`, if it is there.
     ///
     /// # Errors

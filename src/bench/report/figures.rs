@@ -125,13 +125,10 @@ pub fn sampling(shown: &Shown) -> String {
     };
     let Some(choosing) = choice.median else { return String::new() };
     let mut shares = Vec::new();
-    for record in shown.records.iter().filter(measured).filter(|it| it.implementation == choice.implementation) {
-        // A decoded token: a forward pass of one position, with the cache.
-        let token = match record.kind() {
-            "generate" => record.parts.get("per_token").copied(),
-            _ => None,
-        };
-        if let Some(token) = token {
+    // A decoded token: a forward pass of one position, with the cache.
+    let generates = |record: &&&Record| record.kind() == "generate" && record.implementation == choice.implementation;
+    for record in shown.records.iter().filter(measured).filter(generates) {
+        if let Some(token) = record.parts.get("per_token") {
             let share = format!("{} % of a token of {}", three(100.0 * choosing / token), escaped(&record.label()));
             shares.push(format!("{share} ({} ms)", three(1e3 * token)));
         }

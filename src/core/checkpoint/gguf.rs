@@ -15,6 +15,8 @@ pub(super) use blocks::BlockType;
 pub(super) use files::files;
 pub(super) use model::{Named, named};
 
+use super::header::shown;
+
 /// How much a header may claim before it is refused: vocabularies of millions of tokens are far below.
 const MAX_HEADER_BYTES: usize = 256 << 20;
 const MAX_TENSORS: u64 = 100_000;
@@ -129,7 +131,7 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
     for _ in 0..tensors {
         let name = reader.text()?;
         let rank = reader.u32()?;
-        if rank > MAX_RANK {
+        if rank == 0 || rank > MAX_RANK {
             return Err(format!("tensor {} has {rank} dimensions", shown(&name)));
         }
         let mut shape = (0..rank).map(|_| reader.u64()).collect::<Result<Vec<_>, _>>()?;
@@ -185,12 +187,6 @@ fn apart(tensors: &BTreeMap<String, Tensor>) -> Result<(), String> {
         Some(pair) => Err(format!("tensors {} and {} overlap", shown(pair[0].1), shown(pair[1].1))),
         None => Ok(()),
     }
-}
-
-/// A foreign string, short enough for a message.
-fn shown(text: &str) -> String {
-    let short: String = text.chars().take(60).collect();
-    format!("`{}`", short.escape_debug())
 }
 
 struct Reader<'a> {
@@ -285,11 +281,11 @@ fn short(value: f32) -> f64 {
 }
 
 #[cfg(test)]
-pub(super) mod tests {
+mod tests {
     use super::*;
 
     /// A file of these keys and tensors: name, shape from the innermost, type, bytes.
-    pub(crate) fn file(keys: &[(&str, u32, Vec<u8>)], tensors: &[(&str, &[u64], u32, Vec<u8>)]) -> Vec<u8> {
+    fn file(keys: &[(&str, u32, Vec<u8>)], tensors: &[(&str, &[u64], u32, Vec<u8>)]) -> Vec<u8> {
         let text = |text: &str| [&(text.len() as u64).to_le_bytes()[..], text.as_bytes()].concat();
         let mut out = b"GGUF\x03\0\0\0".to_vec();
         out.extend((tensors.len() as u64).to_le_bytes());
@@ -357,6 +353,7 @@ pub(super) mod tests {
         };
         refused(b"safetensors and more", "not a GGUF");
         refused(&file(&[], &[("x", &[32], 8, vec![0; 34]), ("x", &[32], 8, vec![0; 34])]), "twice");
+        refused(&file(&[], &[("x", &[], 0, vec![0; 4])]), "0 dimensions");
         refused(&file(&[], &[("x", &[33], 8, vec![0; 34])]), "whole blocks");
         refused(&file(&[], &[("x", &[256], 10, vec![0; 84])]), "type 10");
         refused(&file(&[], &[("x", &[1 << 40, 1 << 40], 0, vec![])]), "larger");

@@ -157,7 +157,7 @@ fn covered(tensors: &BTreeMap<String, Entry>, data_start: usize, file_bytes: usi
 }
 
 /// A foreign string, short enough for a message.
-fn shown(text: &str) -> String {
+pub(super) fn shown(text: &str) -> String {
     let short: String = text.chars().take(40).collect();
     format!("`{}`", short.escape_debug())
 }

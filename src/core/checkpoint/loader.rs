@@ -150,10 +150,14 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
                 self.dense(if narrow { values.convert_dtype(DType::F16) } else { values })
             }
         };
-        if tensor.dtype() != stored {
-            *self.conversions.entry((dtype_name(stored).into(), dtype_name(tensor.dtype()).into())).or_default() += 1;
-        }
+        self.note_conversion(stored, tensor.dtype());
         Some(tensor)
+    }
+
+    fn note_conversion(&mut self, from: DType, to: DType) {
+        if from != to {
+            *self.conversions.entry((dtype_name(from).into(), dtype_name(to).into())).or_default() += 1;
+        }
     }
 
     fn dense(&self, data: TensorData) -> FloatTensor<B> {
@@ -179,8 +183,8 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
         };
         let stored = self.checkpoint.info(name).map(|info| info.dtype);
         let tensor = self.load(name, shape, wanted);
-        if let Some(stored) = stored.filter(|&stored| stored != tensor.dtype() && self.failure.is_none()) {
-            *self.conversions.entry((dtype_name(stored).into(), dtype_name(tensor.dtype()).into())).or_default() += 1;
+        if let Some(stored) = stored.filter(|_| self.failure.is_none()) {
+            self.note_conversion(stored, tensor.dtype());
         }
         tensor
     }

@@ -26,6 +26,11 @@ impl Checkpoint {
         words && names_of(name).is_some_and(|[_, scales, _]| self.info(&scales).is_some())
     }
 
+    /// Whether any matrix is packed.
+    pub fn holds_packed(&self) -> bool {
+        self.names().any(|name| self.is_packed(name))
+    }
+
     /// The packed matrix of this name and shape.
     ///
     /// # Errors

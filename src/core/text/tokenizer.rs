@@ -48,9 +48,7 @@ impl Tokenizer {
     pub fn from_files(files: &Files) -> Result<Self> {
         const NAME: &str = "tokenizer.json";
         let path = files.path(NAME);
-        let Some(bytes) = files.read(NAME, FILE_LIMIT)? else {
-            return Err(Error::Io { path, source: std::io::ErrorKind::NotFound.into() });
-        };
+        let bytes = files.need(NAME, FILE_LIMIT)?;
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|problem| Error::malformed(&path, format!("not a tokenizer: {problem}")))?;
         drop(bytes);
