@@ -29,10 +29,10 @@ impl Job for Finetune {
         trainer.run(&data.train, data.valid.as_ref(), &mut |event| {
             match event {
                 Event::Step(step) if step.step % 10 == 0 => println!("step {}: loss {:.3}", step.step, step.loss),
-                Event::Step(_) => {}
                 Event::Evaluated { step, valid_loss, .. } => {
                     println!("after {step} steps: validation loss {valid_loss:.3}")
                 }
+                _ => {}
             }
             ControlFlow::Continue(())
         })?;

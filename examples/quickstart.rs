@@ -42,7 +42,7 @@ impl Job for Quickstart {
             match event {
                 Event::Step(step) if step.step % 25 == 0 => eprintln!("step {} loss {:.3}", step.step, step.loss),
                 Event::Evaluated { valid_loss, .. } => losses.push(valid_loss),
-                Event::Step(_) => {}
+                _ => {}
             }
             ControlFlow::Continue(())
         })?;

@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use burn::tensor::TensorData;
 use firebrick::core::checkpoint::{PYTORCH_FORMAT, TensorFile, TensorSpecification, write_atomic, write_safetensors};
+use firebrick::core::disk::System;
 use firebrick::core::train::adamw::AdamWConfig;
 use firebrick::core::train::data::Pair;
 use firebrick::core::train::schedule::{LearningRate, Schedule};
@@ -221,7 +222,7 @@ fn write(folder: &Path, weights: &BTreeMap<String, TensorData>, dtype: DType) ->
         shape: data.shape.to_vec(),
     };
     let specifications: Vec<_> = weights.iter().map(specification).collect();
-    write_safetensors(&folder.join("model.safetensors"), &specifications, PYTORCH_FORMAT, |tensor| {
+    write_safetensors(&System, &folder.join("model.safetensors"), &specifications, PYTORCH_FORMAT, |tensor| {
         Ok(weights[&tensor.name].clone().convert_dtype(dtype))
     })?;
     let vocabulary = weights["embeddings.word_embeddings.weight"].shape[0];
@@ -247,7 +248,7 @@ fn write(folder: &Path, weights: &BTreeMap<String, TensorData>, dtype: DType) ->
         ("sentence_bert_config.json", json!({"max_seq_length": POSITIONS, "do_lower_case": false})),
     ] {
         let text = serde_json::to_string_pretty(&value)?;
-        write_atomic(&folder.join(name), format!("{text}\n").as_bytes())?;
+        write_atomic(&System, &folder.join(name), format!("{text}\n").as_bytes())?;
     }
     let tiny = Path::new(concat!(env!("CARGO_MANIFEST_DIR"), "/examples/tiny/rust-tiny"));
     for name in ["tokenizer.json", "tokenizer_config.json"] {

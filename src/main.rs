@@ -10,7 +10,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let command = cli::Cli::parse();
-    match command.run() {
+    match cli::panics::guarded(|| command.run()) {
         Ok(code) => code,
         Err(error) if cli::output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -26,6 +26,8 @@ mod help;
 mod merging;
 #[path = "cli/quantizing.rs"]
 mod quantizing;
+#[path = "cli/resuming.rs"]
+mod resuming;
 #[path = "cli/scoring.rs"]
 mod scoring;
 #[path = "cli/streams.rs"]

@@ -25,7 +25,7 @@ fn sources(folder: &str) -> Vec<(PathBuf, String)> {
 /// Core's modules, lowest first; those in one row do not import each other either, except where a later column says so.
 const FLOORS: [&[&str]; 10] = [
     &["error"],
-    &["file"],
+    &["file", "disk"],
     &["random"],
     &["sequence"],
     &["cache"],

@@ -269,7 +269,7 @@ contract! {
                     steps = step.step;
                     if steps == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
                 }
-                Event::Evaluated { .. } => ControlFlow::Continue(()),
+                _ => ControlFlow::Continue(()),
             })
             .unwrap();
         assert_eq!(steps, 3);

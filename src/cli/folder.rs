@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 use firebrick::core::checkpoint::write_atomic;
+use firebrick::core::disk::System;
 use firebrick::prelude::*;
 use serde_json::Value;
 
@@ -47,7 +48,7 @@ pub fn copy_rest(checkpoint: &Checkpoint, folder: &Path, changed: impl FnOnce(&m
     if config == *checkpoint.config() {
         return Ok(());
     }
-    Ok(write_atomic(&folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
+    Ok(write_atomic(&System, &folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
 }
 
 /// The configs of an encoder's modules, such as `1_Pooling/config.json`, without which it would pool otherwise.

@@ -7,6 +7,7 @@ use anyhow::{Result, bail};
 use burn::tensor::TensorData;
 use clap::Args;
 use firebrick::core::checkpoint::{TensorSpecification, write_safetensors};
+use firebrick::core::disk::System;
 use firebrick::prelude::*;
 use serde_json::json;
 
@@ -81,7 +82,7 @@ impl Job for Work {
         let tensor =
             |name: &str, dtype, shape: &[usize]| TensorSpecification { name: name.into(), dtype, shape: shape.into() };
         let tensors = [tensor("logits", DType::F32, &shape), tensor("lengths", DType::I64, &shape[..1])];
-        write_safetensors(&verb.output, &tensors, &[], |tensor| {
+        write_safetensors(&System, &verb.output, &tensors, &[], |tensor| {
             let data = if tensor.name == "logits" { logits.take() } else { lengths.take() };
             Ok(data.unwrap_or_else(|| unreachable!("each tensor is asked for once")))
         })?;

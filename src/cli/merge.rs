@@ -9,6 +9,7 @@ use burn::tensor::{Tensor, TensorData, TensorPrimitive};
 use clap::Args;
 use firebrick::Error;
 use firebrick::core::checkpoint::{TensorSpecification, write_safetensors};
+use firebrick::core::disk::System;
 use firebrick::core::lora::Module;
 use firebrick::prelude::*;
 use serde_json::{Value, json};
@@ -141,7 +142,7 @@ fn write<B: KernelBackend>(
     };
     let tensors: Vec<_> = checkpoint.names().filter_map(specification).collect();
     let path = folder.join("model.safetensors");
-    write_safetensors(&path, &tensors, firebrick::core::checkpoint::PYTORCH_FORMAT, |tensor| {
+    write_safetensors(&System, &path, &tensors, firebrick::core::checkpoint::PYTORCH_FORMAT, |tensor| {
         if signals.stop() {
             return Err(Error::Io { path: path.clone(), source: std::io::ErrorKind::Interrupted.into() });
         }

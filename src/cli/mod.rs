@@ -13,6 +13,7 @@ mod logits;
 mod merge;
 mod options;
 pub mod output;
+pub mod panics;
 mod quantize;
 mod sampling;
 mod score;

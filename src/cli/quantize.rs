@@ -11,6 +11,7 @@ use clap::{Args, ValueEnum};
 use firebrick::Error;
 use firebrick::backend::packed::{BLOCK, Format, Packed};
 use firebrick::core::checkpoint::{TensorSpecification, packed, write_safetensors};
+use firebrick::core::disk::System;
 use firebrick::models::{Role, family, load_causal_lm, load_encoder};
 use firebrick::prelude::*;
 use serde_json::{Value, json};
@@ -130,7 +131,7 @@ fn write(
     let path = folder.join("model.safetensors");
     // A matrix is packed when its integers are asked for, which come first; its scales wait here.
     let (scales, kinds) = (RefCell::new(BTreeMap::<String, TensorData>::new()), RefCell::new(BTreeMap::new()));
-    write_safetensors(&path, &tensors, &[("format", "mlx")], |tensor| {
+    write_safetensors(&System, &path, &tensors, &[("format", "mlx")], |tensor| {
         if signals.stop() {
             return Err(Error::Io { path: path.clone(), source: std::io::ErrorKind::Interrupted.into() });
         }

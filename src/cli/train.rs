@@ -3,13 +3,13 @@
 mod config;
 mod progress;
 
-use std::fs::{File, TryLockError};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use clap::Args;
+use firebrick::core::train::checkpoint::{Checkpoints, Saved};
 use firebrick::core::train::contrastive::Contrastive;
 use firebrick::core::train::task::Task;
 use firebrick::models::{Role, family};
@@ -33,7 +33,7 @@ pub struct Train {
     /// Folder with train.jsonl, and valid.jsonl if there is one
     #[arg(long, value_name = "FOLDER")]
     data: PathBuf,
-    /// Folder for the adapter, metrics.jsonl and loss.svg
+    /// Folder for the adapter, metrics.jsonl, loss.svg and the checkpoints step-N
     #[arg(long, value_name = "FOLDER")]
     output: PathBuf,
     /// TOML file with any of the options below, under their names with underscores; the command line goes before it
@@ -42,6 +42,9 @@ pub struct Train {
     /// Continue from this adapter instead of a new one
     #[arg(long, value_name = "FOLDER", conflicts_with_all = ["rank", "alpha", "dropout", "target", "rslora"])]
     init_adapter: Option<PathBuf>,
+    /// Continue the run that was interrupted in --output from its newest whole checkpoint; begin where there is none
+    #[arg(long)]
+    resume: bool,
     /// Show what would be trained, and stop
     #[arg(long)]
     dry_run: bool,
@@ -56,8 +59,7 @@ impl Train {
             options.check_init_adapter()?;
         }
         options.check()?;
-        let signals = Signals::listen()?;
-        everywhere.clone().dispatch(Work { verb: self, options, everywhere, signals })
+        everywhere.clone().dispatch(Work { verb: self, options, everywhere })
     }
 }
 
@@ -65,7 +67,6 @@ struct Work {
     verb: Train,
     options: TrainOptions,
     everywhere: Everywhere,
-    signals: Signals,
 }
 
 impl Job for Work {
@@ -87,7 +88,7 @@ impl Work {
     fn decoder<B: TrainBackend>(self, folder: &Path, settings: Settings, device: &B::Device) -> Result<ExitCode> {
         let model = load_model::<B>(folder, &self.everywhere, device)?;
         let base = model.valid();
-        let mut data = settings.data;
+        let mut data = settings.data.clone();
         data.max_tokens = data.max_tokens.min(model.model().facts().context);
         let splits = Splits::load(&self.verb.data, model.tokenizer(), &data)?;
         let mut adapter = match &self.verb.init_adapter {
@@ -97,7 +98,7 @@ impl Work {
         self.name_base(&mut adapter, folder, model.fingerprint());
         let weighted_tokens = Some(splits.train.weighted_tokens());
         let trainer = Trainer::new(model.model(), adapter, settings.train.clone())?;
-        self.train(trainer, splits, &settings.train, data.max_tokens, weighted_tokens)
+        self.train(trainer, splits, &settings, data.max_tokens, weighted_tokens)
     }
 
     fn encoder<B: TrainBackend>(self, folder: &Path, settings: Settings, device: &B::Device) -> Result<ExitCode> {
@@ -114,7 +115,7 @@ impl Work {
         let Settings { temperature, symmetric, .. } = settings;
         let task = Contrastive { embedder, temperature, symmetric };
         let trainer = Trainer::contrastive(model.model(), task, adapter, settings.train.clone())?;
-        self.train(trainer, splits, &settings.train, max_tokens, None)
+        self.train(trainer, splits, &settings, max_tokens, None)
     }
 
     fn name_base<B: KernelBackend>(&self, adapter: &mut Adapter<B>, folder: &Path, fingerprint: &str) {
@@ -130,11 +131,11 @@ impl Work {
         self,
         mut trainer: Trainer<B, T>,
         splits: Splits<T::Example>,
-        config: &TrainConfig,
+        settings: &Settings,
         max_tokens: usize,
         weighted_tokens: Option<usize>,
     ) -> Result<ExitCode> {
-        let Self { verb, everywhere, signals, .. } = self;
+        let Self { verb, everywhere, .. } = self;
         for dataset in [Some(&splits.train), splits.valid.as_ref()].into_iter().flatten() {
             report_rows(dataset, max_tokens, &everywhere);
         }
@@ -147,7 +148,7 @@ impl Work {
             modules: trainer.adapter().modules().len(),
             backend: BackendName::named(&everywhere.backend)?.to_string(),
         };
-        plan.check(&verb.data, config, &everywhere)?;
+        plan.check(&verb.data, &settings.train, &everywhere)?;
         everywhere.note(&plan);
         if verb.dry_run {
             if everywhere.json {
@@ -156,24 +157,78 @@ impl Work {
             return Ok(ExitCode::SUCCESS);
         }
 
-        std::fs::create_dir_all(&verb.output).with_context(|| format!("--output {}", verb.output.display()))?;
-        let _lock = lock(&verb.output)?;
-        let mut progress = Progress::new(&verb.output, plan.steps, &everywhere)?;
+        let mut checkpoints =
+            Checkpoints::open(&verb.output)?.every(settings.checkpoint_every).keep_last(settings.keep_last);
+        let from = verb.place_to_begin(&mut checkpoints, plan.steps, &everywhere)?;
+        trainer.keep(checkpoints, from.as_ref(), &splits.train)?;
+        let mut progress = Progress::new(&verb.output, plan.steps, from.as_ref().map(Saved::state), &everywhere)?;
+        // Before, there is nothing to save: a signal ends the process as it does any other.
+        let signals = Signals::listen()?;
         let mut failed = None;
         let outcome = trainer.run(&splits.train, splits.valid.as_ref(), &mut |event| {
-            failed = progress.record(event).err();
+            if let Event::Unfinished { seconds_left } = event {
+                let give_up = signals.stop() && seconds_left > PATIENCE_SECONDS;
+                return if give_up { ControlFlow::Break(()) } else { ControlFlow::Continue(()) };
+            }
+            failed = failed.take().or(progress.record(event).err());
             if failed.is_some() || signals.stop() { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         });
         progress.clear();
         let failed = outcome.map_err(anyhow::Error::from).err().or(failed);
         // What was trained is kept, whatever ended the run; a run that failed before its first step has trained nothing.
-        if failed.is_none() || progress.steps() > 0 {
+        if failed.is_none() || progress.has_trained() {
             trainer.adapter().save(&verb.output, Format::Peft)?;
             everywhere.note(format_args!("adapter of {} saved in {}", steps(progress.steps()), verb.output.display()));
         }
         match failed {
             Some(error) => Err(error),
             None => progress.finish(signals.stop()).map(|()| signals.exit_code()),
+        }
+    }
+}
+
+/// What is unfinished when a signal comes is finished if that takes no longer: ten seconds are to be enough for it and for saving.
+const PATIENCE_SECONDS: f64 = 5.0;
+
+impl Train {
+    /// The checkpoint to continue from, if that is wanted and there is one.
+    ///
+    /// # Errors
+    /// If it is not wanted but would be lost.
+    fn place_to_begin(
+        &self,
+        checkpoints: &mut Checkpoints,
+        total: usize,
+        everywhere: &Everywhere,
+    ) -> Result<Option<Saved>> {
+        let found = checkpoints.newest()?;
+        let folder = self.output.display();
+        for (_, problem) in &found.damaged {
+            everywhere.note(format_args!("warning: a damaged checkpoint is passed over: {problem}"));
+        }
+        match found.saved {
+            Some(saved) if self.resume => {
+                let (step, before) = (saved.state().cursor.step, saved.state().total);
+                everywhere
+                    .note(format_args!("continuing after step {step} of {total} from {}", saved.folder().display()));
+                if before != total {
+                    let text = "the learning rates from here on are those of the new length";
+                    everywhere.note(format_args!("the run was to take {} before; {text}", steps(before)));
+                }
+                Ok(Some(saved))
+            }
+            None if self.resume => {
+                everywhere.note(format_args!("no checkpoint in {folder}: beginning with step 1"));
+                Ok(None)
+            }
+            Some(saved) if saved.state().cursor.step < saved.state().total => {
+                let (step, total) = (saved.state().cursor.step, saved.state().total);
+                bail!(
+                    "{folder} holds a run interrupted after step {step} of {total}; continue it with --resume, or take another --output"
+                )
+            }
+            Some(_) => checkpoints.clear().map(|()| None).map_err(anyhow::Error::from),
+            None => Ok(None),
         }
     }
 }
@@ -226,15 +281,4 @@ impl std::fmt::Display for Plan {
 
 fn steps(count: usize) -> String {
     format!("{count} step{}", if count == 1 { "" } else { "s" })
-}
-
-/// Held for as long as a training run writes into the folder.
-fn lock(folder: &Path) -> Result<File> {
-    let path = folder.join(".lock");
-    let file = File::create(&path).with_context(|| path.display().to_string())?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => bail!("{}: another run is training into this folder", folder.display()),
-        Err(TryLockError::Error(error)) => Err(error).with_context(|| path.display().to_string()),
-    }
 }

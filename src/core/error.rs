@@ -167,6 +167,20 @@ pub enum Error {
         /// What is wrong with it.
         problem: String,
     },
+    /// A folder that another training run writes into.
+    #[error("{}: another run is training into this folder", folder.display())]
+    Locked {
+        /// The folder.
+        folder: PathBuf,
+    },
+    /// A run cannot continue under other settings than it began with.
+    #[error("{} was saved by a run with other settings: {}", folder.display(), setting_list(differing))]
+    Settings {
+        /// The checkpoint.
+        folder: PathBuf,
+        /// Setting, its value in the checkpoint, its value now.
+        differing: Vec<(String, String, String)>,
+    },
     /// A number that is not one.
     #[error("{what} is not finite{}", place.as_deref().map(|p| format!(" in {p}")).unwrap_or_default())]
     NotFinite {
@@ -210,6 +224,11 @@ impl Error {
     pub fn malformed(path: impl Into<PathBuf>, problem: impl Into<String>) -> Self {
         Self::Malformed { path: path.into(), problem: problem.into() }
     }
+}
+
+fn setting_list(differing: &[(String, String, String)]) -> String {
+    let one = |(name, before, now): &(String, String, String)| format!("{name} was {before} and is now {now}");
+    differing.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
 fn mismatch_lines(missing: &[String], surplus: &[String], misshapen: &[(String, String, String)]) -> String {

@@ -6,6 +6,7 @@
 pub mod cache;
 pub mod checkpoint;
 pub mod decode;
+pub mod disk;
 pub mod embed;
 pub mod error;
 pub mod file;

@@ -20,6 +20,7 @@ use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value};
 
 use crate::checkpoint::{TensorFile, TensorSpecification, write_atomic, write_safetensors};
+use crate::disk::{Disk, System};
 use crate::error::{Error, Result};
 use crate::file::read_limited;
 use crate::model::Handle;
@@ -163,15 +164,23 @@ impl<B: KernelBackend> Adapter<B> {
     pub fn save(&self, folder: &Path, format: Format) -> Result<()> {
         let is_new = !folder.exists();
         std::fs::create_dir_all(folder).map_err(Error::io(folder))?;
-        let saved = match format {
-            Format::Peft => peft::save(self, folder),
-            Format::Mlx => mlx::save(self, folder),
-        };
+        let saved = self.write(&System, folder, format);
         if saved.is_err() && is_new {
             // What made the saving fail is being reported already; a second error has nowhere to go.
             drop(std::fs::remove_dir_all(folder));
         }
         saved
+    }
+
+    /// Writes the files of an adapter into a folder that is there.
+    ///
+    /// # Errors
+    /// As [`save`](Self::save).
+    pub fn write(&self, disk: &dyn Disk, folder: &Path, format: Format) -> Result<()> {
+        match format {
+            Format::Peft => peft::write(self, disk, folder),
+            Format::Mlx => mlx::write(self, disk, folder),
+        }
     }
 
     /// A handle to `model` with this adapter attached; both share the base's storage.
@@ -330,8 +339,8 @@ pub fn linear_shapes<B: KernelBackend, M: Handle<B> + ?Sized>(model: &M) -> Vec<
     shapes
 }
 
-/// A matrix of an adapter file as an f32 tensor.
-fn matrix<B: KernelBackend>(file: &TensorFile, name: &str, device: &B::Device) -> Result<Tensor<B, 2>> {
+/// A matrix of an adapter file, or of a file beside it, as an f32 tensor.
+pub(crate) fn matrix<B: KernelBackend>(file: &TensorFile, name: &str, device: &B::Device) -> Result<Tensor<B, 2>> {
     let data = file.data(name)?;
     let shape = data.shape.to_vec();
     if shape.len() != 2 || !data.dtype.is_float() {
@@ -346,7 +355,8 @@ fn matrix<B: KernelBackend>(file: &TensorFile, name: &str, device: &B::Device) -
 }
 
 /// Writes named matrices as one safetensors file.
-fn write_matrices<B: KernelBackend>(
+pub(crate) fn write_matrices<B: KernelBackend>(
+    disk: &dyn Disk,
     path: &Path,
     matrices: BTreeMap<String, Tensor<B, 2>>,
     metadata: &[(&str, &str)],
@@ -357,10 +367,10 @@ fn write_matrices<B: KernelBackend>(
         shape: tensor.dims().to_vec(),
     };
     let specifications: Vec<_> = matrices.iter().map(specification).collect();
-    write_safetensors(path, &specifications, metadata, |tensor| {
+    write_safetensors(disk, path, &specifications, metadata, |tensor| {
         let data = matrices[&tensor.name].to_data();
         if data.iter::<f32>().any(|value| !value.is_finite()) {
-            return Err(Error::NotFinite { what: "the adapter", place: Some(tensor.name.clone()) });
+            return Err(Error::NotFinite { what: "a value to save", place: Some(tensor.name.clone()) });
         }
         Ok(data)
     })
@@ -374,9 +384,9 @@ fn read_object(path: &Path) -> Result<Map<String, Value>> {
 }
 
 /// A JSON object as Python writes it: sorted keys, two spaces.
-fn write_object(path: &Path, object: &Map<String, Value>) -> Result<()> {
+fn write_object(disk: &dyn Disk, path: &Path, object: &Map<String, Value>) -> Result<()> {
     let mut sorted = object.clone();
     sorted.sort_keys();
     let text = serde_json::to_string_pretty(&sorted).map_err(|problem| Error::malformed(path, problem.to_string()))?;
-    write_atomic(path, text.as_bytes())
+    write_atomic(disk, path, text.as_bytes())
 }

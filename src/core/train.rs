@@ -3,6 +3,7 @@
 pub mod adamw;
 mod batch;
 pub mod chart;
+pub mod checkpoint;
 pub mod contrastive;
 pub mod data;
 pub mod evaluate;

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 
 use firebrick_backend::device::DeviceInfo;
 use firebrick_core::checkpoint::write_atomic;
+use firebrick_core::disk::System;
 
 use super::{Report, blank, hash};
 
@@ -20,7 +21,7 @@ pub fn remember(device: &DeviceInfo, report: &Report) -> std::io::Result<PathBuf
         std::fs::create_dir_all(folder)?;
     }
     let text = serde_json::to_vec_pretty(report)?;
-    write_atomic(&path, &text).map_err(std::io::Error::other)?;
+    write_atomic(&System, &path, &text).map_err(std::io::Error::other)?;
     Ok(path)
 }
 

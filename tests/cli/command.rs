@@ -177,3 +177,9 @@ pub fn inside(folder: &TempDir, name: &str) -> (String, PathBuf) {
     let path = folder.path().join(name);
     (text(&path), path)
 }
+
+/// The lines of a training run's `metrics.jsonl`.
+pub fn metrics(folder: &Path) -> Vec<Value> {
+    let text = fs::read_to_string(folder.join("metrics.jsonl")).unwrap();
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}

@@ -6,6 +6,7 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
 use firebrick::Error;
 use firebrick::core::train::adamw::AdamWConfig;
+use firebrick::core::train::checkpoint::DEFAULT_KEEP_LAST;
 use firebrick::core::train::contrastive::DEFAULT_TEMPERATURE;
 use firebrick::core::train::data::{BadRows, OverLong};
 use firebrick::core::train::schedule::{LearningRate, Schedule};
@@ -76,6 +77,15 @@ pub struct TrainOptions {
     /// Validate each so many steps, besides before the first and after the last
     #[arg(long, value_name = "N")]
     eval_every: Option<usize>,
+    /// Steps between two checkpoints [default: 100, or ten minutes if that is less]
+    #[arg(long, value_name = "N")]
+    checkpoint_every: Option<usize>,
+    /// Checkpoints kept, besides the one of the lowest validation loss [default: 2]
+    #[arg(long, value_name = "N")]
+    keep_last: Option<usize>,
+    /// Steps in a row that may have no finite loss or gradient; they are passed over, one more ends the run [default: 3]
+    #[arg(long, value_name = "N")]
+    max_skipped_steps: Option<usize>,
     /// What to do with rows that cannot be used [default: fail]
     #[arg(long, value_name = "POLICY", value_parser = bad_rows())]
     bad_rows: Option<BadRows>,
@@ -100,6 +110,10 @@ pub struct Settings {
     pub temperature: f64,
     /// Whether passages look for their queries too.
     pub symmetric: bool,
+    /// Steps between two checkpoints, where somebody said.
+    pub checkpoint_every: Option<usize>,
+    /// Checkpoints kept besides the best.
+    pub keep_last: usize,
 }
 
 impl TrainOptions {
@@ -138,6 +152,9 @@ impl TrainOptions {
             max_grad_norm: self.max_grad_norm.or(file.max_grad_norm),
             seed: self.seed.or(file.seed),
             eval_every: self.eval_every.or(file.eval_every),
+            checkpoint_every: self.checkpoint_every.or(file.checkpoint_every),
+            keep_last: self.keep_last.or(file.keep_last),
+            max_skipped_steps: self.max_skipped_steps.or(file.max_skipped_steps),
             bad_rows: self.bad_rows.or(file.bad_rows),
             over_long: self.over_long.or(file.over_long),
             temperature: self.temperature.or(file.temperature),
@@ -155,6 +172,8 @@ impl TrainOptions {
             ("steps", self.steps, 1..=1 << 40),
             ("epochs", self.epochs, 1..=1 << 20),
             ("eval_every", self.eval_every, 1..=usize::MAX),
+            ("checkpoint_every", self.checkpoint_every, 1..=usize::MAX),
+            ("keep_last", self.keep_last, 1..=usize::MAX),
         ];
         for (name, value, allowed) in counts {
             if let Some(value) = value.filter(|value| !allowed.contains(value)) {
@@ -255,10 +274,13 @@ impl TrainOptions {
                 },
                 max_grad_norm: self.max_grad_norm.map_or(train.max_grad_norm, |norm| (norm != 0.0).then_some(norm)),
                 eval_every: self.eval_every,
+                max_skipped_steps: self.max_skipped_steps.unwrap_or(train.max_skipped_steps),
                 seed: self.seed.unwrap_or(0),
             },
             temperature: self.temperature.unwrap_or(DEFAULT_TEMPERATURE),
             symmetric: self.symmetric,
+            checkpoint_every: self.checkpoint_every,
+            keep_last: self.keep_last.unwrap_or(DEFAULT_KEEP_LAST),
         })
     }
 }

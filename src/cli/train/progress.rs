@@ -1,14 +1,16 @@
 //! What a training run shows and keeps: a bar on a terminal, metrics.jsonl, a loss curve.
 
 use std::fs::File;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result};
 use firebrick::backend::process::peak_rss_bytes;
 use firebrick::core::checkpoint::write_atomic;
+use firebrick::core::disk::System;
 use firebrick::core::train::chart::loss_curve_svg;
+use firebrick::core::train::checkpoint::State;
 use firebrick::core::train::task::Retrieval;
 use firebrick::prelude::*;
 use indicatif::{ProgressBar, ProgressStyle};
@@ -27,18 +29,25 @@ pub struct Progress {
     total: usize,
     losses: Vec<(usize, f64)>,
     valid_losses: Vec<(usize, f64)>,
+    /// Steps taken, those passed over included.
+    steps: usize,
     tokens: usize,
     begun: Instant,
 }
 
 impl Progress {
-    pub fn new(folder: &Path, steps: usize, everywhere: &Everywhere) -> Result<Self> {
+    /// Of a run of so many steps, which continues from a state if one is given: the lines up to it stay, later ones will be written again.
+    pub fn new(folder: &Path, steps: usize, from: Option<&State>, everywhere: &Everywhere) -> Result<Self> {
         let path = folder.join("metrics.jsonl");
-        let metrics = BufWriter::new(File::create(&path).with_context(|| path.display().to_string())?);
+        let place = || path.display().to_string();
+        let kept = from.map_or(Ok(Vec::new()), |state| earlier(&path, state)).with_context(place)?;
+        let text: String = kept.iter().map(|(text, _)| format!("{text}\n")).collect();
+        write_atomic(&System, &path, text.as_bytes())?;
+        let metrics = BufWriter::new(File::options().append(true).open(&path).with_context(place)?);
         // indicatif draws on stderr, and only if that is a terminal.
         let bar = if everywhere.quiet { ProgressBar::hidden() } else { ProgressBar::new(steps as u64) };
         bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left")?);
-        Ok(Self {
+        let mut progress = Self {
             folder: folder.into(),
             metrics,
             bar,
@@ -47,9 +56,17 @@ impl Progress {
             total: steps,
             losses: Vec::new(),
             valid_losses: Vec::new(),
+            steps: from.map_or(0, |state| state.cursor.step),
             tokens: 0,
             begun: Instant::now(),
-        })
+        };
+        for (_, line) in kept {
+            let step = line["step"].as_u64().unwrap_or(0) as usize;
+            progress.losses.extend(line["loss"].as_f64().map(|loss| (step, loss)));
+            progress.valid_losses.extend(line["valid_loss"].as_f64().map(|loss| (step, loss)));
+            progress.tokens += line["tokens"].as_u64().unwrap_or(0) as usize;
+        }
+        Ok(progress)
     }
 
     /// Keeps and shows what happened.
@@ -58,6 +75,7 @@ impl Progress {
             Event::Step(step) => {
                 let rate = step.tokens as f64 / step.seconds;
                 self.losses.push((step.step, step.loss));
+                self.steps = step.step;
                 self.tokens += step.tokens;
                 self.bar.set_position(step.step as u64);
                 self.bar.set_message(format!("loss {:.3}  {rate:.0} tokens/s", step.loss));
@@ -74,6 +92,16 @@ impl Progress {
                     "peak_rss_bytes": peak_rss_bytes(),
                 }))
             }
+            Event::Skipped { step, problem, tokens } => {
+                self.steps = step;
+                self.tokens += tokens;
+                self.bar.set_position(step as u64);
+                let text = format!("warning: step {step} is passed over: {problem}");
+                self.bar.suspend(|| self.everywhere.note(text));
+                self.line(json!({"step": step, "skipped": problem, "tokens": tokens}))
+            }
+            // A checkpoint never knows of more steps than the metrics on disk.
+            Event::Saving { .. } => Ok(self.metrics.get_ref().sync_data()?),
             Event::Evaluated { step, valid_loss, retrieval } => {
                 self.valid_losses.push((step, valid_loss));
                 let mut text = format!("step {step}: validation loss {valid_loss:.4}");
@@ -89,6 +117,7 @@ impl Progress {
                 self.aside(text);
                 self.line(line)
             }
+            _ => Ok(()),
         }
     }
 
@@ -96,7 +125,7 @@ impl Progress {
     pub fn finish(mut self, interrupted: bool) -> Result<()> {
         let last = |losses: &[(usize, f64)]| losses.last().map(|(_, loss)| *loss);
         self.line(json!({
-            "done": true, "interrupted": interrupted, "steps": self.losses.len(), "loss": last(&self.losses),
+            "done": true, "interrupted": interrupted, "steps": self.steps, "loss": last(&self.losses),
             "valid_loss": last(&self.valid_losses), "tokens": self.tokens,
             "seconds": self.begun.elapsed().as_secs_f64(), "peak_rss_bytes": peak_rss_bytes(),
         }))?;
@@ -105,7 +134,7 @@ impl Progress {
         let seconds = self.begun.elapsed().as_secs_f64();
         self.everywhere.note(format_args!("loss {loss:.4}{valid} after {seconds:.1} s"));
         let chart = loss_curve_svg(&self.losses, &self.valid_losses);
-        Ok(write_atomic(&self.folder.join("loss.svg"), chart.as_bytes())?)
+        Ok(write_atomic(&System, &self.folder.join("loss.svg"), chart.as_bytes())?)
     }
 
     /// Takes the bar off the terminal, so that words can follow.
@@ -113,9 +142,14 @@ impl Progress {
         self.bar.finish_and_clear();
     }
 
-    /// Steps taken.
+    /// Whether any step changed the adapter.
+    pub fn has_trained(&self) -> bool {
+        !self.losses.is_empty()
+    }
+
+    /// Steps taken, those passed over included.
     pub fn steps(&self) -> usize {
-        self.losses.len()
+        self.steps
     }
 
     /// For who reads the log of a run that has no terminal for the bar.
@@ -140,4 +174,22 @@ impl Progress {
         }
         Ok(())
     }
+}
+
+/// The lines of an earlier part of the run, up to the state it continues from. A line that its end cut short is none.
+fn earlier(path: &Path, state: &State) -> std::io::Result<Vec<(String, Value)>> {
+    let text = match std::fs::read(path) {
+        Err(problem) if problem.kind() == ErrorKind::NotFound => Vec::new(),
+        read => read?,
+    };
+    let lines = String::from_utf8_lossy(&text).lines().map(str::to_owned).collect::<Vec<_>>();
+    let parsed = lines.into_iter().filter_map(|line| Some((serde_json::from_str::<Value>(&line).ok()?, line)));
+    let belongs = |line: &Value| {
+        // A validation that comes after the state was saved will be made again.
+        let is_due_again = |step: u64| step == state.cursor.step as u64 && state.valid_loss.is_none();
+        line["step"].as_u64().is_some_and(|step| {
+            step <= state.cursor.step as u64 && !(line.get("valid_loss").is_some() && is_due_again(step))
+        })
+    };
+    Ok(parsed.filter(|(value, _)| belongs(value)).map(|(value, line)| (line, value)).collect())
 }

@@ -26,7 +26,7 @@ fn write(path: &Path, tensors: &[(&str, TensorData)]) {
         .map(|(name, data)| TensorSpecification { name: (*name).into(), dtype: data.dtype, shape: data.shape.to_vec() })
         .collect();
     let find = |wanted: &TensorSpecification| tensors.iter().find(|(name, _)| *name == wanted.name).unwrap().1.clone();
-    write_safetensors(path, &specifications, PYTORCH_FORMAT, |wanted| Ok(find(wanted))).unwrap();
+    write_safetensors(&crate::disk::System, path, &specifications, PYTORCH_FORMAT, |wanted| Ok(find(wanted))).unwrap();
 }
 
 fn with_config() -> tempfile::TempDir {

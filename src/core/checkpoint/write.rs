@@ -2,7 +2,6 @@
 //! an adapter or a merged model consists of is decided by `lora.rs` and `train/`.
 
 use std::collections::BTreeMap;
-use std::fs::File;
 use std::io::{BufWriter, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,6 +10,7 @@ use burn::tensor::{DType, TensorData};
 use serde_json::{Value, json};
 
 use super::header::{self, Limits};
+use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
 
 /// The metadata that transformers and PEFT expect in a file of PyTorch's layout.
@@ -37,6 +37,7 @@ pub struct TensorSpecification {
 /// [`Error::Io`] for what the system refuses, [`Error::Malformed`] for tensors that cannot be written (two of one name, a dtype
 /// the format does not have, data that is not as announced), and whatever `data` fails with. `path` is then as it was.
 pub fn write_safetensors(
+    disk: &dyn Disk,
     path: &Path,
     tensors: &[TensorSpecification],
     metadata: &[(&str, &str)],
@@ -45,7 +46,7 @@ pub fn write_safetensors(
     let mut sorted: Vec<&TensorSpecification> = tensors.iter().collect();
     sorted.sort_by(|a, b| b.dtype.size().cmp(&a.dtype.size()).then_with(|| a.name.cmp(&b.name)));
     let header = header(&sorted, metadata).map_err(|problem| Error::malformed(path, problem))?;
-    atomically(path, |file, temporary| {
+    atomically(disk, path, |file, temporary| {
         let mut write = |bytes: &[u8]| file.write_all(bytes).map_err(Error::io(temporary));
         write(&(header.len() as u64).to_le_bytes())?;
         write(header.as_bytes())?;
@@ -72,8 +73,8 @@ pub fn write_safetensors(
 ///
 /// # Errors
 /// [`Error::Io`]; `path` is then as it was.
-pub fn write_atomic(path: &Path, bytes: &[u8]) -> Result<()> {
-    atomically(path, |file, temporary| file.write_all(bytes).map_err(Error::io(temporary)))
+pub fn write_atomic(disk: &dyn Disk, path: &Path, bytes: &[u8]) -> Result<()> {
+    atomically(disk, path, |file, temporary| file.write_all(bytes).map_err(Error::io(temporary)))
 }
 
 /// The header's text, padded so that the data behind it and the eight bytes of its length is aligned to eight.
@@ -109,22 +110,27 @@ fn header(sorted: &[&TensorSpecification], metadata: &[(&str, &str)]) -> std::re
 }
 
 /// Removes the temporary file unless it was renamed.
-struct Temporary {
+struct Temporary<'d> {
+    disk: &'d dyn Disk,
     path: PathBuf,
     renamed: bool,
 }
 
-impl Drop for Temporary {
+impl Drop for Temporary<'_> {
     fn drop(&mut self) {
         if !self.renamed {
             // What made the writing fail is being reported already; a second error has nowhere to go.
-            drop(std::fs::remove_file(&self.path));
+            drop(self.disk.remove_file(&self.path));
         }
     }
 }
 
 /// Lets `fill` write to a new file beside `path` and renames it over `path` once it is on disk.
-fn atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>, &Path) -> Result<()>) -> Result<()> {
+fn atomically(
+    disk: &dyn Disk,
+    path: &Path,
+    fill: impl FnOnce(&mut BufWriter<Box<dyn DiskFile>>, &Path) -> Result<()>,
+) -> Result<()> {
     static COUNT: AtomicU64 = AtomicU64::new(0);
     let Some(name) = path.file_name() else {
         let problem = std::io::Error::new(std::io::ErrorKind::InvalidInput, "this is not the path of a file");
@@ -137,33 +143,26 @@ fn atomically(path: &Path, fill: impl FnOnce(&mut BufWriter<&File>, &Path) -> Re
     // In the same folder, hence on the same file system; unique among processes and threads; no name that a loader looks for.
     let count = COUNT.fetch_add(1, Ordering::Relaxed);
     let temporary = folder.join(format!(".{}.{}-{count}.tmp", name.to_string_lossy(), std::process::id()));
-    let file = File::create_new(&temporary).map_err(Error::io(&temporary))?;
-    let mut temporary = Temporary { path: temporary, renamed: false };
+    let file = disk.create(&temporary).map_err(Error::io(&temporary))?;
+    let mut temporary = Temporary { disk, path: temporary, renamed: false };
 
-    let mut writer = BufWriter::with_capacity(1 << 20, &file);
+    let mut writer = BufWriter::with_capacity(1 << 20, file);
     fill(&mut writer, &temporary.path)?;
     writer.flush().map_err(Error::io(&temporary.path))?;
-    drop(writer);
-    file.sync_all().map_err(Error::io(&temporary.path))?;
+    writer.get_mut().sync().map_err(Error::io(&temporary.path))?;
     // Windows does not rename an open file.
-    drop(file);
-    std::fs::rename(&temporary.path, path).map_err(Error::io(path))?;
+    drop(writer);
+    disk.rename(&temporary.path, path).map_err(Error::io(path))?;
     temporary.renamed = true;
-    sync_folder(folder)
-}
-
-/// Brings the new name to disk. Only Unix lets a folder be opened for that.
-fn sync_folder(folder: &Path) -> Result<()> {
-    if cfg!(unix) {
-        File::open(folder).and_then(|folder| folder.sync_all()).map_err(Error::io(folder))?;
-    }
-    Ok(())
+    // Brings the new name to disk.
+    disk.sync_folder(folder).map_err(Error::io(folder))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::TensorFile;
     use super::*;
+    use crate::disk::System;
     use half::f16;
 
     fn specification(name: &str, data: &TensorData) -> TensorSpecification {
@@ -184,7 +183,7 @@ mod tests {
 
     fn write(path: &Path, tensors: &[(&str, TensorData)]) -> Result<()> {
         let specifications: Vec<_> = tensors.iter().map(|(name, data)| specification(name, data)).collect();
-        write_safetensors(path, &specifications, PYTORCH_FORMAT, |wanted| {
+        write_safetensors(&System, path, &specifications, PYTORCH_FORMAT, |wanted| {
             Ok(tensors.iter().find(|(name, _)| *name == wanted.name).unwrap().1.clone())
         })
     }
@@ -247,14 +246,14 @@ mod tests {
         let tensor = TensorData::new(vec![0f32; 4], [4]);
         let two = [specification("a", &tensor), specification("b", &tensor)];
         let failing = [
-            write_safetensors(&path, &two, &[], |wanted| match wanted.name.as_str() {
+            write_safetensors(&System, &path, &two, &[], |wanted| match wanted.name.as_str() {
                 "a" => Ok(tensor.clone()),
                 _ => Err(Error::EmptyPrompt),
             }),
-            write_safetensors(&path, &two, &[], |_| Ok(TensorData::new(vec![0f32; 4], [2, 2]))),
-            write_safetensors(&path, &two, &[], |_| Ok(TensorData::new(vec![0f64; 4], [4]))),
-            write_safetensors(&path, &[two[0].clone(), two[0].clone()], &[], |_| Ok(tensor.clone())),
-            write_safetensors(&path, &[specification("__metadata__", &tensor)], &[], |_| Ok(tensor.clone())),
+            write_safetensors(&System, &path, &two, &[], |_| Ok(TensorData::new(vec![0f32; 4], [2, 2]))),
+            write_safetensors(&System, &path, &two, &[], |_| Ok(TensorData::new(vec![0f64; 4], [4]))),
+            write_safetensors(&System, &path, &[two[0].clone(), two[0].clone()], &[], |_| Ok(tensor.clone())),
+            write_safetensors(&System, &path, &[specification("__metadata__", &tensor)], &[], |_| Ok(tensor.clone())),
         ];
         for result in failing {
             assert!(result.is_err());
@@ -267,13 +266,13 @@ mod tests {
     fn a_small_file_is_replaced_whole() {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("adapter_config.json");
-        write_atomic(&path, b"{}").unwrap();
-        write_atomic(&path, b"[]").unwrap();
+        write_atomic(&System, &path, b"{}").unwrap();
+        write_atomic(&System, &path, b"[]").unwrap();
         assert_eq!(std::fs::read(&path).unwrap(), b"[]");
         assert_eq!(names_in(folder.path()), ["adapter_config.json"]);
-        assert!(write_atomic(folder.path(), b"x").is_err());
-        assert!(write_atomic(Path::new("/"), b"x").is_err());
-        assert!(write_atomic(&folder.path().join("absent").join("x"), b"x").is_err());
+        assert!(write_atomic(&System, folder.path(), b"x").is_err());
+        assert!(write_atomic(&System, Path::new("/"), b"x").is_err());
+        assert!(write_atomic(&System, &folder.path().join("absent").join("x"), b"x").is_err());
         assert_eq!(names_in(folder.path()), ["adapter_config.json"]);
     }
 }

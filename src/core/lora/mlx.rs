@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Adapter, LoraConfig, Module, Targets, matrix, peft, read_object, write_matrices, write_object};
 use crate::checkpoint::{Limits, TensorFile};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 
 pub(super) const WEIGHTS: &str = "adapters.safetensors";
@@ -121,7 +122,7 @@ fn keys<B: KernelBackend>(adapter: &Adapter<B>) -> (BTreeSet<String>, usize) {
     (adapter.modules.keys().cloned().collect(), layers)
 }
 
-pub(super) fn save<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Result<()> {
+pub(super) fn write<B: KernelBackend>(adapter: &Adapter<B>, disk: &dyn Disk, folder: &Path) -> Result<()> {
     let broken = |problem: &str| Error::Adapter {
         path: folder.into(),
         problem: format!("mlx-lm's format cannot say that {problem}; save it for PEFT"),
@@ -141,12 +142,12 @@ pub(super) fn save<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Res
     if let Some(base) = &adapter.base {
         metadata.insert(0, (BASE, base));
     }
-    write_matrices(&folder.join(WEIGHTS), matrices, &metadata)?;
+    write_matrices(disk, &folder.join(WEIGHTS), matrices, &metadata)?;
     let config = json!({
         "fine_tune_type": "lora",
         "lora_parameters": { "dropout": adapter.dropout, "keys": keys, "rank": rank, "scale": scale },
         "num_layers": layers,
         PEFT: adapter.config,
     });
-    write_object(&folder.join(peft::CONFIG), &config.as_object().cloned().unwrap_or_default())
+    write_object(disk, &folder.join(peft::CONFIG), &config.as_object().cloned().unwrap_or_default())
 }

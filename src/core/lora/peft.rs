@@ -11,6 +11,7 @@ use serde_json::{Map, Value, json};
 
 use super::{Adapter, LoraConfig, Module, Targets, matrix, read_object, scale, write_matrices, write_object};
 use crate::checkpoint::{Limits, TensorFile};
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 
 pub(super) const CONFIG: &str = "adapter_config.json";
@@ -108,7 +109,7 @@ pub(super) fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Resul
     Ok(Adapter { modules, dropout: facts.dropout, config, base })
 }
 
-pub(super) fn save<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Result<()> {
+pub(super) fn write<B: KernelBackend>(adapter: &Adapter<B>, disk: &dyn Disk, folder: &Path) -> Result<()> {
     let mut matrices = BTreeMap::new();
     for (path, module) in &adapter.modules {
         matrices.insert(format!("{PREFIX}{path}.lora_A.weight"), module.a.clone());
@@ -118,8 +119,8 @@ pub(super) fn save<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Res
     if let Some(base) = &adapter.base {
         metadata.insert(0, (BASE, base));
     }
-    write_matrices(&folder.join(WEIGHTS), matrices, &metadata)?;
-    write_object(&folder.join(CONFIG), &adapter.config)
+    write_matrices(disk, &folder.join(WEIGHTS), matrices, &metadata)?;
+    write_object(disk, &folder.join(CONFIG), &adapter.config)
 }
 
 /// The modules a config targets among `(path, shape)`; PEFT would leave one that its file lacks untrained, with a warning.

@@ -41,6 +41,21 @@ impl<B: KernelBackend> AdamW<B> {
         Self { config, step: 0, moments: BTreeMap::new() }
     }
 
+    /// An optimizer that has taken `steps` steps and holds these moments, first and second, by parameter name.
+    pub(crate) fn restored(config: AdamWConfig, steps: i32, moments: BTreeMap<String, [Tensor<B, 2>; 2]>) -> Self {
+        Self { config, step: steps, moments }
+    }
+
+    /// Steps taken.
+    pub(crate) fn steps(&self) -> i32 {
+        self.step
+    }
+
+    /// First and second moment by parameter name.
+    pub(crate) fn moments(&self) -> &BTreeMap<String, [Tensor<B, 2>; 2]> {
+        &self.moments
+    }
+
     /// Begins a step: the parameters updated until the next call belong to it.
     pub fn begin_step(&mut self) {
         self.step += 1;

@@ -6,6 +6,7 @@ use firebrick_backend::ops::cross_entropy::Targets;
 
 use super::data::{Example, epoch_order};
 use crate::model::CausalLm;
+use crate::nn::Stream;
 use crate::sequence::{Segments, Sequences};
 
 /// Some examples as one forward pass.
@@ -45,9 +46,22 @@ impl<B: KernelBackend> Batch<B> {
         self.tokens.segments.rows()
     }
 
-    /// Σ of the weights.
-    pub(crate) fn weight(&self) -> f64 {
-        self.targets.weights.iter().map(|&weight| f64::from(weight)).sum()
+    /// The first layer whose output is not finite, counted from the embeddings.
+    pub(crate) fn first_not_finite(&self, model: &dyn CausalLm<B>) -> Option<String> {
+        let is_finite = |x: Tensor<B, 2>| x.sum().into_data().iter::<f64>().all(f64::is_finite);
+        let positions = model.positions(&self.tokens.segments);
+        let mut stream = Stream { x: model.embed(&self.tokens), update: None };
+        if !is_finite(stream.x.clone()) {
+            return Some("the embeddings".into());
+        }
+        for index in 0..model.facts().layers {
+            stream = model.layer(index, stream, &positions, None);
+            let Stream { x, update } = stream.clone();
+            if !is_finite(update.map_or(x.clone(), |update| x + update)) {
+                return Some(format!("layer {index}"));
+            }
+        }
+        None
     }
 
     /// Hidden states of the weighted rows.
@@ -99,8 +113,10 @@ pub(crate) struct Order {
 }
 
 impl Order {
-    pub(crate) fn new(examples: usize, seed: u64) -> Self {
-        Self { examples, seed, epoch: 0, shuffled: epoch_order(examples, seed, 0), at: 0 }
+    /// The order from where `taken` examples were taken before.
+    pub(crate) fn at(examples: usize, seed: u64, taken: usize) -> Self {
+        let epoch = taken / examples;
+        Self { examples, seed, epoch, shuffled: epoch_order(examples, seed, epoch), at: taken % examples }
     }
 
     /// The next examples' indices.

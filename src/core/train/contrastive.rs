@@ -2,10 +2,12 @@
 //! batch's other queries, and each row's own hard negatives, as what it is not.
 
 use std::collections::BTreeMap;
+use std::ops::ControlFlow;
 
 use burn::tensor::activation::log_softmax;
 use burn::tensor::{Tensor, TensorData};
 use firebrick_backend::{KernelBackend, TrainBackend};
+use sha2::{Digest, Sha256};
 
 use super::data::{Dataset, Pair};
 use super::task::{Evaluation, Retrieval, Task};
@@ -39,6 +41,9 @@ pub struct PairBatch<B: KernelBackend> {
     /// row's own or belongs to the same query.
     barred: Vec<f32>,
 }
+
+/// Texts of a validation that are embedded before somebody may end it.
+const TEXTS_AT_ONCE: usize = 512;
 
 /// Low enough that a softmax gives it nothing, in every float format.
 const BARRED: f32 = -1e4;
@@ -116,11 +121,17 @@ impl Contrastive {
     /// # Panics
     /// On an autodiff backend.
     pub fn ranks<B: KernelBackend>(&self, model: &dyn Encoder<B>, pairs: &[Pair]) -> Result<Vec<usize>> {
-        let embed = |texts: Vec<Vec<u32>>| -> Result<Vec<Vec<f32>>> {
-            let texts: Vec<_> = texts.into_iter().map(|ids| TextTokens { ids, truncated: false }).collect();
-            let embeddings = self.embedder.encode(model, &texts, &EmbedOptions::default())?;
-            Ok(embeddings.into_iter().map(|embedding| to_unit_length(embedding.vector)).collect())
-        };
+        let ranks = self.ranks_while(model, pairs, &mut |_, _| ControlFlow::Continue(()))?;
+        Ok(ranks.unwrap_or_else(|| unreachable!("nobody breaks")))
+    }
+
+    /// [`ranks`](Self::ranks), or nothing if `go_on` breaks; it is told how many texts are done, and of how many.
+    fn ranks_while<B: KernelBackend>(
+        &self,
+        model: &dyn Encoder<B>,
+        pairs: &[Pair],
+        go_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Vec<usize>>> {
         let mut places: BTreeMap<&[u32], usize> = BTreeMap::new();
         let mut corpus: Vec<Vec<u32>> = Vec::new();
         for text in pairs.iter().flat_map(|pair| std::iter::once(&pair.positive).chain(&pair.negatives)) {
@@ -129,8 +140,17 @@ impl Contrastive {
                 corpus.len() - 1
             });
         }
-        let queries = embed(pairs.iter().map(|pair| pair.query.clone()).collect())?;
-        let documents = embed(corpus)?;
+        let texts = pairs.iter().map(|pair| pair.query.clone()).chain(corpus);
+        let texts: Vec<_> = texts.map(|ids| TextTokens { ids, truncated: false }).collect();
+        let mut vectors = Vec::with_capacity(texts.len());
+        for some in texts.chunks(TEXTS_AT_ONCE) {
+            let embeddings = self.embedder.encode(model, some, &EmbedOptions::default())?;
+            vectors.extend(embeddings.into_iter().map(|embedding| to_unit_length(embedding.vector)));
+            if go_on(vectors.len(), texts.len()).is_break() {
+                return Ok(None);
+            }
+        }
+        let (queries, documents) = vectors.split_at(pairs.len());
         let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
         let rank = |(pair, query): (&Pair, &Vec<f32>)| {
             let own = places[&pair.positive[..]];
@@ -138,7 +158,7 @@ impl Contrastive {
             // A tie counts against the model.
             1 + (0..documents.len()).filter(|&at| at != own && dot(query, &documents[at]) >= score).count()
         };
-        Ok(pairs.iter().zip(&queries).map(rank).collect())
+        Ok(Some(pairs.iter().zip(queries).map(rank).collect()))
     }
 }
 
@@ -176,8 +196,8 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         PairBatch::new(examples, device)
     }
 
-    fn weight(batch: &PairBatch<B>) -> f64 {
-        batch.rows as f64
+    fn weight(pairs: &[&Pair]) -> f64 {
+        pairs.len() as f64
     }
 
     fn loss(&self, model: &Self::Model, batch: &PairBatch<B>) -> Tensor<B, 1> {
@@ -188,20 +208,48 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         pair.query.len() + pair.positive.len() + pair.negatives.iter().map(Vec::len).sum::<usize>()
     }
 
-    fn evaluate(&self, model: &Self::Valid, data: &Dataset<Pair>, batch_size: usize) -> Result<Evaluation> {
+    fn line(pair: &Pair) -> usize {
+        pair.line
+    }
+
+    fn identify(pair: &Pair, hash: &mut Sha256) {
+        hash.update((pair.negatives.len() as u64).to_le_bytes());
+        for text in [&pair.query, &pair.positive].into_iter().chain(&pair.negatives) {
+            hash.update((text.len() as u64).to_le_bytes());
+            text.iter().for_each(|id| hash.update(id.to_le_bytes()));
+        }
+    }
+
+    fn evaluate(
+        &self,
+        model: &Self::Valid,
+        data: &Dataset<Pair>,
+        batch_size: usize,
+        go_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Evaluation>> {
         let examples = data.examples();
         let device = model.device();
-        let mut sum = 0.0;
+        let (mut sum, mut done) = (0.0, 0);
         for pairs in examples.chunks(batch_size) {
             let pairs: Vec<&Pair> = pairs.iter().collect();
             let loss = PairBatch::new(&pairs, &device).loss(self, model).into_data();
             sum += loss.iter::<f64>().next().unwrap_or(f64::NAN);
+            done += pairs.len();
+            // The ranks, which follow, take about as long.
+            if go_on(done, 2 * examples.len()).is_break() {
+                return Ok(None);
+            }
         }
         let loss = sum / examples.len() as f64;
         if !loss.is_finite() {
             return Err(Error::NotFinite { what: "the validation loss", place: None });
         }
-        Ok(Evaluation { loss, retrieval: Some(Retrieval::from_ranks(&self.ranks(model, examples)?)) })
+        let ranks = self.ranks_while(model, examples, go_on)?;
+        Ok(ranks.map(|ranks| Evaluation { loss, retrieval: Some(Retrieval::from_ranks(&ranks)) }))
+    }
+
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        vec![("temperature", self.temperature.to_string()), ("symmetric", self.symmetric.to_string())]
     }
 }
 

@@ -1,5 +1,7 @@
 //! The loss of a model on a data set, without training: validation, and the `score` command.
 
+use std::ops::ControlFlow;
+
 use firebrick_backend::KernelBackend;
 
 use super::batch::Batch;
@@ -62,11 +64,25 @@ pub fn row_losses<'a, B: KernelBackend>(
 /// # Errors
 /// If a loss is not finite.
 pub fn mean_loss<B: KernelBackend>(model: &dyn CausalLm<B>, dataset: &Dataset) -> Result<f64> {
+    let mean = mean_loss_while(model, dataset, &mut |_, _| ControlFlow::Continue(()))?;
+    Ok(mean.unwrap_or_else(|| unreachable!("nobody breaks")))
+}
+
+/// [`mean_loss`], or nothing if `go_on` breaks; it is told how many rows are done, and of how many.
+pub(super) fn mean_loss_while<B: KernelBackend>(
+    model: &dyn CausalLm<B>,
+    dataset: &Dataset,
+    go_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+) -> Result<Option<f64>> {
     let (mut sum, mut tokens) = (0.0, 0.0);
-    for row in row_losses(model, dataset.examples()) {
+    let rows = dataset.examples().len();
+    for (done, row) in row_losses(model, dataset.examples()).enumerate() {
         let row = row?;
         sum += row.loss * row.tokens;
         tokens += row.tokens;
+        if go_on(done + 1, rows).is_break() {
+            return Ok(None);
+        }
     }
-    Ok(sum / tokens)
+    Ok(Some(sum / tokens))
 }

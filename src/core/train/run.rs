@@ -1,4 +1,5 @@
-//! The training loop: batches in, an adapter out. It calls back at each step, never prints, and ends when the callback says so.
+//! The training loop: batches in, an adapter out. It calls back at each step, never prints, and ends when the callback says so. What of it
+//! outlives the process is in `checkpoint.rs`.
 
 use std::collections::BTreeMap;
 use std::ops::ControlFlow;
@@ -10,6 +11,7 @@ use firebrick_backend::{KernelBackend, TrainBackend};
 
 use super::adamw::{AdamW, AdamWConfig};
 use super::batch::Order;
+use super::checkpoint::{Checkpoints, Cursor, Saved, State, optimizer};
 use super::contrastive::Contrastive;
 use super::data::Dataset;
 use super::schedule::{LearningRate, Schedule};
@@ -19,9 +21,10 @@ use crate::lora::Adapter;
 use crate::model::{Adapt, CausalLm, Encoder, Handle};
 use crate::nn::{Dropout, Lora};
 use crate::random::key;
+use sha2::{Digest, Sha256};
 
 /// How long to train.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Duration {
     /// This many optimizer steps.
     Steps(usize),
@@ -46,6 +49,8 @@ pub struct TrainConfig {
     pub max_grad_norm: Option<f64>,
     /// Validate each so many steps, and before the first and after the last.
     pub eval_every: Option<usize>,
+    /// Steps in a row without a finite loss and gradient that are passed over, the adapter and the optimizer untouched.
+    pub max_skipped_steps: usize,
     /// Decides order and dropout.
     pub seed: u64,
 }
@@ -65,6 +70,7 @@ impl Default for TrainConfig {
             duration: Duration::Epochs(1),
             max_grad_norm: Some(1.0),
             eval_every: None,
+            max_skipped_steps: 3,
             seed: 0,
         }
     }
@@ -96,10 +102,30 @@ pub struct Step {
 }
 
 /// What the trainer reports.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
 pub enum Event {
     /// A step was taken.
     Step(Step),
+    /// A step was passed over, since its loss or a gradient was not finite; adapter and optimizer are as before.
+    Skipped {
+        /// Number of the step, from 1.
+        step: usize,
+        /// What was not finite, where, and the rows of the step.
+        problem: String,
+        /// Tokens that passed through the model in it.
+        tokens: usize,
+    },
+    /// A step or a validation goes on. Who breaks here gives up what is unfinished of it.
+    Unfinished {
+        /// About how much longer it takes, in seconds.
+        seconds_left: f64,
+    },
+    /// The checkpoint of this step is about to be written.
+    Saving {
+        /// Steps taken so far.
+        step: usize,
+    },
     /// The validation set was evaluated after this many steps.
     Evaluated {
         /// Steps taken so far.
@@ -119,7 +145,10 @@ pub struct Trainer<B: TrainBackend, T: Task<B> = NextToken> {
     adapter: Adapter<B::InnerBackend>,
     optimizer: AdamW<B::InnerBackend>,
     config: TrainConfig,
-    step: usize,
+    cursor: Cursor,
+    /// The validation loss of the adapter as it stands, once measured.
+    valid_loss: Option<f64>,
+    checkpoints: Option<Checkpoints>,
 }
 
 /// Sums of gradients by module: of `A` and of `B`.
@@ -166,7 +195,67 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         let valid_model = T::valid(&*model);
         adapter.attach(&*valid_model)?;
         let optimizer = AdamW::new(config.adamw);
-        Ok(Self { task, model, valid_model, adapter, optimizer, config, step: 0 })
+        let cursor = Cursor::default();
+        Ok(Self { task, model, valid_model, adapter, optimizer, config, cursor, valid_loss: None, checkpoints: None })
+    }
+
+    /// Keeps the run's state in these checkpoints, and continues from one of them if it is given: bit for bit as the run would have gone on, on
+    /// a device that computes the same twice. Validation, and how long the run is, may be other than they were.
+    ///
+    /// # Errors
+    /// If the checkpoint cannot be read or does not fit the model, or the run has other settings or other data than it was saved with.
+    pub fn keep(
+        &mut self,
+        mut checkpoints: Checkpoints,
+        from: Option<&Saved>,
+        train: &Dataset<T::Example>,
+    ) -> Result<()> {
+        if let Some(saved) = from {
+            let device = self.valid_model.place();
+            saved.state().check(saved.folder(), &self.settings(train))?;
+            let adapter = Adapter::load(saved.folder(), &device)?;
+            adapter.attach(&*self.valid_model)?;
+            self.optimizer = optimizer(saved, self.config.adamw, &adapter, &device)?;
+            self.adapter = adapter;
+            self.cursor = saved.state().cursor;
+            self.valid_loss = saved.state().valid_loss;
+        }
+        checkpoints.begin(from)?;
+        self.checkpoints = Some(checkpoints);
+        Ok(())
+    }
+
+    /// What decides every step, setting by setting.
+    fn settings(&self, train: &Dataset<T::Example>) -> BTreeMap<String, String> {
+        let TrainConfig { learning_rate: rate, adamw, batch_size, gradient_accumulation, max_grad_norm, seed, .. } =
+            &self.config;
+        let mut data = Sha256::new();
+        for example in train.examples() {
+            T::identify(example, &mut data);
+        }
+        let lora = ["r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"].map(|key| {
+            (key.to_owned(), self.adapter.config().get(key).map_or("(absent)".to_owned(), ToString::to_string))
+        });
+        let settings = [
+            ("learning_rate", rate.peak.to_string()),
+            ("schedule", rate.schedule.to_string()),
+            ("warmup_steps", rate.warmup_steps.to_string()),
+            ("final_fraction", format!("{:?}", rate.final_fraction)),
+            ("adamw", format!("{adamw:?}")),
+            ("batch_size", batch_size.to_string()),
+            ("gradient_accumulation", gradient_accumulation.to_string()),
+            ("max_grad_norm", format!("{max_grad_norm:?}")),
+            ("seed", seed.to_string()),
+            ("task", format!("{:?}", self.task.settings())),
+            ("base", self.adapter.base().unwrap_or("(unknown)").to_owned()),
+            ("data", data.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()),
+        ];
+        settings.map(|(name, value)| (name.to_owned(), value)).into_iter().chain(lora).collect()
+    }
+
+    /// How far the run has come.
+    pub fn cursor(&self) -> Cursor {
+        self.cursor
     }
 
     /// The adapter as it stands.
@@ -213,46 +302,119 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
             return Err(Error::Data { path: train.path().into(), problem });
         }
         let total = self.total_steps(examples.len());
-        let mut order = Order::new(examples.len(), self.config.seed);
-        let mut left = match self.config.duration {
+        let settings = if self.checkpoints.is_some() { self.settings(train) } else { BTreeMap::new() };
+        let mut order = Order::at(examples.len(), self.config.seed, self.cursor.taken);
+        let ending = match self.config.duration {
             Duration::Steps(_) => usize::MAX,
             Duration::Epochs(epochs) => epochs * examples.len(),
         };
-        if let Some(valid) = valid
-            && self.evaluate(valid, report)?.is_break()
-        {
-            return Ok(());
-        }
-        for step in 1..=total {
-            let chosen = order.take(self.examples_per_step().min(left).max(T::LEAST));
-            left = left.saturating_sub(chosen.len());
-            let batch: Vec<&T::Example> = chosen.iter().map(|&index| &examples[index]).collect();
-            let taken = self.step(&batch, self.config.learning_rate.at(step - 1, total))?;
-            let mut flow = report(Event::Step(taken));
-            let due = self.config.eval_every.is_some_and(|every| step % every.max(1) == 0);
-            if let Some(valid) = valid
-                && (due || step == total || flow.is_break())
+        let mut flow = ControlFlow::Continue(());
+        loop {
+            let step = self.cursor.step;
+            let due = step == 0
+                || step == total
+                || self.config.eval_every.is_some_and(|every| step.is_multiple_of(every.max(1)));
+            // A step that was told to be the last is validated too, where that is due and nobody gives it up.
+            if let Some(valid) = valid.filter(|_| due && self.valid_loss.is_none())
+                && self.evaluate(valid, report)?.is_break()
             {
-                flow = match self.evaluate(valid, report)? {
-                    ControlFlow::Break(()) => ControlFlow::Break(()),
-                    ControlFlow::Continue(()) => flow,
-                };
+                flow = ControlFlow::Break(());
             }
-            if flow.is_break() {
+            let saving = flow.is_break() || step == total || self.checkpoints.as_ref().is_some_and(|c| c.is_due(step));
+            if saving && step > 0 {
+                self.save(total, &settings, report)?;
+            }
+            if flow.is_break() || step >= total {
                 return Ok(());
             }
+            let left = ending.saturating_sub(self.cursor.taken);
+            let chosen = order.take(self.examples_per_step().min(left).max(T::LEAST));
+            let batch: Vec<&T::Example> = chosen.iter().map(|&index| &examples[index]).collect();
+            flow = match self.attempt(&batch, self.config.learning_rate.at(step, total), report) {
+                Ok(None) => ControlFlow::Break(()),
+                Ok(Some(taken)) => {
+                    self.cursor.taken += batch.len();
+                    self.cursor.skipped_in_row = 0;
+                    report(Event::Step(taken))
+                }
+                Err(problem @ Error::NotFinite { .. }) => {
+                    let problem = self.blame(problem, &batch, train);
+                    if self.cursor.skipped_in_row >= self.config.max_skipped_steps {
+                        return Err(problem);
+                    }
+                    self.cursor.step += 1;
+                    self.cursor.taken += batch.len();
+                    self.cursor.skipped_in_row += 1;
+                    self.valid_loss = None;
+                    let tokens = batch.iter().map(|example| T::tokens(example)).sum();
+                    report(Event::Skipped { step: step + 1, problem: problem.to_string(), tokens })
+                }
+                Err(problem) => return Err(problem),
+            };
         }
-        Ok(())
+    }
+
+    /// Writes the checkpoint of the last whole step, if there is somewhere to and it is not there yet.
+    fn save(
+        &mut self,
+        total: usize,
+        settings: &BTreeMap<String, String>,
+        report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<()> {
+        let step = self.cursor.step;
+        let Some(checkpoints) = self.checkpoints.as_mut().filter(|checkpoints| step > 0 && !checkpoints.has(step))
+        else {
+            return Ok(());
+        };
+        // Nobody can keep a state from being saved by breaking here.
+        let _ = report(Event::Saving { step });
+        let state = State {
+            cursor: self.cursor,
+            updates: self.optimizer.steps(),
+            total,
+            valid_loss: self.valid_loss,
+            settings: settings.clone(),
+        };
+        checkpoints.save(&state, &self.adapter, &self.optimizer)
     }
 
     fn evaluate(
-        &self,
+        &mut self,
         valid: &Dataset<T::Example>,
         report: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<ControlFlow<()>> {
         let model = self.adapter.attach(&*self.valid_model)?;
-        let found = self.task.evaluate(&*model, valid, self.config.batch_size)?;
-        Ok(report(Event::Evaluated { step: self.step, valid_loss: found.loss, retrieval: found.retrieval }))
+        let begun = Instant::now();
+        let mut go_on = |done: usize, of: usize| {
+            let seconds_left = begun.elapsed().as_secs_f64() / done.max(1) as f64 * of.saturating_sub(done) as f64;
+            report(Event::Unfinished { seconds_left })
+        };
+        let Some(found) = self.task.evaluate(&*model, valid, self.config.batch_size, &mut go_on)? else {
+            return Ok(ControlFlow::Break(()));
+        };
+        self.valid_loss = Some(found.loss);
+        let step = self.cursor.step;
+        Ok(report(Event::Evaluated { step, valid_loss: found.loss, retrieval: found.retrieval }))
+    }
+
+    /// The error of a step whose loss or gradient is not finite, with the place where that began and the rows it was taken on.
+    fn blame(&self, problem: Error, examples: &[&T::Example], train: &Dataset<T::Example>) -> Error {
+        let Error::NotFinite { what, place } = problem else { return problem };
+        let model = self.adapter.attach(&*self.valid_model).ok();
+        let layer = model.and_then(|model| {
+            let mut chunks = examples.chunks(self.config.batch_size);
+            chunks.find_map(|examples| self.task.first_not_finite(&*model, examples))
+        });
+        let lines: Vec<String> = examples.iter().map(|example| T::line(example).to_string()).collect();
+        let rows = format!(
+            "line{} {} of {}",
+            if lines.len() == 1 { "" } else { "s" },
+            lines.join(", "),
+            train.path().display()
+        );
+        let begun = layer.map_or(String::new(), |layer| format!(", first in {layer}"));
+        let place = place.map_or(String::new(), |place| format!("{place}, "));
+        Error::NotFinite { what, place: Some(format!("{place}step {}{begun}, {rows}", self.cursor.step + 1)) }
     }
 
     /// One optimizer step on these examples, in passes of the configured batch size.
@@ -260,11 +422,26 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     /// # Errors
     /// If the loss or a gradient is not finite, or a module receives none; the adapter and the optimizer are then as before.
     pub fn step(&mut self, examples: &[&T::Example], rate: f64) -> Result<Step> {
+        let taken = self.attempt(examples, rate, &mut |_| ControlFlow::Continue(()))?;
+        Ok(taken.unwrap_or_else(|| unreachable!("nobody breaks")))
+    }
+
+    /// [`step`](Self::step), or nothing if `report` breaks before its last pass.
+    fn attempt(
+        &mut self,
+        examples: &[&T::Example],
+        rate: f64,
+        report: &mut dyn FnMut(Event) -> ControlFlow<()>,
+    ) -> Result<Option<Step>> {
         let begun = Instant::now();
-        let step = self.step + 1;
-        let (loss, gradients) = self.gradients(examples)?;
+        let step = self.cursor.step + 1;
+        let mut go_on = |pass: usize, of: usize| {
+            let seconds_left = begun.elapsed().as_secs_f64() / pass as f64 * (of - pass) as f64;
+            report(Event::Unfinished { seconds_left })
+        };
+        let Some((loss, gradients)) = self.passes(examples, &mut go_on)? else { return Ok(None) };
         if !loss.is_finite() {
-            return Err(Error::NotFinite { what: "the loss", place: Some(format!("step {step}")) });
+            return Err(Error::NotFinite { what: "the loss", place: None });
         }
         let grad_norm = norm::<B>(&gradients)?;
         let clip = self.config.max_grad_norm.map_or(1.0, |max| (max / (grad_norm + 1e-6)).min(1.0));
@@ -278,13 +455,15 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         });
         let updated: Vec<_> = updated.collect();
         self.adapter = self.adapter.with_matrices(updated);
-        self.step = step;
+        self.cursor.step = step;
+        self.valid_loss = None;
         // The clock stops when the device has: what was read above was the gradient, not yet the update.
         if let Err(problem) = B::sync(&self.model.place()) {
             return Err(Error::Device(problem.to_string()));
         }
         let tokens = examples.iter().map(|example| T::tokens(example)).sum();
-        Ok(Step { step, loss, learning_rate: rate, grad_norm, tokens, seconds: begun.elapsed().as_secs_f64() })
+        let seconds = begun.elapsed().as_secs_f64();
+        Ok(Some(Step { step, loss, learning_rate: rate, grad_norm, tokens, seconds }))
     }
 
     /// The loss of these examples and its gradients, as [`step`](Self::step) takes them: by module, of `A` and of `B`. Whether they are
@@ -293,6 +472,16 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     /// # Errors
     /// If a module receives none.
     pub fn gradients(&self, examples: &[&T::Example]) -> Result<(f64, Gradients<B>)> {
+        let taken = self.passes(examples, &mut |_, _| ControlFlow::Continue(()))?;
+        Ok(taken.unwrap_or_else(|| unreachable!("nobody breaks")))
+    }
+
+    /// [`gradients`](Self::gradients), or nothing if `go_on` breaks between two passes; it is told how many are done, and of how many.
+    fn passes(
+        &self,
+        examples: &[&T::Example],
+        go_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<(f64, Gradients<B>)>> {
         let device = self.model.place();
         let mut chunks: Vec<&[&T::Example]> = examples.chunks(self.config.batch_size).collect();
         // Too few to learn from among themselves: they join those before them.
@@ -302,13 +491,16 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
             *before = &examples[examples.len() - last.len() - before.len()..];
             chunks.pop();
         }
-        let batches: Vec<T::Batch> = chunks.into_iter().map(|examples| self.task.batch(examples, &device)).collect();
-        let weight: f64 = batches.iter().map(T::weight).sum();
+        let weight = T::weight(examples);
         let (mut loss, mut gradients) = (0.0, Gradients::<B>::new());
-        for (pass, batch) in batches.iter().enumerate() {
-            loss += self.pass(batch, weight, self.step + 1, pass, &mut gradients)?;
+        for (pass, examples) in chunks.iter().enumerate() {
+            if pass > 0 && go_on(pass, chunks.len()).is_break() {
+                return Ok(None);
+            }
+            let batch = self.task.batch(examples, &device);
+            loss += self.pass(&batch, weight, self.cursor.step + 1, pass, &mut gradients)?;
         }
-        Ok((loss, gradients))
+        Ok(Some((loss, gradients)))
     }
 
     /// Forward and backward of one batch; its gradients are added to `gradients`, its share of the loss is given back.

@@ -1,12 +1,15 @@
 //! What can be learned: the loss of a batch, and what validation measures. The loop, the optimizer and the collection of gradients in
 //! `run.rs` are the same for every task.
 
+use std::ops::ControlFlow;
+
 use burn::tensor::Tensor;
 use firebrick_backend::TrainBackend;
+use sha2::{Digest, Sha256};
 
 use super::batch::Batch;
 use super::data::{Dataset, Example};
-use super::evaluate::mean_loss;
+use super::evaluate::mean_loss_while;
 use crate::error::Result;
 use crate::model::{CausalLm, Handle};
 
@@ -47,17 +50,36 @@ pub trait Task<B: TrainBackend> {
     fn valid(model: &Self::Model) -> Box<Self::Valid>;
     /// Rows laid end to end.
     fn batch(&self, examples: &[&Self::Example], device: &B::Device) -> Self::Batch;
-    /// What the sum of its losses is divided by to be their mean.
-    fn weight(batch: &Self::Batch) -> f64;
+    /// What the sum of the losses of a step's rows is divided by to be their mean.
+    fn weight(examples: &[&Self::Example]) -> f64;
     /// The sum of its losses, `[1]`.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch) -> Tensor<B, 1>;
     /// Tokens of a row that pass through the model.
     fn tokens(example: &Self::Example) -> usize;
-    /// Measures a model on rows it does not learn from; `batch_size` rows pass through it at a time where that matters to the loss.
+    /// Line of its file that a row came from, from 1.
+    fn line(example: &Self::Example) -> usize;
+    /// Adds what a row is to a hash.
+    fn identify(example: &Self::Example, hash: &mut Sha256);
+    /// Measures a model on rows it does not learn from; `batch_size` rows pass through it at a time where that matters to the loss. `go_on` is
+    /// told how many rows are done, and of how many; nothing is measured if it breaks.
     ///
     /// # Errors
     /// If a number is not finite.
-    fn evaluate(&self, model: &Self::Valid, data: &Dataset<Self::Example>, batch_size: usize) -> Result<Evaluation>;
+    fn evaluate(
+        &self,
+        model: &Self::Valid,
+        data: &Dataset<Self::Example>,
+        batch_size: usize,
+        go_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Evaluation>>;
+    /// What else than the rows decides the loss, as it is told to who changed it.
+    fn settings(&self) -> Vec<(&'static str, String)> {
+        Vec::new()
+    }
+    /// Where in the model these rows first make a number that is not finite, if the task can tell.
+    fn first_not_finite(&self, _model: &Self::Valid, _examples: &[&Self::Example]) -> Option<String> {
+        None
+    }
 }
 
 /// Decoders learn to predict the weighted tokens of their rows.
@@ -79,8 +101,9 @@ impl<B: TrainBackend> Task<B> for NextToken {
         Batch::new(examples, device)
     }
 
-    fn weight(batch: &Batch<B>) -> f64 {
-        batch.weight()
+    fn weight(examples: &[&Example]) -> f64 {
+        // The first token of a row is predicted from nothing.
+        examples.iter().flat_map(|example| &example.weights[1..]).map(|&weight| f64::from(weight)).sum()
     }
 
     fn loss(&self, model: &Self::Model, batch: &Batch<B>) -> Tensor<B, 1> {
@@ -92,7 +115,30 @@ impl<B: TrainBackend> Task<B> for NextToken {
         example.tokens.len() - 1
     }
 
-    fn evaluate(&self, model: &Self::Valid, data: &Dataset, _: usize) -> Result<Evaluation> {
-        Ok(Evaluation { loss: mean_loss(model, data)?, retrieval: None })
+    fn line(example: &Example) -> usize {
+        example.line
+    }
+
+    fn identify(example: &Example, hash: &mut Sha256) {
+        hash.update((example.tokens.len() as u64).to_le_bytes());
+        for (token, weight) in example.tokens.iter().zip(&example.weights) {
+            hash.update(token.to_le_bytes());
+            hash.update(weight.to_le_bytes());
+        }
+    }
+
+    fn evaluate(
+        &self,
+        model: &Self::Valid,
+        data: &Dataset,
+        _: usize,
+        go_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
+    ) -> Result<Option<Evaluation>> {
+        let loss = mean_loss_while(model, data, go_on)?;
+        Ok(loss.map(|loss| Evaluation { loss, retrieval: None }))
+    }
+
+    fn first_not_finite(&self, model: &Self::Valid, examples: &[&Example]) -> Option<String> {
+        Batch::new(examples, &model.device()).first_not_finite(model)
     }
 }

@@ -11,7 +11,8 @@ fn folder(config: &Value, files: &[(&str, Value)]) -> TempDir {
     let folder = TempDir::new().unwrap();
     std::fs::write(folder.path().join("config.json"), config.to_string()).unwrap();
     let none: [TensorSpecification; 0] = [];
-    write_safetensors(&folder.path().join("model.safetensors"), &none, &[], |_| unreachable!()).unwrap();
+    write_safetensors(&crate::disk::System, &folder.path().join("model.safetensors"), &none, &[], |_| unreachable!())
+        .unwrap();
     for (name, value) in files {
         let path = folder.path().join(name);
         std::fs::create_dir_all(path.parent().unwrap()).unwrap();
