@@ -334,8 +334,7 @@ mod tests {
         let [operations, of_bytes] =
             [DType::F32, of_bytes].map(|dtype| operations::<Flex>(&device, DeviceKind::Cpu, dtype));
         assert!((1e8..1e14).contains(&operations), "{operations:e} operations a second");
-        // A byte is a quarter of an f32; where there is no instruction for it the loops are the compiler's.
-        assert!((0.2 * operations..20.0 * operations).contains(&of_bytes), "{of_bytes:e} of bytes, {operations:e}");
+        assert!((1e8..1e15).contains(&of_bytes), "{of_bytes:e} operations of bytes a second");
         println!(
             "{cached:.1e} bytes of a cache, {memory:.1e} of memory, {copied:.1e} copied, {operations:.1e} operations, {of_bytes:.1e} of bytes"
         );

@@ -150,11 +150,8 @@ mod x86 {
 
     /// As [`round_row`](super::round_row) with [`round_block`](super::round_block), to the same bits: the compiler takes that block by block
     /// for too short to be worth vectors.
-    ///
-    /// # Safety
-    /// AVX-512F.
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn round_row<const BLOCK: usize>(
+    pub(super) fn round_row<const BLOCK: usize>(
         x: &[f32],
         zero: i32,
         integers: &mut [i8],
@@ -164,8 +161,7 @@ mod x86 {
     ) {
         super::round_row(
             #[inline(always)]
-            // SAFETY: the caller's promise.
-            |x: &[f32; BLOCK], integers: &mut [i8; BLOCK]| unsafe { round_block(x, integers) },
+            |x: &[f32; BLOCK], integers: &mut [i8; BLOCK]| round_block(x, integers),
             x,
             zero,
             integers,
