@@ -18,9 +18,9 @@ os.environ.setdefault("OPENBLAS_NUM_THREADS", "2")
 import reference  # noqa: E402
 
 # What f16 activations and quantised weights lose.
-TOLERANCES = {"f32": 1e-5, "f16": 1e-2, "q8_0": 2e-2, "q4_0": 0.3, "int8": 5e-2}
-# llama.cpp's attention on the CPU rounds to f16 whatever the cache is.
-OWN_TOLERANCES = {("llama.cpp", "f32"): 1e-3}
+TOLERANCES = {"f32": 1e-5, "f16": 1e-2, "q8_0": 2e-2, "q4_0": 0.3}
+# llama.cpp's attention on the CPU rounds to f16 whatever the cache is. ONNX Runtime's scales are those of whole tensors.
+OWN_TOLERANCES = {("llama.cpp", "f32"): 1e-3, ("onnxruntime", "q8_0"): 5e-2}
 # Losses of later steps depend on the adapter's start.
 LATER_LOSS = 1e-3
 TEXTS = ["a river runs through the city", "list", "sort a vector in python and search the large model", "borrow a value"]
@@ -44,7 +44,7 @@ def workloads(models: Path) -> list[dict]:
     ]
     half = [w | {"dtype": "f16"} for w in plain if w["workload"] in ("matmul", "prefill", "generate")]
     quantised = [w | {"dtype": t} for w in plain for t in ("q8_0", "q4_0") if w["workload"] in ("prefill", "generate", "embed")]
-    return [w | {"dtype": "f32"} for w in plain] + half + quantised + [plain[-1] | {"dtype": "int8"}]
+    return [w | {"dtype": "f32"} for w in plain] + half + quantised
 
 
 @cache

@@ -1,4 +1,4 @@
-"""ONNX Runtime on the CPU: `embed` of model.onnx (f32) or model-int8.onnx (int8), which models.py put into the folder. Started by serve.py.
+"""ONNX Runtime on the CPU: `embed` of model.onnx (f32) or model-int8.onnx (q8_0), which models.py put into the folder. Started by serve.py.
 
 The library has no tokenizer or pooling of its own: the tokenizers library and NumPy do both, within the clock.
 """
@@ -12,7 +12,8 @@ from protocol import THREADS, Unsupported, Work, look_up
 from tokenizers import Tokenizer
 
 DEVICE = "cpu"
-FILES = {"f32": "model.onnx", "int8": "model-int8.onnx"}
+# Eight bits in its own way: a scale for each tensor of weights, and one for each tensor of activations when they are known.
+FILES = {"f32": "model.onnx", "q8_0": "model-int8.onnx"}
 
 
 def versions() -> dict:

@@ -8,6 +8,8 @@ use burn::tensor::{DType, Distribution, Shape, TensorMetadata};
 
 use crate::KernelBackend;
 use crate::device::DeviceKind;
+#[cfg(feature = "cpu")]
+use crate::packed::Format;
 
 /// Bytes beyond which a buffer is in no cache: larger ones are as fast as this. WebGPU promises no larger ones.
 const LARGEST: usize = 128 << 20;
@@ -46,15 +48,15 @@ pub fn copy_bandwidth<B: KernelBackend>(device: &B::Device, bytes: usize) -> f64
     moved / synchronised::<B>(device, || B::copied(x.clone()))
 }
 
-/// Operations in a second: of a CPU, fused multiplications and additions in f32 that never leave its registers, on all threads; elsewhere
-/// the best product of square matrices in `dtype`.
+/// Operations in a second: of a CPU, multiplications and additions that never leave its registers, on all threads, fused in f32, or of bytes
+/// for packed weights; elsewhere the best product of square matrices in `dtype`.
 ///
 /// # Panics
 /// If the device fails.
 pub fn operations<B: KernelBackend>(device: &B::Device, kind: DeviceKind, dtype: DType) -> f64 {
     #[cfg(feature = "cpu")]
     if kind == DeviceKind::Cpu {
-        return cpu::operations();
+        return if Format::of(dtype).is_some() { cpu::operations_of_bytes() } else { cpu::operations() };
     }
     let _ = kind;
     let (mut best, mut width) = (0.0f64, 256);
@@ -159,7 +161,7 @@ mod cpu {
     use rayon::prelude::*;
 
     use crate::KernelBackend;
-    use crate::targets::cpu::lanes;
+    use crate::targets::cpu::{ByteProducts, lanes};
 
     /// By one thread or by all of them, whichever is faster: what a small cache holds is read before another thread has woken up.
     pub(super) fn seconds_to_read<B: KernelBackend>(values: &[f32]) -> f64 {
@@ -188,12 +190,80 @@ mod cpu {
 
     /// Operations of a second, on all threads at once.
     pub(super) fn operations() -> f64 {
-        const TURNS: usize = 20_000;
         let (work, sums) = multiply_add();
-        let all = (2 * TURNS * sums * rayon::current_num_threads()) as f64;
+        by_all_threads(work, sums)
+    }
+
+    /// The same, each of a byte times a byte.
+    pub(super) fn operations_of_bytes() -> f64 {
+        let (work, products) = multiply_add_bytes();
+        by_all_threads(work, products)
+    }
+
+    fn by_all_threads(work: fn(usize), products_of_a_turn: usize) -> f64 {
+        const TURNS: usize = 20_000;
+        let all = (2 * TURNS * products_of_a_turn * rayon::current_num_threads()) as f64;
         all / super::fastest(|calls| {
             (0..calls).for_each(|_| drop(rayon::broadcast(|_| work(TURNS))));
         })
+    }
+
+    /// The loop for this processor, and how many products it adds up in a turn.
+    fn multiply_add_bytes() -> (fn(usize), usize) {
+        match ByteProducts::detect() {
+            // SAFETY, of all: the processor has what they are compiled for.
+            #[cfg(target_arch = "x86_64")]
+            ByteProducts::Avx512Vnni => (|turns| unsafe { bytes::avx512_vnni(turns) }, 64 * bytes::SUMS),
+            #[cfg(target_arch = "x86_64")]
+            ByteProducts::AvxVnni => (|turns| unsafe { bytes::avx_vnni(turns) }, 32 * bytes::SUMS),
+            #[cfg(target_arch = "x86_64")]
+            ByteProducts::Avx2 => (|turns| unsafe { bytes::avx2(turns) }, 32 * bytes::SUMS),
+            ByteProducts::Portable => (plain_integers, NARROW),
+        }
+    }
+
+    fn plain_integers(turns: usize) {
+        let (factor, summand) = (black_box(3i16), black_box(5i16));
+        let mut sums = [black_box(1i16); NARROW];
+        for _ in 0..turns {
+            for sum in &mut sums {
+                *sum = sum.wrapping_mul(factor).wrapping_add(summand);
+            }
+        }
+        black_box(sums);
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    mod bytes {
+        use std::arch::x86_64::*;
+        use std::hint::black_box;
+
+        /// Registers: enough to hide the latency of a product behind the others.
+        pub(super) const SUMS: usize = 12;
+
+        macro_rules! turn_over {
+            ($name:ident, $features:literal, $splat:ident, |$sum:ident, $factor:ident| $turn:expr) => {
+                #[target_feature(enable = $features)]
+                pub(super) fn $name(turns: usize) {
+                    let $factor = $splat(black_box(3));
+                    let mut sums = [$splat(black_box(1)); SUMS];
+                    for _ in 0..turns {
+                        for sum in &mut sums {
+                            let $sum = *sum;
+                            *sum = $turn;
+                        }
+                    }
+                    black_box(sums);
+                }
+            };
+        }
+        turn_over!(avx512_vnni, "avx512f,avx512vnni", _mm512_set1_epi32, |sum, factor| {
+            _mm512_dpbusd_epi32(sum, factor, factor)
+        });
+        turn_over!(avx_vnni, "avx2,avxvnni", _mm256_set1_epi32, |sum, factor| {
+            _mm256_dpbusd_avx_epi32(sum, factor, factor)
+        });
+        turn_over!(avx2, "avx2", _mm256_set1_epi32, |sum, factor| _mm256_maddubs_epi16(sum, factor));
     }
 
     /// The loop for this processor, and how many sums it turns over at once.
@@ -260,10 +330,13 @@ mod tests {
         assert!((1e8..1e13).contains(&memory), "{memory:e} bytes a second");
         let copied = copy_bandwidth::<Flex>(&device, 64 << 20);
         assert!((1e8..1e13).contains(&copied), "{copied:e} bytes a second");
-        let operations = operations::<Flex>(&device, DeviceKind::Cpu, DType::F32);
+        let of_bytes = Format::Q8.dtype(32);
+        let [operations, of_bytes] =
+            [DType::F32, of_bytes].map(|dtype| operations::<Flex>(&device, DeviceKind::Cpu, dtype));
         assert!((1e8..1e14).contains(&operations), "{operations:e} operations a second");
+        assert!((1e8..1e15).contains(&of_bytes), "{of_bytes:e} operations of bytes a second");
         println!(
-            "{cached:.1e} bytes of a cache, {memory:.1e} of memory, {copied:.1e} copied, {operations:.1e} operations"
+            "{cached:.1e} bytes of a cache, {memory:.1e} of memory, {copied:.1e} copied, {operations:.1e} operations, {of_bytes:.1e} of bytes"
         );
     }
 

@@ -346,7 +346,7 @@ fn agree(workload: &Workload, actual: &[f64], expected: &[f64]) -> bool {
         Kind::Generate { .. } if workload.dtype == DType::F32 => actual.first() == expected.first(),
         Kind::Generate { .. } => actual.len() == expected.len(),
         Kind::Sampling => actual == expected,
-        // llama.cpp rounds activations to eight bits beside packed weights.
+        // Activations are rounded to eight bits beside packed weights, by each in its own way.
         _ if Format::of(workload.dtype).is_some() => close(actual, expected, 1e-1),
         _ if workload.dtype != DType::F32 => close(actual, expected, 2e-2),
         // Through many layers; and llama.cpp's attention rounds to f16 whatever the weights are.
@@ -447,9 +447,8 @@ impl Roofs {
         keep(self.bytes.entry((backend.to_string(), size)).or_insert(0.0), Limit::Bytes(size));
         let dtype = dtype_name(workload.dtype);
         if cost.operations > 0 {
-            // Packed weights are multiplied as f32.
-            let computed = if Format::of(workload.dtype).is_some() { DType::F32 } else { workload.dtype };
-            keep(self.operations.entry((backend.to_string(), dtype)).or_insert(0.0), Limit::Operations(computed));
+            let limit = Limit::Operations(workload.dtype);
+            keep(self.operations.entry((backend.to_string(), dtype)).or_insert(0.0), limit);
         }
     }
 

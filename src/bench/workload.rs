@@ -378,7 +378,7 @@ impl Workload {
             }
             Kind::LoraForward { sizes } => sizes == [64, 1024, 8],
             Kind::Prefill { .. } | Kind::Generate { .. } => self.dtype == DType::F16,
-            Kind::Embed { texts, mixed } => texts == 10 || texts == 1 && !mixed,
+            Kind::Embed { texts, mixed } => self.dtype == DType::F32 && (texts == 10 || texts == 1 && !mixed),
             Kind::NextToken { .. } | Kind::LoraStep { .. } => false,
             Kind::Matmul { sizes } => sizes == [1024; 3],
             _ => true,
@@ -430,6 +430,8 @@ pub fn all(full: bool) -> Vec<Workload> {
     for mixed in [false, true] {
         all.extend([1, 2, 5, 10, 20, 50, 100].map(|texts| of(Kind::Embed { texts, mixed })));
     }
+    let packed = |texts| Workload { kind: Kind::Embed { texts, mixed: false }, dtype: Format::Q8.dtype(BLOCK) };
+    all.extend([1, 5, 10, 20, 50, 100].map(packed));
     if !full {
         all.retain(Workload::is_quick);
     }

@@ -48,9 +48,9 @@ pub enum Dtype {
     F32,
     Bf16,
     F16,
-    /// Packed in eight bits
+    /// Packed in eight bits; on the CPU activations are rounded to as many
     Q8,
-    /// Packed in four bits
+    /// Packed in four bits; on the CPU activations are rounded to eight
     Q4,
 }
 

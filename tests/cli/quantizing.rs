@@ -44,9 +44,10 @@ fn a_packed_folder_computes_what_its_values_do() {
             assert_eq!(keys(&said), ["output", "format", "bytes_before", "bytes_after", "kinds"]);
             assert!(said["bytes_after"].as_u64() < said["bytes_before"].as_u64());
             let packed = logits(&output, &tokens, &[]);
-            // Loaded as floats, the same weights go through other kernels.
+            // Loaded as floats, the same weights meet activations that are not rounded to eight bits.
             let values = logits(&output, &tokens, &["--dtype", "f32"]);
-            assert!(difference(&packed, &values) < 1e-5, "{name} {to}");
+            let rounding = difference(&packed, &values);
+            assert!(0.0 < rounding && rounding < 0.05, "{name} {to}: {rounding}");
             let changed = difference(&packed, &plain);
             assert!(0.0 < changed && changed < off, "{name} {to}: {changed}");
             let answer = run(&format!("generate --json --model {output} --tokens 1 --max-tokens 2"), &[]).json();

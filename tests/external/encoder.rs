@@ -52,6 +52,29 @@ contract! {
     }
 }
 
+contract! {
+    #[ignore = "needs the all-MiniLM-L6-v2 folder"]
+    fn packed_in_eight_bits_minilm_points_the_same_way<B>(device) {
+        let folder = needed("FIREBRICK_MINILM");
+        let values = EmbeddingModel::<Inner<B>>::load(&folder, &device).unwrap();
+        let format = firebrick::backend::packed::Format::Q8;
+        let dtype = format.dtype(firebrick::backend::packed::BLOCK);
+        let has_kernel = <Inner<B> as firebrick::KernelBackend>::reads_weights(&device, dtype);
+        // Where there is no kernel for the blocks, packing is refused: f16 is as narrow as it gets.
+        let policy = if has_kernel { DTypePolicy::Pack(format) } else { DTypePolicy::Auto };
+        let packed = EmbeddingModel::<Inner<B>>::load_as(&folder, policy, &device).unwrap();
+        let documents = pairs::documents().unwrap();
+        let (questions, passages) = pairs::questions(&documents, true, pairs::code);
+        let texts = questions.iter().map(|question| question.text.as_str()).chain(passages.iter().map(String::as_str));
+        let texts: Vec<&str> = texts.take(400).collect();
+        let [expected, found] = [&values, &packed].map(|model| model.encode(&texts, Kind::None).unwrap());
+        let cosines = expected.iter().zip(&found).map(|(one, other)| cosine(&one.vector, &other.vector));
+        let (worst, sum) = cosines.fold((1.0f64, 0.0), |(worst, sum), next| (worst.min(next), sum + next));
+        println!("{} texts: smallest cosine {worst:.6}, mean {:.6}", texts.len(), sum / texts.len() as f64);
+        assert!(worst >= 0.999, "{worst}");
+    }
+}
+
 /// Embeddings of texts, as they are, by PEFT.
 fn by_peft(base: &Path, adapter: &Path, texts: &[&str]) -> Vec<f32> {
     let out = tempfile::tempdir().unwrap();

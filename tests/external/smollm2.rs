@@ -89,9 +89,9 @@ contract! {
         let largest = expected.iter().fold(0.0f32, |most, value| most.max(value.abs()));
         let off = expected.iter().zip(&found).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max) / largest;
         println!("largest difference {off:.2e} of the largest logit, weights {:?}", blocks.model().head_weight().dtype());
-        // Where the blocks are unpacked to f16, every weight is rounded.
+        // Where the blocks are unpacked to f16, every weight is rounded; where not, activations are, to eight bits.
         let packed = firebrick::backend::packed::Format::of(blocks.model().head_weight().dtype()).is_some();
-        assert!(off < if packed { 2e-5 } else { 5e-3 }, "{off}");
+        assert!(off < if packed { 3e-2 } else { 5e-3 }, "{off}");
         if packed {
             let answer = |model: &LanguageModel<Inner<B>>| -> Vec<u32> {
                 let pieces = model.chat(&messages, &GenerateOptions::greedy().max_tokens(32)).unwrap();

@@ -4,5 +4,5 @@ mod instructions;
 pub(crate) mod lanes;
 mod rows;
 
-pub(crate) use instructions::InstructionSet;
+pub(crate) use instructions::{ByteProducts, InstructionSet};
 pub(crate) use rows::{RowTensor, Rows, copied, zeros};

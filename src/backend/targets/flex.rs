@@ -1,6 +1,7 @@
 //! burn-flex: kernels for x86-64 and aarch64, picked at run time. A dtype without a kernel (f64 in the gradient tests) takes the reference.
 
 pub(crate) mod dot;
+pub(crate) mod integers;
 pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod packed;

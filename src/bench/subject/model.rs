@@ -297,7 +297,11 @@ pub(super) fn embed<B: KernelBackend>(
         })
     };
     let checkpoint = checkpoint(models.e5.as_deref(), config)?;
-    let model = load_encoder::<B>(&checkpoint, DTypePolicy::Convert(workload.dtype), device).map_err(told)?;
+    let policy = match Format::of(workload.dtype) {
+        Some((format, _)) => DTypePolicy::Pack(format),
+        None => DTypePolicy::Convert(workload.dtype),
+    };
+    let model = load_encoder::<B>(&checkpoint, policy, device).map_err(told)?;
     let embedder = match &models.e5 {
         Some(_) => Embedder::read(&checkpoint, model.facts()),
         None => Embedder::new(tokenizer()?, EmbedConfig::default(), model.facts()),

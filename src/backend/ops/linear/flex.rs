@@ -1,6 +1,6 @@
 //! `linear` on the CPU. Few rows: dot products straight from the stored format, at the speed of memory. Some tens to hundreds: tiles of
 //! our own, for which the weight is not packed. Many rows: blocks of the weight are widened into a scratch of each thread and multiplied
-//! by the `gemm` crate.
+//! by the `gemm` crate. Packed weights, whatever the number of rows: products of integers.
 
 use std::marker::PhantomData;
 use std::ops::Range;
@@ -10,11 +10,15 @@ use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexTensor};
 use rayon::prelude::*;
 
-use crate::targets::flex::dot::{InstructionSet, VECTORS};
+use crate::packed::Format;
+use crate::targets::cpu::ByteProducts;
+use crate::targets::flex::dot::{InstructionSet, Stored, VECTORS};
+use crate::targets::flex::integers::rows_times_packed;
 use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
+use crate::targets::flex::packed::PackedRows;
 use crate::targets::flex::product::rows_times_weight;
 pub(crate) use crate::targets::flex::weights::reads;
-use crate::targets::flex::weights::{Dense, OnWeights, Weights, on_weights};
+use crate::targets::flex::weights::{Dense, OnDense, OnWeights, Weights, on_dense, on_weights};
 use crate::targets::flex::{Rows, memory, tensor};
 
 /// Up to here dot products win.
@@ -62,7 +66,17 @@ fn product(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, update: 
         // An empty sum is zero, and the kernels need not know.
         bias.map_or(memory::zeros(rows * outputs), |bias| bias.repeat(rows))
     } else {
-        on_weights(&weight, Forward { x: &x, rows, bias, update })
+        let forward = Forward { x: &x, rows, bias, update };
+        match Format::of(weight.dtype()) {
+            // At every number of rows, in training too: what was evaluated and trained is what will be decoded.
+            Some(_) => {
+                let multiply = |out: &mut [f32], into| {
+                    rows_times_packed(ByteProducts::detect(), x.all(), PackedRows::of(&weight), into, out);
+                };
+                many_rows(forward, outputs, multiply)
+            }
+            None => on_dense(&weight, forward),
+        }
     };
     tensor(out, Shape::from(vec![rows, outputs]))
 }
@@ -74,11 +88,15 @@ struct Forward<'x> {
     update: Option<&'x Update>,
 }
 
-impl OnWeights for Forward<'_> {
+impl OnDense for Forward<'_> {
     type Output = Vec<f32>;
 
-    fn run<'a>(self, weights: impl Weights<'a>) -> Vec<f32> {
-        if self.rows <= FEW_ROWS { few_rows(self, weights) } else { many_rows(self, weights) }
+    fn run<T: Stored>(self, weights: Dense<'_, T>) -> Vec<f32> {
+        if self.rows <= FEW_ROWS {
+            return few_rows(self, weights);
+        }
+        let x = self.x.all();
+        many_rows(self, weights.outputs(), |out, into| multiply_into(out, into, x, weights))
     }
 }
 
@@ -131,14 +149,14 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
 }
 
 /// `out[w · rows + r] = x[r] · weights[w]`.
-fn every_row_dot<'a>(set: InstructionSet, x: &Rows, rows: usize, weights: impl Weights<'a>, out: &mut [f32]) {
+fn every_row_dot<T: Stored>(set: InstructionSet, x: &Rows, rows: usize, weights: Dense<T>, out: &mut [f32]) {
     for start in (0..rows).step_by(VECTORS) {
         let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
         weights.dots(set, &vectors, &mut out[start..], rows);
     }
 }
 
-fn few_rows<'a>(Forward { x, rows, bias, update }: Forward, weights: impl Weights<'a>) -> Vec<f32> {
+fn few_rows<T: Stored>(Forward { x, rows, bias, update }: Forward, weights: Dense<T>) -> Vec<f32> {
     let set = InstructionSet::detect();
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
@@ -174,15 +192,18 @@ fn few_rows<'a>(Forward { x, rows, bias, update }: Forward, weights: impl Weight
     out
 }
 
-fn many_rows<'a>(Forward { x, rows, bias, update }: Forward, weights: impl Weights<'a>) -> Vec<f32> {
-    let outputs = weights.outputs();
+fn many_rows(
+    Forward { rows, bias, update, .. }: Forward,
+    outputs: usize,
+    multiply: impl FnOnce(&mut [f32], Into),
+) -> Vec<f32> {
     let mut out = memory::stale(rows * outputs);
     let mut into = Into::Overwrite;
     if let Some(bias) = bias {
         out.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
         into = Into::Add;
     }
-    multiply_into(&mut out, into, x.all(), weights);
+    multiply(&mut out, into);
     if let Some(Update { low, b, rank }) = update {
         multiply_into(&mut out, Into::Add, low.all(), Dense::new(b.all(), *rank));
     }
@@ -190,7 +211,7 @@ fn many_rows<'a>(Forward { x, rows, bias, update }: Forward, weights: impl Weigh
 }
 
 /// `out (+)= x · Wᵀ`.
-fn multiply_into<'a>(out: &mut [f32], into: Into, x: &[f32], weights: impl Weights<'a>) {
+fn multiply_into<T: Stored>(out: &mut [f32], into: Into, x: &[f32], weights: Dense<T>) {
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     let rows = x.len() / inputs;
     if rows <= SOME_ROWS {

@@ -30,10 +30,13 @@ impl InstructionSet {
     /// If the variable names none: whoever sets it must not believe that something else was tested.
     pub(crate) fn detect() -> Self {
         static FOUND: OnceLock<InstructionSet> = OnceLock::new();
-        *FOUND.get_or_init(|| match std::env::var(LIMIT) {
-            Ok(name) => Self::named(&name).unwrap_or_else(|problem| panic!("{problem}")).min(Self::widest()),
-            Err(_) => Self::widest(),
-        })
+        *FOUND.get_or_init(|| Self::limit().map_or(Self::widest(), |limit| limit.min(Self::widest())))
+    }
+
+    /// The one that `FIREBRICK_CPU` names.
+    fn limit() -> Option<Self> {
+        let name = std::env::var(LIMIT).ok()?;
+        Some(Self::named(&name).unwrap_or_else(|problem| panic!("{problem}")))
     }
 
     fn named(name: &str) -> Result<Self, String> {
@@ -87,6 +90,62 @@ impl InstructionSet {
     }
 }
 
+/// Instructions for sums of products of bytes. Processors have them whatever the width of their other vectors: desktops AVX-VNNI without
+/// AVX-512, early servers AVX-512 without VNNI.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum ByteProducts {
+    /// What the compiler makes of a loop.
+    Portable,
+    /// Sums of two products, in sixteen bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx2,
+    /// Sums of four products, in 256 bits.
+    #[cfg(target_arch = "x86_64")]
+    AvxVnni,
+    /// Sums of four products, in 512 bits.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Vnni,
+}
+
+impl ByteProducts {
+    /// The fastest this processor has; under a limit by `FIREBRICK_CPU` only what belongs to that set.
+    ///
+    /// # Panics
+    /// If the variable names none.
+    pub(crate) fn detect() -> Self {
+        static FOUND: OnceLock<ByteProducts> = OnceLock::new();
+        *FOUND.get_or_init(|| {
+            let available = Self::available();
+            let of = |set| match set {
+                InstructionSet::Portable => Self::Portable,
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx2 => Self::Avx2,
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx512 => available[0],
+            };
+            let limited = InstructionSet::limit().map(of).filter(|set| available.contains(set));
+            limited.unwrap_or(available[0])
+        })
+    }
+
+    /// All that this processor has, the fastest first.
+    pub(crate) fn available() -> Vec<Self> {
+        let mut all = Vec::new();
+        #[cfg(target_arch = "x86_64")]
+        if InstructionSet::widest() >= InstructionSet::Avx2 {
+            if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+                all.push(Self::Avx512Vnni);
+            }
+            if is_x86_feature_detected!("avxvnni") {
+                all.push(Self::AvxVnni);
+            }
+            all.push(Self::Avx2);
+        }
+        all.push(Self::Portable);
+        all
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -98,5 +157,17 @@ mod tests {
         assert!(problem.contains("FIREBRICK_CPU is `mmx`") && problem.contains("portable"), "{problem}");
         assert_eq!(InstructionSet::available().last(), Some(&InstructionSet::Portable));
         assert!(InstructionSet::available().contains(&InstructionSet::detect()));
+    }
+
+    #[test]
+    fn products_of_bytes_obey_the_limit_too() {
+        let found = ByteProducts::detect();
+        assert!(ByteProducts::available().contains(&found));
+        match InstructionSet::limit() {
+            Some(InstructionSet::Portable) => assert_eq!(found, ByteProducts::Portable),
+            #[cfg(target_arch = "x86_64")]
+            Some(InstructionSet::Avx2) => assert!([ByteProducts::Portable, ByteProducts::Avx2].contains(&found)),
+            _ => assert_eq!(found, ByteProducts::available()[0]),
+        }
     }
 }

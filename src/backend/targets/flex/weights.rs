@@ -18,14 +18,10 @@ pub(crate) trait Weights<'a>: Copy + Send + Sync {
     fn outputs(self) -> usize;
     /// These rows alone.
     fn rows(self, range: Range<usize>) -> Self;
-    /// Bytes that a row takes.
-    fn bytes_of_row(self) -> usize;
     /// The weights where they are f32 already.
     fn as_f32(self) -> Option<&'a [f32]>;
     /// Some columns of every row as f32, row after row. A range begins and ends between blocks.
     fn widen(self, columns: Range<usize>, to: &mut [f32]);
-    /// `out[row · stride + m] = vectors[m] · row`, for one to [`VECTORS`](super::dot::VECTORS) vectors.
-    fn dots(self, set: InstructionSet, vectors: &[&[f32]], out: &mut [f32], stride: usize);
 }
 
 /// Weights stored one by one.
@@ -40,6 +36,16 @@ impl<'a, T: Stored> Dense<'a, T> {
     pub(crate) fn new(values: &'a [T], inputs: usize) -> Self {
         assert!(inputs > 0 && values.len().is_multiple_of(inputs));
         Self { values, inputs }
+    }
+
+    /// Bytes that a row takes.
+    pub(crate) fn bytes_of_row(self) -> usize {
+        self.inputs * size_of::<T>()
+    }
+
+    /// `out[row · stride + m] = vectors[m] · row`, for one to [`VECTORS`](super::dot::VECTORS) vectors.
+    pub(crate) fn dots(self, set: InstructionSet, vectors: &[&[f32]], out: &mut [f32], stride: usize) {
+        rows_dot(set, vectors, self.values, self.inputs, out, stride);
     }
 }
 
@@ -56,10 +62,6 @@ impl<'a, T: Stored> Weights<'a> for Dense<'a, T> {
         Self { values: &self.values[range.start * self.inputs..range.end * self.inputs], ..self }
     }
 
-    fn bytes_of_row(self) -> usize {
-        self.inputs * size_of::<T>()
-    }
-
     fn as_f32(self) -> Option<&'a [f32]> {
         T::as_f32(self.values)
     }
@@ -72,16 +74,18 @@ impl<'a, T: Stored> Weights<'a> for Dense<'a, T> {
             T::widen_into(&from[columns.clone()], to);
         }
     }
-
-    fn dots(self, set: InstructionSet, vectors: &[&[f32]], out: &mut [f32], stride: usize) {
-        rows_dot(set, vectors, self.values, self.inputs, out, stride);
-    }
 }
 
 /// Work on weights in any form.
 pub(crate) trait OnWeights {
     type Output;
     fn run<'a>(self, weights: impl Weights<'a>) -> Self::Output;
+}
+
+/// Work on weights stored one by one.
+pub(crate) trait OnDense {
+    type Output;
+    fn run<T: Stored>(self, weights: Dense<'_, T>) -> Self::Output;
 }
 
 /// Whether weights of this dtype are read as they are.
@@ -94,9 +98,26 @@ pub(crate) fn reads(dtype: DType) -> bool {
 /// # Panics
 /// If its dtype is not one that [`reads`] knows.
 pub(crate) fn on_weights<W: OnWeights>(matrix: &FlexTensor, work: W) -> W::Output {
-    if Format::of(matrix.dtype()).is_some() {
-        return work.run(PackedRows::of(matrix));
+    struct AnyForm<W>(W);
+
+    impl<W: OnWeights> OnDense for AnyForm<W> {
+        type Output = W::Output;
+
+        fn run<T: Stored>(self, weights: Dense<'_, T>) -> W::Output {
+            self.0.run(weights)
+        }
     }
+    match Format::of(matrix.dtype()) {
+        Some(_) => work.run(PackedRows::of(matrix)),
+        None => on_dense(matrix, AnyForm(work)),
+    }
+}
+
+/// Runs `work` on the weights of a matrix that is neither empty nor packed.
+///
+/// # Panics
+/// If its dtype is not one that [`reads`] knows.
+pub(crate) fn on_dense<W: OnDense>(matrix: &FlexTensor, work: W) -> W::Output {
     let matrix = super::contiguous(matrix);
     let (shape, start) = (TensorMetadata::shape(&matrix), matrix.layout().start_offset());
     let (range, inputs) = (start..start + shape.num_elements(), shape[1]);

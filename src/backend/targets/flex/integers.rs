@@ -1,0 +1,256 @@
+//! `x · Wᵀ` for weights in blocks of small integers, as products of integers: each row of `x` is rounded to eight bits in blocks as long as
+//! those of the weights, the integers of two blocks are multiplied and summed exactly, and the sum is scaled in f32.
+//!
+//! A row's result depends on that row alone, whatever rows come with it and on how many threads: one pass over a prompt, the same in
+//! chunks, and decoding token by token round the same values in the same way. The gradient is that of the product with the rounded rows,
+//! which is the gradient of the product itself: rounding has none.
+
+mod activations;
+mod panels;
+mod tile;
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use self::activations::Activations;
+use self::panels::Panels;
+use self::tile::{Kernel, Operands, TILE};
+use super::matrix::{Into, SharedColumns};
+use super::packed::PackedRows;
+use super::weights::Weights;
+use crate::targets::cpu::ByteProducts;
+
+/// Columns after which sums are parked in the output, so that the panels beside some rows of activations stay in the nearest cache.
+const DEPTH: usize = 1024;
+/// Products below which another thread is not worth waking.
+const PARALLEL_PRODUCTS: usize = 1 << 18;
+/// Parts of the weight for each thread: enough for a late one to be waited for briefly.
+const PARTS_PER_THREAD: usize = 4;
+
+/// `out[row · outputs + o] (+)= Σ x[row · inputs + i] · weights[o, i]`, with `x` rounded to eight bits by blocks.
+///
+/// # Panics
+/// If a slice does not fit the sizes.
+pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], weights: PackedRows, into: Into, out: &mut [f32]) {
+    let (inputs, outputs) = (weights.inputs(), weights.outputs());
+    let rows = x.len() / inputs;
+    assert!(x.len() == rows * inputs && out.len() == rows * outputs);
+    let (kernel, view) = (Kernel::of(set), weights.view());
+    let x = Activations::round(set, x, inputs, view.block, view.format.zero());
+    let destination = SharedColumns::new(out, outputs);
+    let compute = |part: Range<usize>| {
+        let depth = (DEPTH / view.block).min(x.blocks());
+        let mut panels = Panels::new(kernel.width / panels::LANES, depth, view.block);
+        for first in part.clone().step_by(kernel.width) {
+            let group = weights.rows(first..part.end.min(first + kernel.width));
+            let ahead = size_of_val(group.view().integers);
+            for start in (0..x.blocks()).step_by(depth) {
+                let blocks = start..x.blocks().min(start + depth);
+                panels.fill(set, group, blocks.clone(), ahead);
+                let into = if start == 0 { into } else { Into::Add };
+                // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably for
+                // as long as this runs; their number fits, as the lengths agree.
+                unsafe { multiply(kernel, &x, &panels, group, blocks, into, &destination, first) };
+            }
+        }
+    };
+    if rows * inputs * outputs < PARALLEL_PRODUCTS {
+        return compute(0..outputs);
+    }
+    let parts = PARTS_PER_THREAD * rayon::current_num_threads();
+    let part = outputs.div_ceil(parts).next_multiple_of(kernel.width);
+    let parts = (0..outputs.div_ceil(part)).into_par_iter();
+    parts.for_each(|index| compute(index * part..outputs.min((index + 1) * part)));
+}
+
+/// Some blocks of every row of activations times those of a group of weight rows, which are laid out in `panels`.
+///
+/// # Safety
+/// No other thread may touch the group's columns of the destination, which begin at `first` and must lie inside it.
+#[allow(clippy::too_many_arguments)] // The product of two matrices, a part of each.
+unsafe fn multiply(
+    kernel: Kernel,
+    x: &Activations,
+    panels: &Panels,
+    group: PackedRows,
+    blocks: Range<usize>,
+    into: Into,
+    out: &SharedColumns,
+    first: usize,
+) {
+    let mut sums = [0.0; TILE];
+    let view = group.view();
+    // The next vector of a tile is in the next panel, or further on in the same lines.
+    let (lines, scales) = (panels.lines(), panels.scales());
+    let next = if kernel.vector == panels::LANES { (lines.1, scales.1) } else { (4 * kernel.vector, kernel.vector) };
+    for row in (0..x.rows).step_by(kernel.height) {
+        let height = kernel.height.min(x.rows - row);
+        let at = row * x.blocks() + blocks.start;
+        let operands = Operands {
+            lines: (lines.0, next.0),
+            scales: (scales.0, next.1),
+            added: view.offsets.is_some().then(|| panels.added()),
+            x: (x.integers()[at * x.block..].as_ptr(), x.inputs),
+            x_scales: x.scales()[at..].as_ptr(),
+            x_sums: x.sums()[at..].as_ptr(),
+            x_corrections: x.corrections()[at..].as_ptr(),
+            x_blocks: x.blocks(),
+            blocks: blocks.len(),
+        };
+        // SAFETY: the panels hold these blocks of as many weight rows as a tile has, and `x` has `height` rows from `row` on.
+        unsafe { kernel.tile(&operands, height, (view.format, view.block), &mut sums) };
+        for (row, sums) in (row..row + height).zip(sums.chunks_exact(kernel.width)) {
+            // SAFETY: the caller's promise.
+            let out = unsafe { out.part_of_row(row, first, group.outputs()) };
+            match into {
+                Into::Overwrite => out.copy_from_slice(&sums[..out.len()]),
+                Into::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use half::f16;
+
+    use super::*;
+    use crate::packed::{Format, Packed};
+    use crate::targets::flex::packed::tensor;
+
+    fn values(seed: usize, count: usize) -> Vec<f32> {
+        (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
+    }
+
+    /// Packed matrices of every kind: blocks of 32 and 16, with and without offsets.
+    fn matrices(shape: [usize; 2]) -> Vec<Packed> {
+        let mut all = Vec::new();
+        for format in [Format::Q8, Format::Q4] {
+            let packed = Packed::pack(format, shape, &values(2, shape[0] * shape[1])).unwrap();
+            let halves = packed.scales.iter().flat_map(|&scale| [scale, f16::from_f32(0.5 * scale.to_f32())]);
+            let halves = Packed { block: 16, scales: halves.collect(), ..packed.clone() };
+            for packed in [packed, halves] {
+                let offsets = (0..packed.scales.len()).map(|i| f16::from_f32((i % 7) as f32 / 50.0 - 0.1)).collect();
+                all.push(Packed { offsets: Some(offsets), ..packed.clone() });
+                all.push(packed);
+            }
+        }
+        all
+    }
+
+    fn product(set: ByteProducts, x: &[f32], packed: &Packed) -> Vec<f32> {
+        let matrix = tensor(packed.clone());
+        let mut out = vec![f32::NAN; x.len() / packed.shape[1] * packed.shape[0]];
+        rows_times_packed(set, x, PackedRows::of(&matrix), Into::Overwrite, &mut out);
+        out
+    }
+
+    /// The values that integers of eight bits stand for, by the definition.
+    fn rounded(x: &[f32], block: usize) -> Vec<f64> {
+        let blocks = x.chunks_exact(block).flat_map(|x| {
+            let scale = x.iter().fold(0.0f64, |most, value| most.max(f64::from(value.abs()))) / 127.0;
+            x.iter().map(move |value| if scale == 0.0 { 0.0 } else { scale * (f64::from(*value) / scale).round() })
+        });
+        blocks.collect()
+    }
+
+    /// `Σ x · w`, and `Σ |x · w|`.
+    fn sums(x: &[f64], weights: &[f32]) -> [f64; 2] {
+        let terms = || x.iter().zip(weights).map(|(x, weight)| x * f64::from(*weight));
+        [terms().sum(), terms().map(f64::abs).sum()]
+    }
+
+    #[test]
+    fn every_instruction_set_multiplies_the_rounded_values_exactly() {
+        for [rows, outputs, inputs] in [[1, 1, 32], [5, 33, 96], [13, 40, 1024 + 32], [4, 70, 2144], [38, 96, 160]] {
+            // Not on the grid of any block; ties would be decided by the last bit of a scale.
+            let x: Vec<f32> = values(1, rows * inputs).iter().map(|value| value * 0.9173 + 0.000_31).collect();
+            for packed in matrices([outputs, inputs]) {
+                let weights = packed.unpacked();
+                let near = rounded(&x, packed.block);
+                for set in ByteProducts::available() {
+                    let out = product(set, &x, &packed);
+                    for (at, value) in out.iter().map(|value| f64::from(*value)).enumerate() {
+                        let (row, output) = (at / outputs, at % outputs);
+                        let weights = &weights[output * inputs..][..inputs];
+                        let here = row * inputs..(row + 1) * inputs;
+                        let [exact, size] = sums(&near[here.clone()], weights);
+                        let what = format!("{set:?} {:?} {} [{row}, {output}]", packed.format, packed.block);
+                        assert!((value - exact).abs() <= 1e-6 * size, "{what}: {value}, {exact}");
+                        // Half a step for each value at most, and not all of them on one side.
+                        let unrounded: Vec<f64> = x[here].iter().map(|value| f64::from(*value)).collect();
+                        let [exact, size] = sums(&unrounded, weights);
+                        assert!((value - exact).abs() <= size / 127.0, "{what}: {value}, {exact} unrounded");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn the_largest_integers_do_not_overflow() {
+        // Unsigned weights of 0 and 255 are −128 and 127; the largest pair sums, on one side and the other.
+        for format in [Format::Q8, Format::Q4] {
+            for byte in [0x00, 0x80, 0x7f, 0xff] {
+                let integers = vec![byte; 17 * 32 * format.bits() / 8];
+                let (scales, offsets) = (vec![f16::ONE; 17], None);
+                let packed = Packed { format, block: 32, shape: [17, 32], integers, scales, offsets };
+                for sign in [1.0, -1.0] {
+                    let exact = 32.0 * 127.0 * sign * packed.unpacked()[0];
+                    let alternating: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { 127.0 } else { -127.0 }).collect();
+                    for set in ByteProducts::available() {
+                        let of_one_sign = product(set, &[127.0 * sign; 32], &packed);
+                        assert!(format == Format::Q4 || of_one_sign.iter().all(|value| *value == exact), "{set:?}");
+                        let expected: f32 = alternating.iter().zip(packed.unpacked()).map(|(x, w)| x * w).sum();
+                        assert!(product(set, &alternating, &packed).iter().all(|value| *value == expected), "{set:?}");
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_row_gives_the_same_whatever_rows_come_with_it() {
+        let (rows, outputs, inputs) = (33, 300, 1120);
+        let x = values(3, rows * inputs);
+        for packed in matrices([outputs, inputs]) {
+            for set in ByteProducts::available() {
+                let together = product(set, &x, &packed);
+                for first in [0, 5, 32] {
+                    let alone = product(set, &x[first * inputs..(first + 1) * inputs], &packed);
+                    assert_eq!(alone, together[first * outputs..(first + 1) * outputs], "{set:?}");
+                }
+                let one = rayon::ThreadPoolBuilder::new().num_threads(1).build().unwrap();
+                assert_eq!(one.install(|| product(set, &x, &packed)), together, "{set:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn a_value_that_is_no_number_spoils_its_own_row_only() {
+        for packed in matrices([40, 64]) {
+            for (set, spoiled) in
+                ByteProducts::available().into_iter().flat_map(|set| [(set, f32::NAN), (set, f32::INFINITY)])
+            {
+                let mut x = values(1, 20 * 64);
+                x[7 * 64 + 5] = spoiled;
+                for (at, value) in product(set, &x, &packed).iter().enumerate() {
+                    assert_eq!(value.is_finite(), at / 40 != 7, "{set:?} {at} {value}");
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_product_is_added_to_what_is_there() {
+        let (x, packed) = (values(1, 3 * 2048), matrices([50, 2048]).remove(0));
+        for set in ByteProducts::available() {
+            let mut out = vec![0.5; 150];
+            rows_times_packed(set, &x, PackedRows::of(&tensor(packed.clone())), Into::Add, &mut out);
+            for (sum, product) in out.iter().zip(product(set, &x, &packed)) {
+                assert!((sum - 0.5 - product).abs() < 1e-4, "{set:?} {sum} {product}");
+            }
+        }
+    }
+}
