@@ -1,6 +1,7 @@
 //! `firebrick train`: rows in, an adapter folder out. The options are in `train/config.rs`, what is shown on the way in `train/progress.rs`.
 
 mod config;
+mod memory;
 mod progress;
 
 use std::fs::{File, TryLockError};
@@ -22,6 +23,7 @@ use super::options::{Everywhere, load_adapter, load_encoder, load_encoder_adapte
 use super::output;
 use super::signal::Signals;
 use config::{Settings, TrainOptions};
+use memory::Memory;
 use progress::Progress;
 
 /// Fine-tune a LoRA adapter on train.jsonl: a decoder to answer, an encoder to find.
@@ -84,11 +86,12 @@ impl Job for Work {
 }
 
 impl Work {
-    fn decoder<B: TrainBackend>(self, folder: &Path, settings: Settings, device: &B::Device) -> Result<ExitCode> {
+    fn decoder<B: TrainBackend>(self, folder: &Path, mut settings: Settings, device: &B::Device) -> Result<ExitCode> {
         let model = load_model::<B>(folder, &self.everywhere, device)?;
         let base = model.valid();
         let mut data = settings.data;
         data.max_tokens = data.max_tokens.min(model.model().facts().context);
+        settings.train.pack = settings.train.pack.map(|tokens| tokens.min(data.max_tokens));
         let splits = Splits::load(&self.verb.data, model.tokenizer(), &data)?;
         let mut adapter = match &self.verb.init_adapter {
             Some(folder) => load_adapter(&base, folder, &self.everywhere)?,
@@ -97,7 +100,7 @@ impl Work {
         self.name_base(&mut adapter, folder, model.fingerprint());
         let weighted_tokens = Some(splits.train.weighted_tokens());
         let trainer = Trainer::new(model.model(), adapter, settings.train.clone())?;
-        self.train(trainer, splits, &settings.train, data.max_tokens, weighted_tokens)
+        self.train(trainer, splits, settings.auto_batch, data.max_tokens, weighted_tokens)
     }
 
     fn encoder<B: TrainBackend>(self, folder: &Path, settings: Settings, device: &B::Device) -> Result<ExitCode> {
@@ -114,7 +117,7 @@ impl Work {
         let Settings { temperature, symmetric, .. } = settings;
         let task = Contrastive { embedder, temperature, symmetric };
         let trainer = Trainer::contrastive(model.model(), task, adapter, settings.train.clone())?;
-        self.train(trainer, splits, &settings.train, max_tokens, None)
+        self.train(trainer, splits, settings.auto_batch, max_tokens, None)
     }
 
     fn name_base<B: KernelBackend>(&self, adapter: &mut Adapter<B>, folder: &Path, fingerprint: &str) {
@@ -128,9 +131,9 @@ impl Work {
     /// What is the same whatever is learned.
     fn train<B: TrainBackend, T: Task<B>>(
         self,
-        mut trainer: Trainer<B, T>,
+        trainer: Trainer<B, T>,
         splits: Splits<T::Example>,
-        config: &TrainConfig,
+        auto_batch: bool,
         max_tokens: usize,
         weighted_tokens: Option<usize>,
     ) -> Result<ExitCode> {
@@ -138,18 +141,22 @@ impl Work {
         for dataset in [Some(&splits.train), splits.valid.as_ref()].into_iter().flatten() {
             report_rows(dataset, max_tokens, &everywhere);
         }
+        let backend = BackendName::named(&everywhere.backend)?;
+        let (mut trainer, memory) = memory::fitted(trainer, &splits, auto_batch, backend)?;
         let plan = Plan {
-            steps: trainer.total_steps(splits.train.examples().len()),
+            steps: trainer.total_steps(splits.train.examples()),
             train_examples: splits.train.examples().len(),
             valid_examples: splits.valid.as_ref().map(|valid| valid.examples().len()),
             weighted_tokens,
             trainable_parameters: trainer.adapter().parameters(),
             modules: trainer.adapter().modules().len(),
-            backend: BackendName::named(&everywhere.backend)?.to_string(),
+            backend: backend.to_string(),
+            memory,
         };
-        plan.check(&verb.data, config, &everywhere)?;
+        plan.check(&verb.data, trainer.config(), &everywhere)?;
         everywhere.note(&plan);
         if verb.dry_run {
+            everywhere.note(&plan.memory);
             if everywhere.json {
                 output::json_line(&plan)?;
             }
@@ -189,13 +196,14 @@ struct Plan {
     trainable_parameters: usize,
     modules: usize,
     backend: String,
+    memory: Memory,
 }
 
 impl Plan {
     /// What would fail later, or do nothing.
     fn check(&self, data: &Path, train: &TrainConfig, everywhere: &Everywhere) -> Result<()> {
         let (rows, batch) = (self.train_examples, train.batch_size);
-        if rows < batch {
+        if rows < batch && train.pack.is_none() {
             let file = data.join("train.jsonl");
             bail!("{}: {rows} rows are fewer than a batch of {batch}; lower --batch-size", file.display());
         }

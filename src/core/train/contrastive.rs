@@ -9,7 +9,7 @@ use firebrick_backend::{KernelBackend, TrainBackend};
 
 use super::data::{Dataset, Pair};
 use super::task::{Evaluation, Retrieval, Task};
-use crate::embed::{EmbedOptions, Embedder, TextTokens, unit_length};
+use crate::embed::{DEFAULT_BATCH_TOKENS, EmbedOptions, Embedder, TextTokens, unit_length};
 use crate::error::{Error, Result};
 use crate::model::Encoder;
 use crate::sequence::Sequences;
@@ -66,9 +66,9 @@ impl<B: KernelBackend> PairBatch<B> {
         Self { tokens: Sequences::whole(&all, device), rows, own, barred }
     }
 
-    /// The sum over the rows of the loss, `[1]`.
-    pub(crate) fn loss(&self, task: &Contrastive, model: &dyn Encoder<B>) -> Tensor<B, 1> {
-        let vectors = unit_length(task.embedder.vectors(model, &self.tokens, None));
+    /// The sum over the rows of the loss, from the hidden states of all texts, `[tokens, hidden]` → `[1]`.
+    fn loss(&self, task: &Contrastive, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
+        let vectors = unit_length(task.embedder.vectors(hidden, &self.tokens.segments, None));
         let [texts, _] = vectors.dims();
         let documents = texts - self.rows;
         let (device, dtype) = (vectors.device(), vectors.dtype());
@@ -167,6 +167,8 @@ impl<B: TrainBackend> Task<B> for Contrastive {
     type Batch = PairBatch<B>;
     /// A row alone has nothing to be told from.
     const LEAST: usize = 2;
+    const PACKS: bool = false;
+    const EVALUATED_TOKENS: usize = DEFAULT_BATCH_TOKENS;
 
     fn valid(model: &Self::Model) -> Box<Self::Valid> {
         model.valid()
@@ -180,12 +182,20 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         batch.rows as f64
     }
 
-    fn loss(&self, model: &Self::Model, batch: &PairBatch<B>) -> Tensor<B, 1> {
-        batch.loss(self, model)
+    fn sequences(batch: &PairBatch<B>) -> &Sequences<B> {
+        &batch.tokens
+    }
+
+    fn loss_of_hidden(&self, _: &Self::Model, batch: &PairBatch<B>, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
+        batch.loss(self, hidden)
     }
 
     fn tokens(pair: &Pair) -> usize {
         pair.query.len() + pair.positive.len() + pair.negatives.iter().map(Vec::len).sum::<usize>()
+    }
+
+    fn weighted(_: &Pair) -> usize {
+        0
     }
 
     fn evaluate(&self, model: &Self::Valid, data: &Dataset<Pair>, batch_size: usize) -> Result<Evaluation> {
@@ -194,7 +204,8 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         let mut sum = 0.0;
         for pairs in examples.chunks(batch_size) {
             let pairs: Vec<&Pair> = pairs.iter().collect();
-            let loss = PairBatch::new(&pairs, &device).loss(self, model).into_data();
+            let batch = PairBatch::new(&pairs, &device);
+            let loss = batch.loss(self, model.encode(&batch.tokens)).into_data();
             sum += loss.iter::<f64>().next().unwrap_or(f64::NAN);
         }
         let loss = sum / examples.len() as f64;

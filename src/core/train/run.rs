@@ -1,24 +1,22 @@
 //! The training loop: batches in, an adapter out. It calls back at each step, never prints, and ends when the callback says so.
 
-use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
 use firebrick_backend::{KernelBackend, TrainBackend};
 
 use super::adamw::{AdamW, AdamWConfig};
-use super::batch::Order;
+pub use super::backward::Gradients;
+use super::backward::Pass;
+use super::batch::{Order, bin_ends};
 use super::contrastive::Contrastive;
 use super::data::Dataset;
 use super::schedule::{LearningRate, Schedule};
 use super::task::{NextToken, Retrieval, Task};
 use crate::error::{Error, Result};
 use crate::lora::Adapter;
-use crate::model::{Adapt, CausalLm, Encoder, Handle};
-use crate::nn::{Dropout, Lora};
-use crate::random::key;
+use crate::model::{CausalLm, Encoder, Handle};
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -36,10 +34,14 @@ pub struct TrainConfig {
     pub learning_rate: LearningRate,
     /// The optimizer's constants.
     pub adamw: AdamWConfig,
-    /// Examples in a forward pass.
+    /// Examples in a forward pass, or bins of them.
     pub batch_size: usize,
     /// Forward passes for each step; their loss is normalised by all their weighted tokens together.
     pub gradient_accumulation: usize,
+    /// Fill each place of a batch with whole examples up to this many tokens, instead of with one. Decoders only.
+    pub pack: Option<usize>,
+    /// Keep each layer's input alone, and compute the layer again on the way back.
+    pub gradient_checkpointing: bool,
     /// When to stop.
     pub duration: Duration,
     /// The gradient of all matrices together is scaled down to this norm.
@@ -62,6 +64,8 @@ impl Default for TrainConfig {
             adamw: AdamWConfig::default(),
             batch_size: 4,
             gradient_accumulation: 1,
+            pack: None,
+            gradient_checkpointing: false,
             duration: Duration::Epochs(1),
             max_grad_norm: Some(1.0),
             eval_every: None,
@@ -75,6 +79,41 @@ impl TrainConfig {
     pub fn learning_rate(mut self, peak: f64) -> Self {
         self.learning_rate.peak = peak;
         self
+    }
+
+    /// Bins that a step takes: one example each, unless they are packed.
+    pub(super) fn bins_per_step(&self) -> usize {
+        self.batch_size * self.gradient_accumulation
+    }
+
+    /// The order of examples with so many tokens each.
+    pub(super) fn order(&self, lengths: Vec<usize>) -> Order {
+        Order::new(lengths, self.pack, self.seed)
+    }
+
+    /// Steps of a run in this order.
+    pub(super) fn total_steps(&self, order: &Order) -> usize {
+        match self.duration {
+            Duration::Steps(steps) => steps,
+            Duration::Epochs(epochs) => order.bins(epochs).div_ceil(self.bins_per_step()),
+        }
+    }
+
+    /// The passes of a step over examples with so many tokens each, of `least` examples or more.
+    pub(super) fn passes(&self, lengths: impl ExactSizeIterator<Item = usize>, least: usize) -> Vec<Range<usize>> {
+        let count = lengths.len();
+        let ends = bin_ends(lengths, self.pack);
+        let mut start = 0;
+        let ends = ends.chunks(self.batch_size).filter_map(|bins| bins.last());
+        let mut passes: Vec<Range<usize>> = ends.map(|&end| std::mem::replace(&mut start, end)..end).collect();
+        // Too few to learn from among themselves: they join those before them.
+        if let [.., before, last] = &mut passes[..]
+            && last.len() < least
+        {
+            before.end = count;
+            passes.pop();
+        }
+        passes
     }
 }
 
@@ -122,9 +161,6 @@ pub struct Trainer<B: TrainBackend, T: Task<B> = NextToken> {
     step: usize,
 }
 
-/// Sums of gradients by module: of `A` and of `B`.
-pub type Gradients<B> = BTreeMap<String, [Tensor<<B as AutodiffBackend>::InnerBackend, 2>; 2]>;
-
 impl<B: TrainBackend> Trainer<B> {
     /// A trainer of a decoder that continues from `adapter`, new or loaded.
     ///
@@ -163,6 +199,11 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
             let bounds = "above 0".into();
             return Err(Error::OutOfBounds { name: "max_grad_norm", value: norm.to_string(), bounds });
         }
+        if let Some(tokens) = config.pack.filter(|tokens| !T::PACKS || *tokens == 0) {
+            let bounds =
+                if T::PACKS { "at least 1" } else { "off: rows of this task learn from the others of their batch" };
+            return Err(Error::OutOfBounds { name: "pack", value: tokens.to_string(), bounds: bounds.into() });
+        }
         let valid_model = T::valid(&*model);
         adapter.attach(&*valid_model)?;
         let optimizer = AdamW::new(config.adamw);
@@ -174,16 +215,29 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         &self.adapter
     }
 
-    /// Steps that a run on this many examples takes.
-    pub fn total_steps(&self, examples: usize) -> usize {
-        match self.config.duration {
-            Duration::Steps(steps) => steps,
-            Duration::Epochs(epochs) => (epochs * examples).div_ceil(self.examples_per_step()),
-        }
+    /// The base, without an adapter.
+    pub(super) fn base(&self) -> &T::Valid {
+        &self.valid_model
     }
 
-    fn examples_per_step(&self) -> usize {
-        self.config.batch_size * self.config.gradient_accumulation
+    /// The same trainer with another number of examples in a pass, and of passes in a step.
+    pub fn with_batches(mut self, batch_size: usize, gradient_accumulation: usize) -> Self {
+        (self.config.batch_size, self.config.gradient_accumulation) = (batch_size, gradient_accumulation);
+        self
+    }
+
+    /// How it trains.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Steps that a run on these examples takes.
+    pub fn total_steps(&self, examples: &[T::Example]) -> usize {
+        self.config.total_steps(&self.order(examples))
+    }
+
+    fn order(&self, examples: &[T::Example]) -> Order {
+        self.config.order(examples.iter().map(T::tokens).collect())
     }
 
     /// Trains to the end of the duration, or until `report` breaks. Either way the adapter stands as after the last whole step.
@@ -208,15 +262,15 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         report: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<()> {
         let examples = train.examples();
-        if examples.len() < self.config.batch_size {
+        if examples.len() < self.config.batch_size && self.config.pack.is_none() {
             let problem = format!("{} rows are fewer than a batch of {}", examples.len(), self.config.batch_size);
             return Err(Error::Data { path: train.path().into(), problem });
         }
-        let total = self.total_steps(examples.len());
-        let mut order = Order::new(examples.len(), self.config.seed);
+        let mut order = self.order(examples);
+        let total = self.config.total_steps(&order);
         let mut left = match self.config.duration {
             Duration::Steps(_) => usize::MAX,
-            Duration::Epochs(epochs) => epochs * examples.len(),
+            Duration::Epochs(epochs) => order.bins(epochs),
         };
         if let Some(valid) = valid
             && self.evaluate(valid, report)?.is_break()
@@ -224,8 +278,9 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
             return Ok(());
         }
         for step in 1..=total {
-            let chosen = order.take(self.examples_per_step().min(left).max(T::LEAST));
-            left = left.saturating_sub(chosen.len());
+            let bins = self.config.bins_per_step().min(left).max(T::LEAST);
+            let chosen = order.take(bins);
+            left = left.saturating_sub(bins);
             let batch: Vec<&T::Example> = chosen.iter().map(|&index| &examples[index]).collect();
             let taken = self.step(&batch, self.config.learning_rate.at(step - 1, total))?;
             let mut flow = report(Event::Step(taken));
@@ -294,61 +349,25 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     /// If a module receives none.
     pub fn gradients(&self, examples: &[&T::Example]) -> Result<(f64, Gradients<B>)> {
         let device = self.model.place();
-        let mut chunks: Vec<&[&T::Example]> = examples.chunks(self.config.batch_size).collect();
-        // Too few to learn from among themselves: they join those before them.
-        if let [.., before, last] = &mut chunks[..]
-            && last.len() < T::LEAST
-        {
-            *before = &examples[examples.len() - last.len() - before.len()..];
-            chunks.pop();
-        }
-        let batches: Vec<T::Batch> = chunks.into_iter().map(|examples| self.task.batch(examples, &device)).collect();
+        let passes = self.config.passes(examples.iter().map(|example| T::tokens(example)), T::LEAST);
+        let batches: Vec<T::Batch> = passes.into_iter().map(|pass| self.task.batch(&examples[pass], &device)).collect();
         let weight: f64 = batches.iter().map(T::weight).sum();
         let (mut loss, mut gradients) = (0.0, Gradients::<B>::new());
-        for (pass, batch) in batches.iter().enumerate() {
-            loss += self.pass(batch, weight, self.step + 1, pass, &mut gradients)?;
+        for (number, batch) in batches.iter().enumerate() {
+            let pass = Pass {
+                task: &self.task,
+                model: &*self.model,
+                inner: &*self.valid_model,
+                adapter: &self.adapter,
+                numbers: [self.config.seed, self.step as u64 + 1, number as u64],
+                weight,
+            };
+            loss += match self.config.gradient_checkpointing {
+                true => pass.by_layer(batch, &mut gradients)?,
+                false => pass.whole(batch, &mut gradients)?,
+            };
         }
         Ok((loss, gradients))
-    }
-
-    /// Forward and backward of one batch; its gradients are added to `gradients`, its share of the loss is given back.
-    fn pass(
-        &self,
-        batch: &T::Batch,
-        weight: f64,
-        step: usize,
-        pass: usize,
-        gradients: &mut Gradients<B>,
-    ) -> Result<f64> {
-        let mut parameters = BTreeMap::new();
-        let mut model = self.model.handle();
-        model.each_linear(&mut |path, linear| {
-            linear.lora = self.adapter.modules().get(path).map(|module| {
-                let a = Tensor::<B, 2>::from_inner(module.a.clone()).require_grad();
-                let b = Tensor::<B, 2>::from_inner(module.b.clone()).require_grad();
-                parameters.insert(path.to_owned(), [a.clone(), b.clone()]);
-                let numbers = [self.config.seed, step as u64, pass as u64].map(u64::to_le_bytes).concat();
-                let dropout = (self.adapter.dropout() > 0.0).then(|| Dropout {
-                    probability: self.adapter.dropout() as f32,
-                    key: key(&[&numbers, path.as_bytes()]),
-                });
-                Lora { a, b, scale: module.scale, dropout }
-            });
-        });
-        let loss = self.task.loss(&*model, batch) / weight;
-        let mut taken = loss.backward();
-        let loss = loss.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
-        for (path, [a, b]) in parameters {
-            let [Some(d_a), Some(d_b)] = [a.grad_remove(&mut taken), b.grad_remove(&mut taken)] else {
-                return Err(Error::NoGradient { module: path, reason: "the graph does not reach it".into() });
-            };
-            let sum = match gradients.remove(&path) {
-                Some([sum_a, sum_b]) => [sum_a + d_a, sum_b + d_b],
-                None => [d_a, d_b],
-            };
-            gradients.insert(path, sum);
-        }
-        Ok(loss)
     }
 }
 

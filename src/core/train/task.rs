@@ -6,9 +6,10 @@ use firebrick_backend::TrainBackend;
 
 use super::batch::Batch;
 use super::data::{Dataset, Example};
-use super::evaluate::mean_loss;
+use super::evaluate::{BATCH_TOKENS, mean_loss};
 use crate::error::Result;
 use crate::model::{CausalLm, Handle};
+use crate::sequence::Sequences;
 
 /// What validation found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -42,6 +43,10 @@ pub trait Task<B: TrainBackend> {
     type Batch;
     /// Rows of a pass at least.
     const LEAST: usize;
+    /// Whether a row's loss is its own, so that rows may be packed into a pass by their lengths.
+    const PACKS: bool;
+    /// Tokens that pass through the model at a time when it is evaluated.
+    const EVALUATED_TOKENS: usize;
 
     /// The same weights on the backend underneath autodiff.
     fn valid(model: &Self::Model) -> Box<Self::Valid>;
@@ -49,10 +54,18 @@ pub trait Task<B: TrainBackend> {
     fn batch(&self, examples: &[&Self::Example], device: &B::Device) -> Self::Batch;
     /// What the sum of its losses is divided by to be their mean.
     fn weight(batch: &Self::Batch) -> f64;
+    /// The tokens that pass through the model.
+    fn sequences(batch: &Self::Batch) -> &Sequences<B>;
+    /// The sum of its losses from the hidden states of its tokens, `[tokens, hidden]` → `[1]`.
+    fn loss_of_hidden(&self, model: &Self::Model, batch: &Self::Batch, hidden: Tensor<B, 2>) -> Tensor<B, 1>;
     /// The sum of its losses, `[1]`.
-    fn loss(&self, model: &Self::Model, batch: &Self::Batch) -> Tensor<B, 1>;
+    fn loss(&self, model: &Self::Model, batch: &Self::Batch) -> Tensor<B, 1> {
+        self.loss_of_hidden(model, batch, model.hidden_states(Self::sequences(batch)))
+    }
     /// Tokens of a row that pass through the model.
     fn tokens(example: &Self::Example) -> usize;
+    /// Those of them that go through the model's head.
+    fn weighted(example: &Self::Example) -> usize;
     /// Measures a model on rows it does not learn from; `batch_size` rows pass through it at a time where that matters to the loss.
     ///
     /// # Errors
@@ -70,6 +83,8 @@ impl<B: TrainBackend> Task<B> for NextToken {
     type Example = Example;
     type Batch = Batch<B>;
     const LEAST: usize = 1;
+    const PACKS: bool = true;
+    const EVALUATED_TOKENS: usize = BATCH_TOKENS;
 
     fn valid(model: &Self::Model) -> Box<Self::Valid> {
         model.valid()
@@ -83,13 +98,21 @@ impl<B: TrainBackend> Task<B> for NextToken {
         batch.weight()
     }
 
-    fn loss(&self, model: &Self::Model, batch: &Batch<B>) -> Tensor<B, 1> {
-        batch.loss(model)
+    fn sequences(batch: &Batch<B>) -> &Sequences<B> {
+        &batch.tokens
+    }
+
+    fn loss_of_hidden(&self, model: &Self::Model, batch: &Batch<B>, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
+        model.loss(batch.weighted_rows(hidden), &batch.targets)
     }
 
     fn tokens(example: &Example) -> usize {
         // The last token is predicted and passes through nothing.
         example.tokens.len() - 1
+    }
+
+    fn weighted(example: &Example) -> usize {
+        example.weights.iter().skip(1).filter(|&&weight| weight != 0.0).count()
     }
 
     fn evaluate(&self, model: &Self::Valid, data: &Dataset, _: usize) -> Result<Evaluation> {
