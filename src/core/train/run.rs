@@ -221,7 +221,11 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     }
 
     /// The same trainer with another number of examples in a pass, and of passes in a step.
+    ///
+    /// # Panics
+    /// If there are none, or too few to learn from.
     pub fn with_batches(mut self, batch_size: usize, gradient_accumulation: usize) -> Self {
+        assert!(batch_size >= T::LEAST && gradient_accumulation > 0, "{gradient_accumulation} passes of {batch_size}");
         (self.config.batch_size, self.config.gradient_accumulation) = (batch_size, gradient_accumulation);
         self
     }
