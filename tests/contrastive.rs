@@ -69,7 +69,8 @@ fn config(rate: f64, steps: usize) -> TrainConfig {
 /// Mean InfoNCE of these pairs from their vectors, in plain arithmetic.
 fn by_hand<B: KernelBackend>(model: &EmbeddingModel<B>, task: &Contrastive, pairs: &[Pair]) -> f64 {
     let vector = |ids: &Vec<u32>| -> Vec<f64> {
-        let vector = task.embedder.vectors(model.model(), &Sequences::whole(&[ids], &model.model().device()), None);
+        let tokens = Sequences::whole(&[ids], &model.model().device());
+        let vector = task.embedder.vectors(model.model().encode(&tokens), &tokens.segments, None);
         vector.into_data().iter::<f64>().collect()
     };
     let cosine = |a: &[f64], b: &[f64]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f64>() / task.temperature;

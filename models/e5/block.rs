@@ -5,6 +5,7 @@ use firebrick_backend::ops::attention::{AttentionLayout, attention};
 use firebrick_backend::ops::gelu::gelu;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::checkpoint::TensorLoader;
+use firebrick_core::model::Footprint;
 use firebrick_core::nn::{LayerNorm, Linear};
 use firebrick_core::sequence::Segments;
 
@@ -76,6 +77,31 @@ impl<B: KernelBackend> Block<B> {
         let x = self.attention.forward(x, segments);
         let wide = gelu(self.intermediate.forward_without_bias(x.clone()), self.intermediate.bias.clone());
         self.output_norm.forward_sum(self.output.forward(wide), x)
+    }
+
+    /// Where the gradients of its ops find what they need.
+    pub(super) fn footprint(&self) -> Footprint {
+        let Attention { query, key, value, output, .. } = &self.attention;
+        let [wide, hidden] = self.intermediate.shape();
+        let all = [query, key, value, output, &self.intermediate, &self.output];
+        let input_of = |linear: &Linear<B>, width| if linear.keeps_input() { width } else { 0 };
+        let kept = [
+            // Attention keeps its three inputs, each of the two norms the two parts of its sum, `gelu` its input. What the other linears'
+            // adapters see is among these.
+            3 * hidden,
+            4 * hidden,
+            wide,
+            input_of(output, hidden),
+            input_of(&self.output, wide),
+            all.iter().map(|linear| linear.kept_by_adapter()).sum(),
+        ];
+        Footprint {
+            kept: kept.iter().sum(),
+            forward: hidden + wide.max(2 * hidden),
+            // The gradient of the stream; around `gelu` those of its result and its input, or around a norm its sum and its gradient.
+            backward: 2 * hidden + (2 * wide).max(7 * hidden - wide.min(7 * hidden)),
+            inference: 2 * hidden + (2 * wide).max(5 * hidden),
+        }
     }
 
     pub(super) fn valid(&self) -> Block<B::InnerBackend>

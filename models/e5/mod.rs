@@ -14,9 +14,9 @@ use burn::tensor::{Int, Tensor, TensorData};
 use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy, TensorLoader};
 use firebrick_core::error::Result;
-use firebrick_core::model::{Adapt, Encoder, EncoderFacts};
+use firebrick_core::model::{Adapt, Encoder, EncoderFacts, Footprint};
 use firebrick_core::nn::{Embedding, LayerNorm, Linear};
-use firebrick_core::sequence::Sequences;
+use firebrick_core::sequence::{Segments, Sequences};
 
 pub use block::{Attention, Block};
 pub use config::E5Config;
@@ -109,7 +109,7 @@ impl<B: KernelBackend> Encoder<B> for E5<B> {
         self.norm.weight.device()
     }
 
-    fn encode(&self, tokens: &Sequences<B>) -> Tensor<B, 2> {
+    fn embed(&self, tokens: &Sequences<B>) -> Tensor<B, 2> {
         let (segments, context) = (&tokens.segments, self.config.context());
         for segment in segments.iter() {
             let len = segment.len;
@@ -120,8 +120,19 @@ impl<B: KernelBackend> Encoder<B> for E5<B> {
         let count = positions.len();
         let positions = Tensor::<B, 1, Int>::from_data(TensorData::new(positions, [count]), &self.device());
         let words = self.word_embeddings.forward(tokens.ids.clone());
-        let embedded = self.norm.forward(words + self.position_embeddings.clone().select(0, positions));
-        self.layer.iter().fold(embedded, |x, layer| layer.forward(x, segments))
+        self.norm.forward(words + self.position_embeddings.clone().select(0, positions))
+    }
+
+    fn layer(&self, index: usize, x: Tensor<B, 2>, segments: &Segments) -> Tensor<B, 2> {
+        self.layer[index].forward(x, segments)
+    }
+
+    fn footprint(&self, index: usize) -> Footprint {
+        self.layer[index].footprint()
+    }
+
+    fn token_tables(&self) -> Vec<Tensor<B, 2>> {
+        vec![self.word_embeddings.weight.clone(), self.position_embeddings.clone()]
     }
 
     fn boxed(&self) -> Box<dyn Encoder<B>> {

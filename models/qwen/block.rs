@@ -7,7 +7,7 @@ use firebrick_backend::ops::swiglu::swiglu;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::cache::LayerCache;
 use firebrick_core::checkpoint::TensorLoader;
-use firebrick_core::model::Positions;
+use firebrick_core::model::{Footprint, Positions};
 use firebrick_core::nn::{Linear, RmsNorm, Stream};
 
 use super::QwenConfig;
@@ -90,6 +90,37 @@ impl<B: KernelBackend> Block<B> {
         let attended = self.self_attn.forward(normed, positions, cache);
         let (x, normed) = self.post_attention_layernorm.forward_sum(Stream { x, update: Some(attended) });
         Stream { x, update: Some(self.mlp.forward(normed)) }
+    }
+
+    /// Where the gradients of its ops find what they need.
+    pub(super) fn footprint(&self) -> Footprint {
+        let Attention { q_proj, k_proj, v_proj, o_proj, .. } = &self.self_attn;
+        let Mlp { gate_proj, up_proj, down_proj } = &self.mlp;
+        let ([queries, hidden], [keys, _], [wide, _]) = (q_proj.shape(), k_proj.shape(), gate_proj.shape());
+        let all = [q_proj, k_proj, v_proj, o_proj, gate_proj, up_proj, down_proj];
+        let input_of = |linears: &[&Linear<B>], width| if linears.iter().any(|l| l.keeps_input()) { width } else { 0 };
+        let kept = [
+            // The sums that the two norms take the statistics of.
+            2 * hidden,
+            if self.self_attn.q_norm.is_some() { queries + keys } else { 0 },
+            // Attention keeps its three inputs, `swiglu` its two.
+            queries + 2 * keys,
+            2 * wide,
+            input_of(&[q_proj, k_proj, v_proj], hidden),
+            input_of(&[o_proj], queries),
+            input_of(&[gate_proj, up_proj], hidden),
+            input_of(&[down_proj], wide),
+            all.iter().map(|linear| linear.kept_by_adapter()).sum(),
+        ];
+        Footprint {
+            kept: kept.iter().sum(),
+            // Beside the stream: what `swiglu` makes, or attention with the products of its tiles.
+            forward: 2 * hidden + wide.max(2 * queries),
+            // The gradient of the stream, and around `swiglu` that of its result and of both inputs; or around attention those of the
+            // result, and twice those of its inputs, when what `swiglu` kept is gone.
+            backward: 2 * hidden + (3 * wide).max((3 * queries + 4 * keys).saturating_sub(2 * wide)),
+            inference: 2 * hidden + (3 * wide).max(3 * queries + 2 * keys),
+        }
     }
 
     pub(super) fn valid(&self) -> Block<B::InnerBackend>

@@ -13,7 +13,7 @@ use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::cache::LayerCache;
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::error::Result;
-use firebrick_core::model::{Adapt, CausalLm, DecoderFacts, Positions};
+use firebrick_core::model::{Adapt, CausalLm, DecoderFacts, Footprint, Positions};
 use firebrick_core::nn::{Embedding, Linear, RmsNorm, Rotary, Stream};
 use firebrick_core::sequence::{Segments, Sequences};
 
@@ -97,8 +97,16 @@ impl<B: KernelBackend> CausalLm<B> for Qwen<B> {
         self.layers[index].forward(stream, positions, cache)
     }
 
+    fn footprint(&self, index: usize) -> Footprint {
+        self.layers[index].footprint()
+    }
+
     fn norm(&self, stream: Stream<B>) -> Tensor<B, 2> {
         self.norm.forward_sum(stream).1
+    }
+
+    fn token_tables(&self) -> Vec<Tensor<B, 2>> {
+        std::iter::once(&self.embed_tokens.weight).chain(&self.lm_head).cloned().collect()
     }
 
     fn head_weight(&self) -> Tensor<B, 2> {

@@ -2,6 +2,11 @@
 
 /// The most memory this process has had resident, in bytes; `None` where the system does not say.
 pub fn peak_rss_bytes() -> Option<u64> {
+    // `getrusage` counts what the process that started this one held, which Linux carries over into the new program.
+    #[cfg(target_os = "linux")]
+    if let Some(kilobytes) = proc_number("/proc/self/status", "VmHWM:") {
+        return Some(kilobytes * 1024);
+    }
     #[cfg(unix)]
     {
         let mut usage = std::mem::MaybeUninit::<libc::rusage>::uninit();
@@ -68,9 +73,47 @@ pub fn memory_bytes() -> Option<u64> {
 
 /// The memory this process has resident now, in bytes; `None` where the system does not say.
 pub fn rss_bytes() -> Option<u64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
-    Some(line.split_whitespace().next()?.parse::<u64>().ok()? * 1024)
+    proc_number("/proc/self/status", "VmRSS:").map(|kilobytes| kilobytes * 1024)
+}
+
+/// The number behind a key in one of the system's files about processes.
+fn proc_number(path: &str, key: &str) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix(key))?;
+    line.split_whitespace().next()?.parse().ok()
+}
+
+/// Bytes that this process can still allocate, by what the system has left, by the limit on its address space and by that of its control
+/// group, whichever is least; `None` where the system does not say.
+pub fn available_bytes() -> Option<u64> {
+    let free = proc_number("/proc/meminfo", "MemAvailable:").map(|kilobytes| kilobytes * 1024);
+    let address_space = proc_number("/proc/self/limits", "Max address space")
+        .and_then(|limit| Some(limit.saturating_sub(proc_number("/proc/self/status", "VmSize:")? * 1024)));
+    [free, address_space, control_group_bytes()].into_iter().flatten().min()
+}
+
+/// Bytes that this process's control group leaves it, as version 2 and 1 say them. What the group holds of files can be taken back.
+fn control_group_bytes() -> Option<u64> {
+    let read = |path: String| std::fs::read_to_string(path).ok();
+    let groups = read("/proc/self/cgroup".into())?;
+    let left = |group: &str| {
+        let mut fields = group.splitn(3, ':');
+        let (controllers, path) = (fields.nth(1)?, fields.next()?.trim_end_matches('/'));
+        let (folder, most, used) = match controllers {
+            "" => (format!("/sys/fs/cgroup{path}"), "memory.max", "memory.current"),
+            _ if controllers.split(',').any(|name| name == "memory") => {
+                (format!("/sys/fs/cgroup/memory{path}"), "memory.limit_in_bytes", "memory.usage_in_bytes")
+            }
+            _ => return None,
+        };
+        let number = |name: &str| read(format!("{folder}/{name}"))?.trim().parse::<u64>().ok();
+        let files = read(format!("{folder}/memory.stat")).and_then(|text| {
+            let value = |key| text.lines().find_map(|line| line.strip_prefix(key)?.trim().parse::<u64>().ok());
+            Some(value("inactive_file ")? + value("active_file ")?)
+        });
+        Some(number(most)?.saturating_sub(number(used)?.saturating_sub(files.unwrap_or(0))))
+    };
+    groups.lines().filter_map(left).min()
 }
 
 /// The operating system and its version as it tells them.

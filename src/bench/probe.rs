@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use super::expected;
 use super::subject::{Models, decoder, runner};
-use super::workload::{Kind, Workload, qwen};
+use super::workload::{Kind, Passes, Workload, qwen};
 
 /// What a process measures of itself. The model has Qwen2.5-0.5B's shape, its weights f16 but for training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub enum Probe {
     Generate,
     /// Peak memory of loading in f32 and two LoRA steps of 512 tokens.
     LoraStep,
+    /// The same layer by layer.
+    LoraStepByLayer,
     /// Memory of a cache of 2,048 tokens that is full.
     Cache,
     /// Kernels launched for a token, of as many layers but narrower ones.
@@ -50,7 +52,8 @@ pub struct Found {
 
 impl Probe {
     /// All of them.
-    pub const ALL: [Self; 6] = [Self::Load, Self::Forward, Self::Generate, Self::LoraStep, Self::Cache, Self::Launches];
+    pub const ALL: [Self; 7] =
+        [Self::Load, Self::Forward, Self::Generate, Self::LoraStep, Self::LoraStepByLayer, Self::Cache, Self::Launches];
 
     /// Its name, in records and on the command line.
     pub fn name(self) -> &'static str {
@@ -59,6 +62,7 @@ impl Probe {
             Self::Forward => "forward",
             Self::Generate => "generate",
             Self::LoraStep => "lora_step",
+            Self::LoraStepByLayer => "lora_step_by_layer",
             Self::Cache => "cache",
             Self::Launches => "launches",
         }
@@ -76,6 +80,9 @@ impl Probe {
             Self::Forward => (json!({"of": "forward", "tokens": 512}), "f16"),
             Self::Generate => (json!({"of": "generate", "prompt": 512, "tokens": 128}), "f16"),
             Self::LoraStep => (json!({"of": "lora_step", "tokens": 512, "rank": 8}), "f32"),
+            Self::LoraStepByLayer => {
+                (json!({"of": "lora_step", "tokens": 512, "rank": 8, "passes": "by layer"}), "f32")
+            }
             Self::Cache => (json!({"of": "cache", "tokens": 2048}), "f32"),
             Self::Launches => (json!({"of": "token", "layers": qwen::LAYERS}), "f32"),
         };
@@ -132,8 +139,9 @@ impl Job for Work<'_> {
             Probe::Generate => {
                 calls::<B>(Kind::Generate { prompt: 512, tokens: 128 }, DType::F16, models, &device)?;
             }
-            Probe::LoraStep => {
-                let kind = Kind::LoraStep { tokens: 512, rank: 8, half: false };
+            Probe::LoraStep | Probe::LoraStepByLayer => {
+                let passes = if probe == Probe::LoraStep { Passes::One } else { Passes::ByLayer };
+                let kind = Kind::LoraStep { tokens: 512, rank: 8, half: false, passes };
                 calls::<B>(kind, DType::F32, models, &device)?;
             }
         }

@@ -59,8 +59,8 @@ pub fn runner<B: TrainBackend>(
             Box::new(Timed(model::next_token::<B::InnerBackend>(workload, after, models, device)?))
         }
         Kind::Sampling => Box::new(Timed(model::sampling()?)),
-        Kind::LoraStep { tokens, rank, half } => {
-            Box::new(Timed(model::lora_step::<B>(workload, [tokens, rank], half, models, device)?))
+        Kind::LoraStep { tokens, rank, half, passes } => {
+            Box::new(Timed(model::lora_step::<B>(workload, [tokens, rank], half, passes, models, device)?))
         }
         Kind::Embed { texts, mixed } => {
             Box::new(Timed(model::embed::<B::InnerBackend>(workload, texts, mixed, models, device)?))

@@ -184,6 +184,8 @@ pub enum Kind {
         rank: usize,
         /// Every second token is masked.
         half: bool,
+        /// How the tokens pass through the model.
+        passes: Passes,
     },
     /// Texts to vectors by E5-small-v2's shape.
     Embed {
@@ -192,6 +194,35 @@ pub enum Kind {
         /// Of 4 to 256 tokens, else 32.
         mixed: bool,
     },
+}
+
+/// How the tokens of a training step pass through the model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Passes {
+    /// One row, every activation kept.
+    One,
+    /// One row, layer by layer.
+    ByLayer,
+    /// Eight rows of an eighth, one after the other.
+    Rows,
+    /// The same packed into one pass.
+    Packed,
+}
+
+impl Passes {
+    /// How many rows the tokens are.
+    pub fn rows(self) -> usize {
+        if matches!(self, Self::One | Self::ByLayer) { 1 } else { 8 }
+    }
+
+    fn name(self) -> &'static str {
+        match self {
+            Self::One => "one",
+            Self::ByLayer => "by layer",
+            Self::Rows => "eight rows",
+            Self::Packed => "eight rows packed",
+        }
+    }
 }
 
 /// One row of the matrix.
@@ -269,8 +300,12 @@ impl Workload {
             Kind::Generate { prompt, tokens } => json!({"prompt": prompt, "tokens": tokens}),
             Kind::NextToken { after, cached } => json!({"after": after, "cached": cached}),
             Kind::Sampling => json!({"vocabulary": qwen::VOCABULARY}),
-            Kind::LoraStep { tokens, rank, half } => {
-                json!({"tokens": tokens, "rank": rank, "counted": if half { "half" } else { "all" }})
+            Kind::LoraStep { tokens, rank, half, passes } => {
+                let mut sizes = json!({"tokens": tokens, "rank": rank, "counted": if half { "half" } else { "all" }});
+                if passes != Passes::One {
+                    sizes["passes"] = passes.name().into();
+                }
+                sizes
             }
             Kind::Embed { texts, mixed } => json!({"texts": texts, "lengths": if mixed { "4 to 256" } else { "32" }}),
         };
@@ -325,9 +360,10 @@ impl Workload {
             }
             Kind::Sampling => (qwen::VOCABULARY * F32, 0, 1),
             // Forward, and backward through activations only: frozen weights have no gradient.
-            Kind::LoraStep { tokens, half, .. } => {
+            Kind::LoraStep { tokens, half, passes, .. } => {
                 let counted = if half { tokens / 2 } else { tokens };
-                (2 * stored(qwen::weights()), 2 * forward(tokens) + 4 * counted * qwen::head(), tokens)
+                let through = passes.rows() * forward(tokens / passes.rows());
+                (2 * stored(qwen::weights()), 2 * through + 4 * counted * qwen::head(), tokens)
             }
             Kind::Embed { texts, mixed } => {
                 let tokens: usize = lengths(texts, mixed).sum();
@@ -357,7 +393,7 @@ impl Workload {
             Kind::Layer { tokens } => Kind::Layer { tokens: tokens / 4 },
             Kind::Prefill { tokens } => Kind::Prefill { tokens: tokens / 4 },
             Kind::Generate { prompt, tokens } => Kind::Generate { prompt: prompt / 4, tokens: tokens / 4 },
-            Kind::LoraStep { tokens, rank, half } => Kind::LoraStep { tokens: tokens / 4, rank, half },
+            Kind::LoraStep { tokens, rank, half, passes } => Kind::LoraStep { tokens: tokens / 4, rank, half, passes },
             Kind::Embed { texts, mixed: false } if texts >= 8 => Kind::Embed { texts: texts / 4, mixed: false },
             Kind::Embed { .. } => return None,
         };
@@ -426,7 +462,9 @@ pub fn all(full: bool) -> Vec<Workload> {
     }
     all.extend([true, false].map(|cached| of(Kind::NextToken { after: 512, cached })));
     all.push(of(Kind::Sampling));
-    all.extend([false, true].map(|half| of(Kind::LoraStep { tokens, rank: 8, half })));
+    let step = |half, passes| of(Kind::LoraStep { tokens, rank: 8, half, passes });
+    all.extend([step(false, Passes::One), step(true, Passes::One)]);
+    all.extend([Passes::ByLayer, Passes::Rows, Passes::Packed].map(|passes| step(false, passes)));
     for mixed in [false, true] {
         all.extend([1, 2, 5, 10, 20, 50, 100].map(|texts| of(Kind::Embed { texts, mixed })));
     }

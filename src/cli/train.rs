@@ -1,6 +1,7 @@
 //! `firebrick train`: rows in, an adapter folder out. The options are in `train/config.rs`, what is shown on the way in `train/progress.rs`.
 
 mod config;
+mod memory;
 mod progress;
 
 use std::ops::ControlFlow;
@@ -22,6 +23,7 @@ use super::options::{Everywhere, load_adapter, load_encoder, load_encoder_adapte
 use super::output;
 use super::signal::Signals;
 use config::{Settings, TrainOptions};
+use memory::Memory;
 use progress::Progress;
 
 /// Fine-tune a LoRA adapter on train.jsonl: a decoder to answer, an encoder to find.
@@ -85,11 +87,12 @@ impl Job for Work {
 }
 
 impl Work {
-    fn decoder<B: TrainBackend>(self, folder: &Path, settings: Settings, device: &B::Device) -> Result<ExitCode> {
+    fn decoder<B: TrainBackend>(self, folder: &Path, mut settings: Settings, device: &B::Device) -> Result<ExitCode> {
         let model = load_model::<B>(folder, &self.everywhere, device)?;
         let base = model.valid();
         let mut data = settings.data.clone();
         data.max_tokens = data.max_tokens.min(model.model().facts().context);
+        settings.train.pack = settings.train.pack.map(|tokens| tokens.min(data.max_tokens));
         let splits = Splits::load(&self.verb.data, model.tokenizer(), &data)?;
         let mut adapter = match &self.verb.init_adapter {
             Some(folder) => load_adapter(&base, folder, &self.everywhere)?,
@@ -129,7 +132,7 @@ impl Work {
     /// What is the same whatever is learned.
     fn train<B: TrainBackend, T: Task<B>>(
         self,
-        mut trainer: Trainer<B, T>,
+        trainer: Trainer<B, T>,
         splits: Splits<T::Example>,
         settings: &Settings,
         max_tokens: usize,
@@ -139,18 +142,22 @@ impl Work {
         for dataset in [Some(&splits.train), splits.valid.as_ref()].into_iter().flatten() {
             report_rows(dataset, max_tokens, &everywhere);
         }
+        let backend = BackendName::named(&everywhere.backend)?;
+        let (mut trainer, memory) = memory::fitted(trainer, &splits, settings.auto_batch, backend)?;
         let plan = Plan {
-            steps: trainer.total_steps(splits.train.examples().len()),
+            steps: trainer.total_steps(splits.train.examples()),
             train_examples: splits.train.examples().len(),
             valid_examples: splits.valid.as_ref().map(|valid| valid.examples().len()),
             weighted_tokens,
             trainable_parameters: trainer.adapter().parameters(),
             modules: trainer.adapter().modules().len(),
-            backend: BackendName::named(&everywhere.backend)?.to_string(),
+            backend: backend.to_string(),
+            memory,
         };
-        plan.check(&verb.data, &settings.train, &everywhere)?;
+        plan.check(&verb.data, trainer.config(), &everywhere)?;
         everywhere.note(&plan);
         if verb.dry_run {
+            everywhere.note(&plan.memory);
             if everywhere.json {
                 output::json_line(&plan)?;
             }
@@ -244,13 +251,14 @@ struct Plan {
     trainable_parameters: usize,
     modules: usize,
     backend: String,
+    memory: Memory,
 }
 
 impl Plan {
     /// What would fail later, or do nothing.
     fn check(&self, data: &Path, train: &TrainConfig, everywhere: &Everywhere) -> Result<()> {
         let (rows, batch) = (self.train_examples, train.batch_size);
-        if rows < batch {
+        if rows < batch && train.pack.is_none() {
             let file = data.join("train.jsonl");
             bail!("{}: {rows} rows are fewer than a batch of {batch}; lower --batch-size", file.display());
         }

@@ -16,7 +16,7 @@ use firebrick_backend::KernelBackend;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
 use crate::model::{Encoder, EncoderFacts};
-use crate::sequence::Sequences;
+use crate::sequence::{Segments, Sequences};
 use crate::text::Tokenizer;
 
 pub use config::EmbedConfig;
@@ -237,15 +237,15 @@ impl Embedder {
         self.tokenizer.encode(text, false)
     }
 
-    /// The vectors of tokenized texts, `[texts, features]`: the one way, for embedding and for training.
+    /// The vectors of texts whose hidden states are there, `[tokens, hidden]` → `[texts, features]`: the one way, for embedding and for
+    /// training.
     pub fn vectors<B: KernelBackend>(
         &self,
-        model: &dyn Encoder<B>,
-        tokens: &Sequences<B>,
+        hidden: Tensor<B, 2>,
+        segments: &Segments,
         dimensions: Option<usize>,
     ) -> Tensor<B, 2> {
-        let hidden = model.encode(tokens);
-        let pooled = self.config.pooling.iter().map(|pooling| pooling.pool(hidden.clone(), &tokens.segments));
+        let pooled = self.config.pooling.iter().map(|pooling| pooling.pool(hidden.clone(), segments));
         let pooled = Tensor::cat(pooled.collect(), 1);
         let [rows, features] = pooled.dims();
         let kept = match dimensions {
@@ -275,7 +275,8 @@ impl Embedder {
         let mut embeddings = vec![None; texts.len()];
         let vectors = |group: &[usize]| {
             let ids: Vec<&[u32]> = group.iter().map(|&index| &texts[index].ids[..]).collect();
-            let vectors = self.vectors(model, &Sequences::whole(&ids, &device), options.dimensions);
+            let tokens = Sequences::whole(&ids, &device);
+            let vectors = self.vectors(model.encode(&tokens), &tokens.segments, options.dimensions);
             let features = vectors.dims()[1];
             (vectors.into_data().iter::<f32>().collect::<Vec<f32>>(), features)
         };

@@ -26,6 +26,20 @@ pub struct DecoderFacts {
     pub context: usize,
 }
 
+/// Values that a layer holds for each token of a pass beside its weights, f32 each: what its ops save for their gradients, and the most
+/// that exist at a time besides. Each is counted by reading the ops; the estimate of a run's memory is made of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Footprint {
+    /// Kept from the way forward for the way back.
+    pub kept: usize,
+    /// The most besides on the way forward.
+    pub forward: usize,
+    /// The most besides on the way back.
+    pub backward: usize,
+    /// The most where nothing is kept.
+    pub inference: usize,
+}
+
 /// What every layer of a forward pass shares: where its rows stand, and their rotary tables.
 #[derive(Clone, Debug)]
 pub struct Positions<B: KernelBackend> {
@@ -57,8 +71,12 @@ pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
         positions: &Positions<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Stream<B>;
+    /// What a layer holds for each token, with the adapter that is attached.
+    fn footprint(&self, index: usize) -> Footprint;
     /// The final norm, `[rows, hidden]` → `[rows, hidden]`.
     fn norm(&self, stream: Stream<B>) -> Tensor<B, 2>;
+    /// The matrices that are no linear's: the embedding table, and the head where it is another.
+    fn token_tables(&self) -> Vec<Tensor<B, 2>>;
     /// The head's weight, `[vocabulary, hidden]`: the embedding table where they are tied.
     fn head_weight(&self) -> Tensor<B, 2>;
     /// Logits of normed hidden states, `[rows, hidden]` → `[rows, vocabulary]`. Ask for the rows that are needed.
@@ -76,7 +94,7 @@ pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
     /// holds; without one they are whole sequences.
     fn hidden(&self, tokens: &Sequences<B>, mut cache: Option<&mut KvCache<B>>) -> Tensor<B, 2> {
         let positions = self.positions(&tokens.segments);
-        let mut stream = Stream { x: self.embed(tokens), update: None };
+        let mut stream = Stream::of(self.embed(tokens));
         for index in 0..self.facts().layers {
             stream = self.layer(index, stream, &positions, cache.as_deref_mut().map(|cache| cache.layer(index)));
         }
@@ -115,11 +133,24 @@ pub trait Encoder<B: KernelBackend>: Adapt<B> + Send + Sync {
     fn facts(&self) -> EncoderFacts;
     /// The device its weights are on.
     fn device(&self) -> B::Device;
+    /// What enters the first layer, `[tokens, hidden]`.
+    ///
+    /// # Panics
+    /// If a segment is empty or longer than the context.
+    fn embed(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
+    /// One encoder layer, `[tokens, hidden]` → `[tokens, hidden]`.
+    fn layer(&self, index: usize, x: Tensor<B, 2>, segments: &Segments) -> Tensor<B, 2>;
+    /// What a layer holds for each token, with the adapter that is attached.
+    fn footprint(&self, index: usize) -> Footprint;
     /// Hidden states of the tokens, `[tokens, hidden]`. Each segment is a whole sequence, and sees only itself.
     ///
     /// # Panics
     /// If a segment is empty, longer than the context, or does not start at position 0.
-    fn encode(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
+    fn encode(&self, tokens: &Sequences<B>) -> Tensor<B, 2> {
+        (0..self.facts().layers).fold(self.embed(tokens), |x, index| self.layer(index, x, &tokens.segments))
+    }
+    /// The matrices that are no linear's: a row for each token, and for each position.
+    fn token_tables(&self) -> Vec<Tensor<B, 2>>;
     /// Another handle to the same weights.
     fn boxed(&self) -> Box<dyn Encoder<B>>;
     /// The same weights on the backend underneath autodiff, where embedding and validation belong.
@@ -134,21 +165,45 @@ pub trait Adapt<B: KernelBackend> {
     fn each_linear(&mut self, visit: &mut dyn FnMut(&str, &mut Linear<B>));
 }
 
-/// A kind of model behind `dyn`, of which another handle can be had for an adapter to be attached to. There are two.
+/// A kind of model behind `dyn`, of which another handle can be had for an adapter to be attached to, and whose forward can be had layer by
+/// layer. There are two.
 pub trait Handle<B: KernelBackend>: Adapt<B> {
     /// PEFT's name for what the model is for.
     const TASK: &'static str;
     /// Whether every linear of the architecture but a head is visited, so that `all-linear` is the same here and in PEFT.
     const READS_ALL_LINEARS: bool;
+    /// What the layers need to know of where rows stand.
+    type Places;
     /// Another handle to the same weights.
     fn handle(&self) -> Box<Self>;
     /// The device its weights are on.
     fn place(&self) -> B::Device;
+    /// How many layers there are.
+    fn layers(&self) -> usize;
+    /// Width of a hidden state.
+    fn width(&self) -> usize;
+    /// Tokens that its head tells apart, of a model that has one.
+    fn vocabulary(&self) -> Option<usize>;
+    /// The matrices that are no linear's: a row for each token or position.
+    fn tables(&self) -> Vec<Tensor<B, 2>>;
+    /// What a layer holds for each token, with the adapter that is attached.
+    fn layer_footprint(&self, index: usize) -> Footprint;
+    /// Where the rows of these segments stand.
+    fn places(&self, segments: &Segments) -> Self::Places;
+    /// What enters the first layer, `[tokens, hidden]`.
+    fn enter(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
+    /// Through one layer, without a cache, `[tokens, hidden]`.
+    fn pass(&self, index: usize, stream: Stream<B>, places: &Self::Places) -> Stream<B>;
+    /// Hidden states from what leaves the last layer, `[tokens, hidden]`.
+    fn leave(&self, stream: Stream<B>) -> Tensor<B, 2>;
+    /// Hidden states of whole sequences: all of that in one.
+    fn hidden_states(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
 }
 
 impl<'m, B: KernelBackend> Handle<B> for dyn CausalLm<B> + 'm {
     const TASK: &'static str = "CAUSAL_LM";
     const READS_ALL_LINEARS: bool = true;
+    type Places = Positions<B>;
 
     fn handle(&self) -> Box<Self> {
         self.boxed()
@@ -156,12 +211,53 @@ impl<'m, B: KernelBackend> Handle<B> for dyn CausalLm<B> + 'm {
 
     fn place(&self) -> B::Device {
         self.device()
+    }
+
+    fn layers(&self) -> usize {
+        self.facts().layers
+    }
+
+    fn width(&self) -> usize {
+        self.facts().hidden
+    }
+
+    fn vocabulary(&self) -> Option<usize> {
+        Some(self.facts().vocabulary)
+    }
+
+    fn tables(&self) -> Vec<Tensor<B, 2>> {
+        self.token_tables()
+    }
+
+    fn layer_footprint(&self, index: usize) -> Footprint {
+        self.footprint(index)
+    }
+
+    fn places(&self, segments: &Segments) -> Positions<B> {
+        self.positions(segments)
+    }
+
+    fn enter(&self, tokens: &Sequences<B>) -> Tensor<B, 2> {
+        self.embed(tokens)
+    }
+
+    fn pass(&self, index: usize, stream: Stream<B>, places: &Positions<B>) -> Stream<B> {
+        self.layer(index, stream, places, None)
+    }
+
+    fn leave(&self, stream: Stream<B>) -> Tensor<B, 2> {
+        self.norm(stream)
+    }
+
+    fn hidden_states(&self, tokens: &Sequences<B>) -> Tensor<B, 2> {
+        self.hidden(tokens, None)
     }
 }
 
 impl<'m, B: KernelBackend> Handle<B> for dyn Encoder<B> + 'm {
     const TASK: &'static str = "FEATURE_EXTRACTION";
     const READS_ALL_LINEARS: bool = false;
+    type Places = Segments;
 
     fn handle(&self) -> Box<Self> {
         self.boxed()
@@ -169,5 +265,45 @@ impl<'m, B: KernelBackend> Handle<B> for dyn Encoder<B> + 'm {
 
     fn place(&self) -> B::Device {
         self.device()
+    }
+
+    fn layers(&self) -> usize {
+        self.facts().layers
+    }
+
+    fn width(&self) -> usize {
+        self.facts().hidden
+    }
+
+    fn vocabulary(&self) -> Option<usize> {
+        None
+    }
+
+    fn tables(&self) -> Vec<Tensor<B, 2>> {
+        self.token_tables()
+    }
+
+    fn layer_footprint(&self, index: usize) -> Footprint {
+        self.footprint(index)
+    }
+
+    fn places(&self, segments: &Segments) -> Segments {
+        segments.clone()
+    }
+
+    fn enter(&self, tokens: &Sequences<B>) -> Tensor<B, 2> {
+        self.embed(tokens)
+    }
+
+    fn pass(&self, index: usize, stream: Stream<B>, segments: &Segments) -> Stream<B> {
+        Stream::of(self.layer(index, stream.sum(), segments))
+    }
+
+    fn leave(&self, stream: Stream<B>) -> Tensor<B, 2> {
+        stream.sum()
+    }
+
+    fn hidden_states(&self, tokens: &Sequences<B>) -> Tensor<B, 2> {
+        self.encode(tokens)
     }
 }

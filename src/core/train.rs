@@ -1,11 +1,13 @@
 //! Training: from rows of text to an adapter, of a decoder or of an encoder. Each step of the way has a file of its own under `train/`.
 
 pub mod adamw;
+mod backward;
 mod batch;
 pub mod chart;
 pub mod checkpoint;
 pub mod contrastive;
 pub mod data;
+pub mod estimate;
 pub mod evaluate;
 pub mod run;
 pub mod schedule;

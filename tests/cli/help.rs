@@ -8,8 +8,8 @@ const SAMPLING: &str =
 
 fn verbs() -> Vec<(&'static str, String)> {
     let train = "model data output config init-adapter resume dry-run rank alpha dropout target rslora learning-rate schedule warmup-steps \
-                 weight-decay batch-size gradient-accumulation max-seq-len steps epochs mask-prompt max-grad-norm seed eval-every \
-                 checkpoint-every keep-last max-skipped-steps bad-rows over-long temperature symmetric";
+                 weight-decay batch-size gradient-accumulation pack gradient-checkpointing max-seq-len steps epochs mask-prompt \
+                 max-grad-norm seed eval-every checkpoint-every keep-last max-skipped-steps bad-rows over-long temperature symmetric";
     vec![
         ("generate", format!("model adapter prompt prompt-file tokens chat system logprobs {SAMPLING}")),
         ("chat", format!("model adapter system {SAMPLING}")),

@@ -110,8 +110,16 @@ fn a_dry_run_shows_the_plan_and_writes_nothing() {
     let (rows, folder) = (data(8, 3), tempfile::tempdir().unwrap());
     let (output, path) = inside(&folder, "adapter");
     let plan = train(rows.path(), &output, "--dry-run --json --epochs 2 --batch-size 3").json();
-    let fields =
-        ["steps", "train_examples", "valid_examples", "weighted_tokens", "trainable_parameters", "modules", "backend"];
+    let fields = [
+        "steps",
+        "train_examples",
+        "valid_examples",
+        "weighted_tokens",
+        "trainable_parameters",
+        "modules",
+        "backend",
+        "memory",
+    ];
     assert_eq!(keys(&plan), fields);
     assert_eq!((&plan["steps"], &plan["train_examples"], &plan["modules"]), (&json!(6), &json!(8), &json!(6)));
     let human = train(rows.path(), &output, "--dry-run").ok();

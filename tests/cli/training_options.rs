@@ -65,6 +65,7 @@ fn each_option_changes_the_run() {
         "--warmup-steps 2",
         "--weight-decay 0.9",
         "--gradient-accumulation 2",
+        "--pack",
         "--mask-prompt",
         "--max-grad-norm 1e-3",
         "--max-grad-norm 0",
@@ -112,7 +113,7 @@ fn a_config_file_says_the_same_as_the_command_line() {
     let text = "rank = 4\nalpha = 8.0\ndropout = 0.25\ntarget = \"q_proj,o_proj\"\nrslora = true\nlearning_rate = 1e-3\n\
                 schedule = \"linear\"\nwarmup_steps = 1\nweight_decay = 0.1\nbatch_size = 2\ngradient_accumulation = 2\n\
                 max_seq_len = 40\nsteps = 3\nmask_prompt = true\nmax_grad_norm = 0.5\nseed = 9\neval_every = 2\n\
-                bad_rows = \"skip\"\nover_long = \"drop\"\n";
+                bad_rows = \"skip\"\nover_long = \"drop\"\npack = true\ngradient_checkpointing = true\n";
     fs::write(&config, text).unwrap();
     let flags: String = text
         .lines()
@@ -147,6 +148,7 @@ fn a_config_error_names_file_line_and_key() {
         ("schedule = \"cubic\"\n", "`cubic`"),
         ("rank = -1\n", "c.toml:1: "),
         ("steps = 1\nepochs = 1\n", "`steps` and `epochs`"),
+        ("batch_size = \"some\"\n", "neither a whole number nor auto"),
         ("rank 4\n", "c.toml:1: "),
     ] {
         fs::write(&config, text).unwrap();
@@ -156,5 +158,28 @@ fn a_config_error_names_file_line_and_key() {
     fs::write(&config, "dropout = 1.0\n").unwrap();
     assert!(train(rows.path(), &output, &more).misuse().contains("dropout"));
     assert!(train(rows.path(), &output, "--config /nowhere/c.toml").error().contains("/nowhere/c.toml"));
+    assert!(!path.exists());
+}
+
+#[test]
+fn rows_of_a_pass_are_chosen_or_told() {
+    let (rows, folder) = (rows(), tempfile::tempdir().unwrap());
+    let (output, path) = inside(&folder, "adapter");
+    let config = folder.path().join("c.toml");
+    fs::write(&config, "batch_size = \"auto\"\ngradient_accumulation = 2\n").unwrap();
+    let memory = |more: &str| train(rows.path(), &output, &format!("--dry-run --json {more}")).json()["memory"].clone();
+    // The rows of a step are what they would be by themselves, 4 for each accumulation, here in one pass.
+    for more in ["--batch-size auto --gradient-accumulation 2", &format!("--config {}", config.display())] {
+        let memory = memory(more);
+        assert_eq!((&memory["batch_size"], &memory["gradient_accumulation"]), (&8.into(), &1.into()), "{more}");
+    }
+    let number =
+        |more: &str, name: &str| memory(&format!("--batch-size 2 --max-seq-len 40 {more}"))[name].as_u64().unwrap();
+    assert!(number("--gradient-checkpointing", "activations_bytes") < number("", "activations_bytes"));
+    assert!(number("--pack", "pass_tokens") <= 80);
+    assert!(number("", "peak_bytes") > number("", "weights_bytes"));
+    let shown = train(rows.path(), &output, "--dry-run");
+    assert!(shown.err.contains("memory: about ") && shown.err.contains("activations"), "{}", shown.err);
+    assert!(train(rows.path(), &output, "--batch-size some").misuse().contains("neither a whole number nor auto"));
     assert!(!path.exists());
 }

@@ -7,7 +7,7 @@ use burn::tensor::{Tensor, TensorData};
 use firebrick::KernelBackend;
 use firebrick::core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick::core::lora::{Adapter, LoraConfig};
-use firebrick::core::model::CausalLm;
+use firebrick::core::model::{CausalLm, Handle};
 use firebrick::core::sequence::{Segments, Sequences};
 use firebrick::models::load_causal_lm;
 use safetensors::SafeTensors;
@@ -122,7 +122,11 @@ pub fn floats<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32
 }
 
 /// An adapter with a random `B`, since a zero one hides `A` and its gradient.
-pub fn random_adapter<B: KernelBackend>(model: &dyn CausalLm<B>, config: &LoraConfig, spread: f32) -> Adapter<B> {
+pub fn random_adapter<B: KernelBackend, M: Handle<B> + ?Sized>(
+    model: &M,
+    config: &LoraConfig,
+    spread: f32,
+) -> Adapter<B> {
     let adapter = Adapter::create(model, config, 1).unwrap();
     let mut state = 12345u32;
     let mut random = || {
@@ -135,7 +139,7 @@ pub fn random_adapter<B: KernelBackend>(model: &dyn CausalLm<B>, config: &LoraCo
         .map(|(path, module)| {
             let [out, rank] = module.b.dims();
             let b: Vec<f32> = (0..out * rank).map(|_| random()).collect();
-            (path.clone(), module.a.clone(), Tensor::from_data(TensorData::new(b, [out, rank]), &model.device()))
+            (path.clone(), module.a.clone(), Tensor::from_data(TensorData::new(b, [out, rank]), &model.place()))
         })
         .collect();
     adapter.with_matrices(modules)

@@ -12,6 +12,11 @@ use crate::KernelBackend;
 /// Logits held at a time: 32 MB in f32.
 const CHUNK_LOGITS: usize = 8 << 20;
 
+/// Rows whose logits exist at a time.
+pub fn rows_of_chunk(vocabulary: usize) -> usize {
+    (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024)
+}
+
 /// The token each row should predict, and how much it counts.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Targets {
@@ -79,7 +84,7 @@ fn chunked<B: KernelBackend>(
     let device = B::float_device(&hidden);
     let mut loss = B::float_zeros(Shape::from(vec![1]), &device, hidden.dtype().into());
     let mut gradients = Vec::new();
-    let chunk = (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024);
+    let chunk = rows_of_chunk(vocabulary);
     for start in (0..rows).step_by(chunk) {
         let range = start..rows.min(start + chunk);
         let part = B::float_slice(hidden.clone(), &[Slice::from(range.clone()), Slice::from(0..inputs)]);

@@ -24,7 +24,7 @@ use serde_json::{Value, json};
 
 use super::super::expected::{self, INPUTS};
 use super::super::measure::Subject;
-use super::super::workload::{Workload, dtype_name, e5, lengths, qwen};
+use super::super::workload::{Passes, Workload, dtype_name, e5, lengths, qwen};
 use super::Models;
 use super::op::Op;
 use super::texts::{texts, tokenizer};
@@ -142,7 +142,7 @@ pub(super) fn layer<B: KernelBackend>(workload: &Workload, device: &B::Device, e
     };
     let x: Vec<_> = (0..INPUTS).map(x).collect();
     let call = move |input: usize| {
-        let stream = Stream { x: x[input % INPUTS].clone(), update: None };
+        let stream = Stream::of(x[input % INPUTS].clone());
         let TensorPrimitive::Float(normed) = model.norm(model.layer(0, stream, &positions, None)).into_primitive()
         else {
             unreachable!("a norm is not quantized")
@@ -241,6 +241,7 @@ pub(super) fn lora_step<B: TrainBackend>(
     workload: &Workload,
     [tokens, rank]: [usize; 2],
     half: bool,
+    passes: Passes,
     models: &Models,
     device: &B::Device,
 ) -> Result<Answering, String> {
@@ -248,34 +249,42 @@ pub(super) fn lora_step<B: TrainBackend>(
     let valid = model.valid();
     let config = LoraConfig { rank, alpha: 2.0 * rank as f64, ..LoraConfig::default() };
     let adapter = Adapter::create(&*valid, &config, 0).map_err(told)?;
-    let settings = TrainConfig { batch_size: 1, max_grad_norm: None, ..TrainConfig::default() };
+    let settings = TrainConfig {
+        batch_size: 1,
+        gradient_checkpointing: passes == Passes::ByLayer,
+        pack: (passes == Passes::Packed).then_some(tokens),
+        max_grad_norm: None,
+        ..TrainConfig::default()
+    };
     let mut trainer = Trainer::new(&*model, adapter, settings).map_err(told)?;
     let counts = move |at: usize| if at > 0 && !(half && at % 2 == 1) { 1.0 } else { 0.0 };
-    let example = move |input| Example {
-        tokens: expected::ids(tokens, IDS, input),
-        weights: (0..tokens).map(counts).collect(),
-        line: 1,
+    let length = tokens / passes.rows();
+    let examples = move |input| -> Vec<Example> {
+        let ids = expected::ids(tokens, IDS, input);
+        let row = |ids: &[u32]| Example { tokens: ids.to_vec(), weights: (0..length).map(counts).collect(), line: 1 };
+        ids.chunks_exact(length).map(row).collect()
     };
     let mut parts = Parts::new();
     Ok(Answering::new(move |input| {
-        let example = example(input);
+        let examples = examples(input);
+        let rows: Vec<&Example> = examples.iter().collect();
         if parts.is_empty() {
             // Once, beside the timed calls: each ends where its value is on the host.
             let seconds = |work: &mut dyn FnMut() -> Result<(), String>| {
                 let begun = Instant::now();
                 work().map(|()| begun.elapsed().as_secs_f64())
             };
-            let both = &mut || trainer.gradients(&[&example]).map(|_| ()).map_err(told);
+            let both = &mut || trainer.gradients(&rows).map(|_| ()).map_err(told);
             seconds(both)?;
             let attached = trainer.adapter().attach(&*valid).map_err(told)?;
-            let forward = seconds(&mut || mean_loss(&*attached, std::slice::from_ref(&example)))?;
+            let forward = seconds(&mut || mean_loss(&*attached, &examples))?;
             let gradients = seconds(both)?;
-            let step = seconds(&mut || trainer.step(&[&example], 0.0).map(|_| ()).map_err(told))?;
+            let step = seconds(&mut || trainer.step(&rows, 0.0).map(|_| ()).map_err(told))?;
             parts.insert("forward".into(), forward);
             parts.insert("backward".into(), (gradients - forward).max(0.0));
             parts.insert("optimizer".into(), (step - gradients).max(0.0));
         }
-        let step = trainer.step(&[&example], 1e-4).map_err(told)?;
+        let step = trainer.step(&rows, 1e-4).map_err(told)?;
         Ok((vec![step.loss], parts.clone()))
     }))
 }

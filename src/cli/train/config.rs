@@ -1,6 +1,7 @@
 //! The options of training: on the command line, in a TOML file under the same names, and their defaults.
 
 use std::path::Path;
+use std::str::FromStr;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Args;
@@ -49,12 +50,20 @@ pub struct TrainOptions {
     /// AdamW's weight decay [default: 0.01]
     #[arg(long, value_name = "X", allow_negative_numbers = true)]
     weight_decay: Option<f64>,
-    /// Rows in a forward pass [default: 4; of an encoder 32, since each row learns from the others]
-    #[arg(long, value_name = "N")]
-    batch_size: Option<usize>,
+    /// Rows in a forward pass, or auto: as many of the 4 · gradient-accumulation rows of a step as memory allows [default: 4; of an encoder 32, since each row learns from the others]
+    #[arg(long, value_name = "N|auto")]
+    batch_size: Option<BatchSize>,
     /// Forward passes for each step [default: 1]
     #[arg(long, value_name = "N")]
     gradient_accumulation: Option<usize>,
+    /// Put whole rows together up to max-seq-len tokens, which then count as one row of the batch; none sees another
+    #[arg(long)]
+    #[serde(default)]
+    pack: bool,
+    /// Keep each layer's input alone and compute the layer again on the way back: less memory, more time
+    #[arg(long)]
+    #[serde(default)]
+    gradient_checkpointing: bool,
     /// Tokens of a row at most, of an encoder of each text [default: 2048, or the model's context]
     #[arg(long, value_name = "N")]
     max_seq_len: Option<usize>,
@@ -101,11 +110,45 @@ pub struct TrainOptions {
     symmetric: bool,
 }
 
+/// How many rows a forward pass has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(try_from = "toml::Value")]
+pub enum BatchSize {
+    /// As many as memory allows.
+    Auto,
+    /// So many.
+    Rows(usize),
+}
+
+impl FromStr for BatchSize {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            number => number.parse().map(Self::Rows).map_err(|_| "neither a whole number nor auto".into()),
+        }
+    }
+}
+
+impl TryFrom<toml::Value> for BatchSize {
+    type Error = String;
+
+    fn try_from(value: toml::Value) -> Result<Self, String> {
+        match value {
+            toml::Value::String(text) => text.parse(),
+            number => number.to_string().parse(),
+        }
+    }
+}
+
 /// Every choice made.
 pub struct Settings {
     pub lora: LoraConfig,
     pub train: TrainConfig,
     pub data: DataOptions,
+    /// Rows of a pass are chosen by memory, out of those of a step.
+    pub auto_batch: bool,
     /// Cosines of an encoder are divided by it.
     pub temperature: f64,
     /// Whether passages look for their queries too.
@@ -145,6 +188,8 @@ impl TrainOptions {
             weight_decay: self.weight_decay.or(file.weight_decay),
             batch_size: self.batch_size.or(file.batch_size),
             gradient_accumulation: self.gradient_accumulation.or(file.gradient_accumulation),
+            pack: self.pack || file.pack,
+            gradient_checkpointing: self.gradient_checkpointing || file.gradient_checkpointing,
             max_seq_len: self.max_seq_len.or(file.max_seq_len),
             steps: length.0,
             epochs: length.1,
@@ -166,7 +211,7 @@ impl TrainOptions {
     pub fn check(&self) -> Result<()> {
         let counts = [
             ("rank", self.rank, 1..=65_536),
-            ("batch_size", self.batch_size, 1..=1 << 20),
+            ("batch_size", self.rows(), 1..=1 << 20),
             ("gradient_accumulation", self.gradient_accumulation, 1..=1 << 20),
             ("max_seq_len", self.max_seq_len, 2..=usize::MAX),
             ("steps", self.steps, 1..=1 << 40),
@@ -201,6 +246,14 @@ impl TrainOptions {
         Ok(())
     }
 
+    /// The batch size, where it is a number.
+    fn rows(&self) -> Option<usize> {
+        match self.batch_size? {
+            BatchSize::Rows(rows) => Some(rows),
+            BatchSize::Auto => None,
+        }
+    }
+
     /// Refuses what an adapter that is continued has decided already.
     pub fn check_init_adapter(&self) -> Result<()> {
         let decided = [
@@ -220,11 +273,19 @@ impl TrainOptions {
     pub fn check_role(&self, role: Role) -> Result<()> {
         let (kind, useless) = match role {
             Role::CausalLm => {
-                ("a decoder", [("temperature", self.temperature.is_some()), ("symmetric", self.symmetric)])
+                ("a decoder", vec![("temperature", self.temperature.is_some()), ("symmetric", self.symmetric)])
             }
             Role::Encoder => {
                 let cut_otherwise = self.over_long.is_some_and(|policy| policy != OverLong::Truncate);
-                ("an encoder", [("mask_prompt", self.mask_prompt), ("over_long other than truncate", cut_otherwise)])
+                // Each row learns from the others of its pass: how many there are is part of what is learned.
+                let auto = self.batch_size == Some(BatchSize::Auto);
+                let useless = [
+                    ("mask_prompt", self.mask_prompt),
+                    ("over_long other than truncate", cut_otherwise),
+                    ("pack", self.pack),
+                    ("batch_size auto", auto),
+                ];
+                ("an encoder", useless.to_vec())
             }
         };
         match useless.into_iter().find(|(_, said)| *said) {
@@ -236,6 +297,7 @@ impl TrainOptions {
     /// The defaults for what nobody said.
     pub fn settle(self, role: Role) -> Result<Settings> {
         self.check()?;
+        let rows = self.rows();
         let (mut lora, mut train, data) = (LoraConfig::default(), TrainConfig::default(), DataOptions::default());
         if role == Role::Encoder {
             lora = LoraConfig::encoder();
@@ -266,8 +328,10 @@ impl TrainOptions {
                     weight_decay: self.weight_decay.unwrap_or(train.adamw.weight_decay),
                     ..train.adamw
                 },
-                batch_size: self.batch_size.unwrap_or(train.batch_size),
+                batch_size: rows.unwrap_or(train.batch_size),
                 gradient_accumulation: self.gradient_accumulation.unwrap_or(train.gradient_accumulation),
+                pack: self.pack.then(|| self.max_seq_len.unwrap_or(data.max_tokens)),
+                gradient_checkpointing: self.gradient_checkpointing,
                 duration: match self.steps {
                     Some(steps) => Duration::Steps(steps),
                     None => Duration::Epochs(self.epochs.unwrap_or(1)),
@@ -277,6 +341,7 @@ impl TrainOptions {
                 max_skipped_steps: self.max_skipped_steps.unwrap_or(train.max_skipped_steps),
                 seed: self.seed.unwrap_or(0),
             },
+            auto_batch: self.batch_size == Some(BatchSize::Auto),
             temperature: self.temperature.unwrap_or(DEFAULT_TEMPERATURE),
             symmetric: self.symmetric,
             checkpoint_every: self.checkpoint_every,

@@ -79,6 +79,19 @@ impl<B: KernelBackend> Linear<B> {
         Linear { weight: self.weight.clone().inner(), bias: self.bias.clone().map(Tensor::inner), lora }
     }
 
+    /// Whether training keeps what enters this layer: an adapter's `A` needs it, unless dropout gave it something else.
+    pub fn keeps_input(&self) -> bool {
+        self.lora.as_ref().is_some_and(|lora| lora.dropout.is_none())
+    }
+
+    /// Values that training keeps of this layer's adapter for each token: the narrow product, and with dropout the mask and what it left.
+    pub fn kept_by_adapter(&self) -> usize {
+        self.lora.as_ref().map_or(0, |lora| {
+            let [rank, inputs] = lora.a.dims();
+            rank + if lora.dropout.is_some() { 2 * inputs } else { 0 }
+        })
+    }
+
     /// `[out, in]`.
     pub fn shape(&self) -> [usize; 2] {
         self.weight.dims()

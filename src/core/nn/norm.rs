@@ -48,6 +48,21 @@ pub struct Stream<B: KernelBackend> {
     pub update: Option<Tensor<B, 2>>,
 }
 
+impl<B: KernelBackend> Stream<B> {
+    /// States to which nothing is to be added.
+    pub fn of(x: Tensor<B, 2>) -> Self {
+        Self { x, update: None }
+    }
+
+    /// The sum, taken.
+    pub fn sum(self) -> Tensor<B, 2> {
+        match self.update {
+            Some(update) => self.x + update,
+            None => self.x,
+        }
+    }
+}
+
 /// Layer norm with weight and bias `[hidden]`.
 #[derive(Clone, Debug)]
 pub struct LayerNorm<B: KernelBackend> {

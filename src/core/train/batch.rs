@@ -6,12 +6,11 @@ use firebrick_backend::ops::cross_entropy::Targets;
 
 use super::data::{Example, epoch_order};
 use crate::model::CausalLm;
-use crate::nn::Stream;
 use crate::sequence::{Segments, Sequences};
 
 /// Some examples as one forward pass.
 pub struct Batch<B: KernelBackend> {
-    tokens: Sequences<B>,
+    pub(crate) tokens: Sequences<B>,
     /// Rows that predict a weighted token, and which.
     rows: Vec<usize>,
     pub(crate) targets: Targets,
@@ -41,49 +40,20 @@ impl<B: KernelBackend> Batch<B> {
         Self { tokens, rows, targets: Targets::new(targets, weights), counts }
     }
 
-    /// Tokens that pass through the model.
-    pub(crate) fn tokens(&self) -> usize {
-        self.tokens.segments.rows()
-    }
-
-    /// The first layer whose output is not finite, counted from the embeddings.
-    pub(crate) fn first_not_finite(&self, model: &dyn CausalLm<B>) -> Option<String> {
-        let is_finite = |x: Tensor<B, 2>| x.sum().into_data().iter::<f64>().all(f64::is_finite);
-        let positions = model.positions(&self.tokens.segments);
-        let mut stream = Stream { x: model.embed(&self.tokens), update: None };
-        if !is_finite(stream.x.clone()) {
-            return Some("the embeddings".into());
-        }
-        for index in 0..model.facts().layers {
-            stream = model.layer(index, stream, &positions, None);
-            let Stream { x, update } = stream.clone();
-            if !is_finite(update.map_or(x.clone(), |update| x + update)) {
-                return Some(format!("layer {index}"));
-            }
-        }
-        None
-    }
-
-    /// Hidden states of the weighted rows.
-    pub(crate) fn hidden(&self, model: &dyn CausalLm<B>) -> Tensor<B, 2> {
-        let hidden = model.hidden(&self.tokens, None);
-        if self.rows.len() == self.tokens() {
+    /// Hidden states of the weighted rows among those of all.
+    pub(crate) fn weighted_rows(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
+        if self.rows.len() == self.tokens.segments.rows() {
             return hidden;
         }
         let rows: Vec<i64> = self.rows.iter().map(|&row| row as i64).collect();
         let count = rows.len();
-        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [count]), &model.device());
+        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [count]), &hidden.device());
         hidden.select(0, rows)
-    }
-
-    /// Weighted sum of the losses, `[1]`.
-    pub(crate) fn loss(&self, model: &dyn CausalLm<B>) -> Tensor<B, 1> {
-        model.loss(self.hidden(model), &self.targets)
     }
 
     /// Weighted sum of the losses and sum of the weights of each example.
     pub(crate) fn losses(&self, model: &dyn CausalLm<B>) -> Vec<(f64, f64)> {
-        let hidden = self.hidden(model);
+        let hidden = self.weighted_rows(model.hidden(&self.tokens, None));
         let mut start = 0;
         let mut losses = Vec::new();
         for &count in &self.counts {
@@ -102,35 +72,128 @@ impl<B: KernelBackend> Batch<B> {
     }
 }
 
-/// Examples in training order: epoch after epoch, each shuffled by the seed.
+/// Examples in training order: epoch after epoch, each shuffled by the seed and parted into bins. It depends on nothing else, so that a
+/// run can be taken up where it ended.
 #[derive(Clone, Debug)]
 pub(crate) struct Order {
-    examples: usize,
+    /// Tokens of each example.
+    lengths: Vec<usize>,
+    pack: Option<usize>,
     seed: u64,
     epoch: usize,
     shuffled: Vec<usize>,
+    /// Where each bin ends among `shuffled`.
+    ends: Vec<usize>,
+    /// The next bin.
     at: usize,
 }
 
 impl Order {
-    /// The order from where `taken` examples were taken before.
-    pub(crate) fn at(examples: usize, seed: u64, taken: usize) -> Self {
-        let epoch = taken / examples;
-        Self { examples, seed, epoch, shuffled: epoch_order(examples, seed, epoch), at: taken % examples }
+    /// Of examples with so many tokens each, of which a bin holds at most `pack`, or else one example; from where `taken` bins were taken
+    /// before.
+    pub(crate) fn new(lengths: Vec<usize>, pack: Option<usize>, seed: u64, taken: usize) -> Self {
+        let mut order = Self { lengths, pack, seed, epoch: 0, shuffled: Vec::new(), ends: Vec::new(), at: taken };
+        (order.shuffled, order.ends) = order.of_epoch(0);
+        // Epochs differ in their bins, where rows are packed.
+        while order.at > order.ends.len() {
+            order.at -= order.ends.len();
+            order.epoch += 1;
+            (order.shuffled, order.ends) = order.of_epoch(order.epoch);
+        }
+        order
     }
 
-    /// The next examples' indices.
-    pub(crate) fn take(&mut self, count: usize) -> Vec<usize> {
-        let mut taken = Vec::with_capacity(count);
-        while taken.len() < count {
-            if self.at == self.examples {
+    fn of_epoch(&self, epoch: usize) -> (Vec<usize>, Vec<usize>) {
+        let shuffled = epoch_order(self.lengths.len(), self.seed, epoch);
+        let ends = bin_ends(shuffled.iter().map(|&index| self.lengths[index]), self.pack);
+        (shuffled, ends)
+    }
+
+    /// Bins of the first so many epochs.
+    pub(crate) fn bins(&self, epochs: usize) -> usize {
+        match self.pack {
+            None => epochs * self.lengths.len(),
+            Some(_) => (0..epochs).map(|epoch| self.of_epoch(epoch).1.len()).sum(),
+        }
+    }
+
+    /// The examples' indices in the next bins.
+    pub(crate) fn take(&mut self, bins: usize) -> Vec<usize> {
+        let mut taken = Vec::new();
+        for _ in 0..bins {
+            if self.at == self.ends.len() {
                 self.epoch += 1;
-                self.shuffled = epoch_order(self.examples, self.seed, self.epoch);
+                (self.shuffled, self.ends) = self.of_epoch(self.epoch);
                 self.at = 0;
             }
-            taken.push(self.shuffled[self.at]);
+            let start = self.at.checked_sub(1).map_or(0, |before| self.ends[before]);
+            taken.extend_from_slice(&self.shuffled[start..self.ends[self.at]]);
             self.at += 1;
         }
         taken
+    }
+}
+
+/// Where bins of neighbours end: each takes examples while they fit `pack` tokens, and one at least. Nothing is padded, so that a bin that is
+/// not quite full costs nothing, and the order stays what it was.
+pub(crate) fn bin_ends(lengths: impl ExactSizeIterator<Item = usize>, pack: Option<usize>) -> Vec<usize> {
+    let Some(pack) = pack else { return (1..=lengths.len()).collect() };
+    let (mut ends, mut filled) = (Vec::new(), 0);
+    let count = lengths.len();
+    for (index, length) in lengths.enumerate() {
+        if index > 0 && filled + length > pack {
+            ends.push(index);
+            filled = 0;
+        }
+        filled += length;
+    }
+    ends.extend((count > 0).then_some(count));
+    ends
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn bins_hold_neighbours_up_to_the_limit() {
+        let ends = |lengths: &[usize], pack| bin_ends(lengths.iter().copied(), pack);
+        assert_eq!(ends(&[3, 4, 3, 9, 1, 1], Some(8)), [2, 3, 4, 6]);
+        assert_eq!(ends(&[3, 4], None), [1, 2]);
+        assert_eq!(ends(&[9], Some(8)), [1], "a longer one is alone");
+        assert!(ends(&[], Some(8)).is_empty());
+    }
+
+    #[test]
+    fn packing_leaves_the_order_as_it_is() {
+        let lengths: Vec<usize> = (0..40).map(|index| 1 + index * 7 % 11).collect();
+        let all = |pack: Option<usize>| {
+            let mut order = Order::new(lengths.clone(), pack, 5, 0);
+            let bins = order.bins(3);
+            let mut taken = Vec::new();
+            for _ in 0..bins {
+                let bin = order.take(1);
+                assert!(bin.iter().map(|&index| lengths[index]).sum::<usize>() <= pack.unwrap_or(11));
+                taken.extend(bin);
+            }
+            (taken, bins)
+        };
+        let (plain, packed) = (all(None), all(Some(32)));
+        assert_eq!(plain.0, packed.0);
+        assert_eq!(plain.1, 120);
+        assert!(packed.1 < 40, "{} bins", packed.1);
+        let mut twice = Order::new(lengths.clone(), Some(32), 5, 0);
+        assert_eq!([twice.take(3), twice.take(packed.1 - 3)].concat(), packed.0, "in any number of portions");
+        for pack in [None, Some(32)] {
+            let from_the_start = |taken| {
+                let mut order = Order::new(lengths.clone(), pack, 5, 0);
+                order.take(taken);
+                order.take(7)
+            };
+            for taken in 0..130 {
+                let mut order = Order::new(lengths.clone(), pack, 5, taken);
+                assert_eq!(order.take(7), from_the_start(taken), "taken up after {taken} bins, {pack:?}");
+            }
+        }
     }
 }

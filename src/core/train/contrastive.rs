@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 
 use super::data::{Dataset, Pair};
 use super::task::{Evaluation, Retrieval, Task};
-use crate::embed::{EmbedOptions, Embedder, TextTokens, unit_length};
+use crate::embed::{DEFAULT_BATCH_TOKENS, EmbedOptions, Embedder, TextTokens, unit_length};
 use crate::error::{Error, Result};
 use crate::model::Encoder;
 use crate::sequence::Sequences;
@@ -71,9 +71,9 @@ impl<B: KernelBackend> PairBatch<B> {
         Self { tokens: Sequences::whole(&all, device), rows, own, barred }
     }
 
-    /// The sum over the rows of the loss, `[1]`.
-    pub(crate) fn loss(&self, task: &Contrastive, model: &dyn Encoder<B>) -> Tensor<B, 1> {
-        let vectors = unit_length(task.embedder.vectors(model, &self.tokens, None));
+    /// The sum over the rows of the loss, from the hidden states of all texts, `[tokens, hidden]` → `[1]`.
+    fn loss(&self, task: &Contrastive, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
+        let vectors = unit_length(task.embedder.vectors(hidden, &self.tokens.segments, None));
         let [texts, _] = vectors.dims();
         let documents = texts - self.rows;
         let (device, dtype) = (vectors.device(), vectors.dtype());
@@ -187,6 +187,8 @@ impl<B: TrainBackend> Task<B> for Contrastive {
     type Batch = PairBatch<B>;
     /// A row alone has nothing to be told from.
     const LEAST: usize = 2;
+    const PACKS: bool = false;
+    const EVALUATED_TOKENS: usize = DEFAULT_BATCH_TOKENS;
 
     fn valid(model: &Self::Model) -> Box<Self::Valid> {
         model.valid()
@@ -200,12 +202,20 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         pairs.len() as f64
     }
 
-    fn loss(&self, model: &Self::Model, batch: &PairBatch<B>) -> Tensor<B, 1> {
-        batch.loss(self, model)
+    fn sequences(batch: &PairBatch<B>) -> &Sequences<B> {
+        &batch.tokens
+    }
+
+    fn loss_of_hidden(&self, _: &Self::Model, batch: &PairBatch<B>, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
+        batch.loss(self, hidden)
     }
 
     fn tokens(pair: &Pair) -> usize {
         pair.query.len() + pair.positive.len() + pair.negatives.iter().map(Vec::len).sum::<usize>()
+    }
+
+    fn weighted(_: &Pair) -> usize {
+        0
     }
 
     fn line(pair: &Pair) -> usize {
@@ -232,7 +242,8 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         let (mut sum, mut done) = (0.0, 0);
         for pairs in examples.chunks(batch_size) {
             let pairs: Vec<&Pair> = pairs.iter().collect();
-            let loss = PairBatch::new(&pairs, &device).loss(self, model).into_data();
+            let batch = PairBatch::new(&pairs, &device);
+            let loss = batch.loss(self, model.encode(&batch.tokens)).into_data();
             sum += loss.iter::<f64>().next().unwrap_or(f64::NAN);
             done += pairs.len();
             // The ranks, which follow, take about as long.

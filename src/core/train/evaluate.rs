@@ -10,7 +10,7 @@ use crate::error::{Error, Result};
 use crate::model::CausalLm;
 
 /// Tokens evaluated at a time.
-const BATCH_TOKENS: usize = 2048;
+pub(super) const BATCH_TOKENS: usize = 2048;
 
 /// The loss of one row.
 #[derive(Clone, Copy, Debug, PartialEq)]

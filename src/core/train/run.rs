@@ -2,15 +2,17 @@
 //! outlives the process is in `checkpoint.rs`.
 
 use std::collections::BTreeMap;
-use std::ops::ControlFlow;
+use std::ops::{ControlFlow, Range};
 use std::time::Instant;
 
 use burn::tensor::Tensor;
-use burn::tensor::backend::AutodiffBackend;
 use firebrick_backend::{KernelBackend, TrainBackend};
+use sha2::{Digest, Sha256};
 
 use super::adamw::{AdamW, AdamWConfig};
-use super::batch::Order;
+pub use super::backward::Gradients;
+use super::backward::Pass;
+use super::batch::{Order, bin_ends};
 use super::checkpoint::{Checkpoints, Cursor, Saved, State, optimizer};
 use super::contrastive::Contrastive;
 use super::data::Dataset;
@@ -18,10 +20,7 @@ use super::schedule::{LearningRate, Schedule};
 use super::task::{NextToken, Retrieval, Task};
 use crate::error::{Error, Result};
 use crate::lora::Adapter;
-use crate::model::{Adapt, CausalLm, Encoder, Handle};
-use crate::nn::{Dropout, Lora};
-use crate::random::key;
-use sha2::{Digest, Sha256};
+use crate::model::{CausalLm, Encoder, Handle};
 
 /// How long to train.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,10 +38,14 @@ pub struct TrainConfig {
     pub learning_rate: LearningRate,
     /// The optimizer's constants.
     pub adamw: AdamWConfig,
-    /// Examples in a forward pass.
+    /// Examples in a forward pass, or bins of them.
     pub batch_size: usize,
     /// Forward passes for each step; their loss is normalised by all their weighted tokens together.
     pub gradient_accumulation: usize,
+    /// Fill each place of a batch with whole examples up to this many tokens, instead of with one. Decoders only.
+    pub pack: Option<usize>,
+    /// Keep each layer's input alone, and compute the layer again on the way back.
+    pub gradient_checkpointing: bool,
     /// When to stop.
     pub duration: Duration,
     /// The gradient of all matrices together is scaled down to this norm.
@@ -67,6 +70,8 @@ impl Default for TrainConfig {
             adamw: AdamWConfig::default(),
             batch_size: 4,
             gradient_accumulation: 1,
+            pack: None,
+            gradient_checkpointing: false,
             duration: Duration::Epochs(1),
             max_grad_norm: Some(1.0),
             eval_every: None,
@@ -81,6 +86,41 @@ impl TrainConfig {
     pub fn learning_rate(mut self, peak: f64) -> Self {
         self.learning_rate.peak = peak;
         self
+    }
+
+    /// Bins that a step takes: one example each, unless they are packed.
+    pub(super) fn bins_per_step(&self) -> usize {
+        self.batch_size * self.gradient_accumulation
+    }
+
+    /// The order of examples with so many tokens each.
+    pub(super) fn order(&self, lengths: Vec<usize>, taken: usize) -> Order {
+        Order::new(lengths, self.pack, self.seed, taken)
+    }
+
+    /// Steps of a run in this order.
+    pub(super) fn total_steps(&self, order: &Order) -> usize {
+        match self.duration {
+            Duration::Steps(steps) => steps,
+            Duration::Epochs(epochs) => order.bins(epochs).div_ceil(self.bins_per_step()),
+        }
+    }
+
+    /// The passes of a step over examples with so many tokens each, of `least` examples or more.
+    pub(super) fn passes(&self, lengths: impl ExactSizeIterator<Item = usize>, least: usize) -> Vec<Range<usize>> {
+        let count = lengths.len();
+        let ends = bin_ends(lengths, self.pack);
+        let mut start = 0;
+        let ends = ends.chunks(self.batch_size).filter_map(|bins| bins.last());
+        let mut passes: Vec<Range<usize>> = ends.map(|&end| std::mem::replace(&mut start, end)..end).collect();
+        // Too few to learn from among themselves: they join those before them.
+        if let [.., before, last] = &mut passes[..]
+            && last.len() < least
+        {
+            before.end = count;
+            passes.pop();
+        }
+        passes
     }
 }
 
@@ -151,9 +191,6 @@ pub struct Trainer<B: TrainBackend, T: Task<B> = NextToken> {
     checkpoints: Option<Checkpoints>,
 }
 
-/// Sums of gradients by module: of `A` and of `B`.
-pub type Gradients<B> = BTreeMap<String, [Tensor<<B as AutodiffBackend>::InnerBackend, 2>; 2]>;
-
 impl<B: TrainBackend> Trainer<B> {
     /// A trainer of a decoder that continues from `adapter`, new or loaded.
     ///
@@ -192,6 +229,11 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
             let bounds = "above 0".into();
             return Err(Error::OutOfBounds { name: "max_grad_norm", value: norm.to_string(), bounds });
         }
+        if let Some(tokens) = config.pack.filter(|tokens| !T::PACKS || *tokens == 0) {
+            let bounds =
+                if T::PACKS { "at least 1" } else { "off: rows of this task learn from the others of their batch" };
+            return Err(Error::OutOfBounds { name: "pack", value: tokens.to_string(), bounds: bounds.into() });
+        }
         let valid_model = T::valid(&*model);
         adapter.attach(&*valid_model)?;
         let optimizer = AdamW::new(config.adamw);
@@ -227,8 +269,16 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
 
     /// What decides every step, setting by setting.
     fn settings(&self, train: &Dataset<T::Example>) -> BTreeMap<String, String> {
-        let TrainConfig { learning_rate: rate, adamw, batch_size, gradient_accumulation, max_grad_norm, seed, .. } =
-            &self.config;
+        let TrainConfig {
+            learning_rate: rate,
+            adamw,
+            batch_size,
+            gradient_accumulation,
+            pack,
+            max_grad_norm,
+            seed,
+            ..
+        } = &self.config;
         let mut data = Sha256::new();
         for example in train.examples() {
             T::identify(example, &mut data);
@@ -244,6 +294,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
             ("adamw", format!("{adamw:?}")),
             ("batch_size", batch_size.to_string()),
             ("gradient_accumulation", gradient_accumulation.to_string()),
+            ("pack", format!("{pack:?}")),
             ("max_grad_norm", format!("{max_grad_norm:?}")),
             ("seed", seed.to_string()),
             ("task", format!("{:?}", self.task.settings())),
@@ -263,16 +314,29 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         &self.adapter
     }
 
-    /// Steps that a run on this many examples takes.
-    pub fn total_steps(&self, examples: usize) -> usize {
-        match self.config.duration {
-            Duration::Steps(steps) => steps,
-            Duration::Epochs(epochs) => (epochs * examples).div_ceil(self.examples_per_step()),
-        }
+    /// The base, without an adapter.
+    pub(super) fn base(&self) -> &T::Valid {
+        &self.valid_model
     }
 
-    fn examples_per_step(&self) -> usize {
-        self.config.batch_size * self.config.gradient_accumulation
+    /// The same trainer with another number of examples in a pass, and of passes in a step.
+    ///
+    /// # Panics
+    /// If there are none, or too few to learn from.
+    pub fn with_batches(mut self, batch_size: usize, gradient_accumulation: usize) -> Self {
+        assert!(batch_size >= T::LEAST && gradient_accumulation > 0, "{gradient_accumulation} passes of {batch_size}");
+        (self.config.batch_size, self.config.gradient_accumulation) = (batch_size, gradient_accumulation);
+        self
+    }
+
+    /// How it trains.
+    pub fn config(&self) -> &TrainConfig {
+        &self.config
+    }
+
+    /// Steps that a run on these examples takes.
+    pub fn total_steps(&self, examples: &[T::Example]) -> usize {
+        self.config.total_steps(&self.config.order(examples.iter().map(T::tokens).collect(), 0))
     }
 
     /// Trains to the end of the duration, or until `report` breaks. Either way the adapter stands as after the last whole step.
@@ -297,16 +361,16 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         report: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<()> {
         let examples = train.examples();
-        if examples.len() < self.config.batch_size {
+        if examples.len() < self.config.batch_size && self.config.pack.is_none() {
             let problem = format!("{} rows are fewer than a batch of {}", examples.len(), self.config.batch_size);
             return Err(Error::Data { path: train.path().into(), problem });
         }
-        let total = self.total_steps(examples.len());
+        let mut order = self.config.order(examples.iter().map(T::tokens).collect(), self.cursor.taken);
+        let total = self.config.total_steps(&order);
         let settings = if self.checkpoints.is_some() { self.settings(train) } else { BTreeMap::new() };
-        let mut order = Order::at(examples.len(), self.config.seed, self.cursor.taken);
         let ending = match self.config.duration {
             Duration::Steps(_) => usize::MAX,
-            Duration::Epochs(epochs) => epochs * examples.len(),
+            Duration::Epochs(epochs) => order.bins(epochs),
         };
         let mut flow = ControlFlow::Continue(());
         loop {
@@ -328,12 +392,13 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
                 return Ok(());
             }
             let left = ending.saturating_sub(self.cursor.taken);
-            let chosen = order.take(self.examples_per_step().min(left).max(T::LEAST));
+            let bins = self.config.bins_per_step().min(left).max(T::LEAST);
+            let chosen = order.take(bins);
             let batch: Vec<&T::Example> = chosen.iter().map(|&index| &examples[index]).collect();
             flow = match self.attempt(&batch, self.config.learning_rate.at(step, total), report) {
                 Ok(None) => ControlFlow::Break(()),
                 Ok(Some(taken)) => {
-                    self.cursor.taken += batch.len();
+                    self.cursor.taken += bins;
                     self.cursor.skipped_in_row = 0;
                     report(Event::Step(taken))
                 }
@@ -343,7 +408,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
                         return Err(problem);
                     }
                     self.cursor.step += 1;
-                    self.cursor.taken += batch.len();
+                    self.cursor.taken += bins;
                     self.cursor.skipped_in_row += 1;
                     self.valid_loss = None;
                     let tokens = batch.iter().map(|example| T::tokens(example)).sum();
@@ -400,10 +465,10 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     /// The error of a step whose loss or gradient is not finite, with the place where that began and the rows it was taken on.
     fn blame(&self, problem: Error, examples: &[&T::Example], train: &Dataset<T::Example>) -> Error {
         let Error::NotFinite { what, place } = problem else { return problem };
-        let model = self.adapter.attach(&*self.valid_model).ok();
-        let layer = model.and_then(|model| {
-            let mut chunks = examples.chunks(self.config.batch_size);
-            chunks.find_map(|examples| self.task.first_not_finite(&*model, examples))
+        let device = self.model.place();
+        let passes = self.config.passes(examples.iter().map(|example| T::tokens(example)), T::LEAST);
+        let layer = passes.into_iter().enumerate().find_map(|(number, rows)| {
+            self.pass(number, 1.0).first_not_finite(&self.task.batch(&examples[rows], &device))
         });
         let lines: Vec<String> = examples.iter().map(|example| T::line(example).to_string()).collect();
         let rows = format!(
@@ -476,6 +541,18 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         Ok(taken.unwrap_or_else(|| unreachable!("nobody breaks")))
     }
 
+    /// The way through the model and back of one of the passes of the step that comes next.
+    fn pass(&self, number: usize, weight: f64) -> Pass<'_, B, T> {
+        Pass {
+            task: &self.task,
+            model: &*self.model,
+            inner: &*self.valid_model,
+            adapter: &self.adapter,
+            numbers: [self.config.seed, self.cursor.step as u64 + 1, number as u64],
+            weight,
+        }
+    }
+
     /// [`gradients`](Self::gradients), or nothing if `go_on` breaks between two passes; it is told how many are done, and of how many.
     fn passes(
         &self,
@@ -483,64 +560,21 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         go_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
     ) -> Result<Option<(f64, Gradients<B>)>> {
         let device = self.model.place();
-        let mut chunks: Vec<&[&T::Example]> = examples.chunks(self.config.batch_size).collect();
-        // Too few to learn from among themselves: they join those before them.
-        if let [.., before, last] = &mut chunks[..]
-            && last.len() < T::LEAST
-        {
-            *before = &examples[examples.len() - last.len() - before.len()..];
-            chunks.pop();
-        }
+        let passes = self.config.passes(examples.iter().map(|example| T::tokens(example)), T::LEAST);
         let weight = T::weight(examples);
         let (mut loss, mut gradients) = (0.0, Gradients::<B>::new());
-        for (pass, examples) in chunks.iter().enumerate() {
-            if pass > 0 && go_on(pass, chunks.len()).is_break() {
+        for (number, rows) in passes.iter().enumerate() {
+            if number > 0 && go_on(number, passes.len()).is_break() {
                 return Ok(None);
             }
-            let batch = self.task.batch(examples, &device);
-            loss += self.pass(&batch, weight, self.cursor.step + 1, pass, &mut gradients)?;
+            let batch = self.task.batch(&examples[rows.clone()], &device);
+            let pass = self.pass(number, weight);
+            loss += match self.config.gradient_checkpointing {
+                true => pass.by_layer(&batch, &mut gradients)?,
+                false => pass.whole(&batch, &mut gradients)?,
+            };
         }
         Ok(Some((loss, gradients)))
-    }
-
-    /// Forward and backward of one batch; its gradients are added to `gradients`, its share of the loss is given back.
-    fn pass(
-        &self,
-        batch: &T::Batch,
-        weight: f64,
-        step: usize,
-        pass: usize,
-        gradients: &mut Gradients<B>,
-    ) -> Result<f64> {
-        let mut parameters = BTreeMap::new();
-        let mut model = self.model.handle();
-        model.each_linear(&mut |path, linear| {
-            linear.lora = self.adapter.modules().get(path).map(|module| {
-                let a = Tensor::<B, 2>::from_inner(module.a.clone()).require_grad();
-                let b = Tensor::<B, 2>::from_inner(module.b.clone()).require_grad();
-                parameters.insert(path.to_owned(), [a.clone(), b.clone()]);
-                let numbers = [self.config.seed, step as u64, pass as u64].map(u64::to_le_bytes).concat();
-                let dropout = (self.adapter.dropout() > 0.0).then(|| Dropout {
-                    probability: self.adapter.dropout() as f32,
-                    key: key(&[&numbers, path.as_bytes()]),
-                });
-                Lora { a, b, scale: module.scale, dropout }
-            });
-        });
-        let loss = self.task.loss(&*model, batch) / weight;
-        let mut taken = loss.backward();
-        let loss = loss.into_data().iter::<f64>().next().unwrap_or(f64::NAN);
-        for (path, [a, b]) in parameters {
-            let [Some(d_a), Some(d_b)] = [a.grad_remove(&mut taken), b.grad_remove(&mut taken)] else {
-                return Err(Error::NoGradient { module: path, reason: "the graph does not reach it".into() });
-            };
-            let sum = match gradients.remove(&path) {
-                Some([sum_a, sum_b]) => [sum_a + d_a, sum_b + d_b],
-                None => [d_a, d_b],
-            };
-            gradients.insert(path, sum);
-        }
-        Ok(loss)
     }
 }
 

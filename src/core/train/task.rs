@@ -9,9 +9,10 @@ use sha2::{Digest, Sha256};
 
 use super::batch::Batch;
 use super::data::{Dataset, Example};
-use super::evaluate::mean_loss_while;
+use super::evaluate::{BATCH_TOKENS, mean_loss_while};
 use crate::error::Result;
 use crate::model::{CausalLm, Handle};
+use crate::sequence::Sequences;
 
 /// What validation found.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -45,6 +46,10 @@ pub trait Task<B: TrainBackend> {
     type Batch;
     /// Rows of a pass at least.
     const LEAST: usize;
+    /// Whether a row's loss is its own, so that rows may be packed into a pass by their lengths.
+    const PACKS: bool;
+    /// Tokens that pass through the model at a time when it is evaluated.
+    const EVALUATED_TOKENS: usize;
 
     /// The same weights on the backend underneath autodiff.
     fn valid(model: &Self::Model) -> Box<Self::Valid>;
@@ -52,10 +57,18 @@ pub trait Task<B: TrainBackend> {
     fn batch(&self, examples: &[&Self::Example], device: &B::Device) -> Self::Batch;
     /// What the sum of the losses of a step's rows is divided by to be their mean.
     fn weight(examples: &[&Self::Example]) -> f64;
+    /// The tokens that pass through the model.
+    fn sequences(batch: &Self::Batch) -> &Sequences<B>;
+    /// The sum of its losses from the hidden states of its tokens, `[tokens, hidden]` → `[1]`.
+    fn loss_of_hidden(&self, model: &Self::Model, batch: &Self::Batch, hidden: Tensor<B, 2>) -> Tensor<B, 1>;
     /// The sum of its losses, `[1]`.
-    fn loss(&self, model: &Self::Model, batch: &Self::Batch) -> Tensor<B, 1>;
+    fn loss(&self, model: &Self::Model, batch: &Self::Batch) -> Tensor<B, 1> {
+        self.loss_of_hidden(model, batch, model.hidden_states(Self::sequences(batch)))
+    }
     /// Tokens of a row that pass through the model.
     fn tokens(example: &Self::Example) -> usize;
+    /// Those of them that go through the model's head.
+    fn weighted(example: &Self::Example) -> usize;
     /// Line of its file that a row came from, from 1.
     fn line(example: &Self::Example) -> usize;
     /// Adds what a row is to a hash.
@@ -76,10 +89,6 @@ pub trait Task<B: TrainBackend> {
     fn settings(&self) -> Vec<(&'static str, String)> {
         Vec::new()
     }
-    /// Where in the model these rows first make a number that is not finite, if the task can tell.
-    fn first_not_finite(&self, _model: &Self::Valid, _examples: &[&Self::Example]) -> Option<String> {
-        None
-    }
 }
 
 /// Decoders learn to predict the weighted tokens of their rows.
@@ -92,6 +101,8 @@ impl<B: TrainBackend> Task<B> for NextToken {
     type Example = Example;
     type Batch = Batch<B>;
     const LEAST: usize = 1;
+    const PACKS: bool = true;
+    const EVALUATED_TOKENS: usize = BATCH_TOKENS;
 
     fn valid(model: &Self::Model) -> Box<Self::Valid> {
         model.valid()
@@ -106,13 +117,21 @@ impl<B: TrainBackend> Task<B> for NextToken {
         examples.iter().flat_map(|example| &example.weights[1..]).map(|&weight| f64::from(weight)).sum()
     }
 
-    fn loss(&self, model: &Self::Model, batch: &Batch<B>) -> Tensor<B, 1> {
-        batch.loss(model)
+    fn sequences(batch: &Batch<B>) -> &Sequences<B> {
+        &batch.tokens
+    }
+
+    fn loss_of_hidden(&self, model: &Self::Model, batch: &Batch<B>, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
+        model.loss(batch.weighted_rows(hidden), &batch.targets)
     }
 
     fn tokens(example: &Example) -> usize {
         // The last token is predicted and passes through nothing.
         example.tokens.len() - 1
+    }
+
+    fn weighted(example: &Example) -> usize {
+        example.weights.iter().skip(1).filter(|&&weight| weight != 0.0).count()
     }
 
     fn line(example: &Example) -> usize {
@@ -136,9 +155,5 @@ impl<B: TrainBackend> Task<B> for NextToken {
     ) -> Result<Option<Evaluation>> {
         let loss = mean_loss_while(model, data, go_on)?;
         Ok(loss.map(|loss| Evaluation { loss, retrieval: None }))
-    }
-
-    fn first_not_finite(&self, model: &Self::Valid, examples: &[&Example]) -> Option<String> {
-        Batch::new(examples, &model.device()).first_not_finite(model)
     }
 }

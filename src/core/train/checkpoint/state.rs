@@ -31,7 +31,7 @@ const MOMENTS: [&str; 2] = ["exp_avg", "exp_avg_sq"];
 pub struct Cursor {
     /// Steps taken, those included whose gradient was not finite.
     pub step: usize,
-    /// Examples taken from the order of the epochs.
+    /// Bins of examples taken from the order of the epochs: examples, where they are not packed.
     pub taken: usize,
     /// The last so many steps had no finite gradient.
     pub skipped_in_row: usize,
