@@ -69,12 +69,12 @@ pub fn checkpoint(data: &[u8]) -> bool {
     let Some((which, data)) = data.split_first() else { return false };
     let fill = |folder: &Path| {
         write(folder, "config.json", seeds::QWEN);
-        write(folder, "a.safetensors", seeds::decoder_weights(|at| at % 2 == 0));
+        write(folder, "a.safetensors", seeds::decoder_weights(|at: usize| at.is_multiple_of(2)));
         write(folder, "b.safetensors", seeds::decoder_weights(|at| at % 2 == 1));
     };
     FOLDER.with(|cell| {
         with_folder(cell, fill, |folder| {
-            if which % 2 == 0 {
+            if which & 1 == 0 {
                 write(folder, "model.safetensors", data);
             } else {
                 let _ = fs::remove_file(folder.join("model.safetensors"));

@@ -94,7 +94,7 @@ fn behind(which: u8, bytes: impl AsRef<[u8]>) -> Vec<u8> {
 }
 
 pub fn checkpoint() -> Vec<Vec<u8>> {
-    let shard = |at: usize| if at % 2 == 0 { "a.safetensors" } else { "b.safetensors" };
+    let shard = |at: usize| if at.is_multiple_of(2) { "a.safetensors" } else { "b.safetensors" };
     let map: BTreeMap<&str, &str> = DECODER.iter().enumerate().map(|(at, (name, _))| (*name, shard(at))).collect();
     let index = json!({"metadata": {"total_size": 1}, "weight_map": map}).to_string();
     vec![behind(0, decoder_weights(|_| true)), behind(0, decoder_weights(|at| at < 2)), behind(1, index)]
