@@ -6,6 +6,8 @@
 mod adapters;
 #[path = "cli/bench.rs"]
 mod bench;
+#[path = "cli/bombs.rs"]
+mod bombs;
 #[path = "cli/command.rs"]
 mod command;
 #[path = "cli/conversation.rs"]

@@ -27,7 +27,7 @@ pub struct E5Config {
 
 /// Sizes beyond these are a broken file, not a model.
 const MAX_SIZE: usize = 1 << 24;
-const MAX_LAYERS: usize = 1 << 12;
+const MAX_LAYERS: usize = 1 << 10;
 
 /// Keys whose mathematics this family has in one form only, with the values that are that form.
 const REFUSED: &[(&str, &[&str], &str)] = &[

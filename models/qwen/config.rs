@@ -37,7 +37,7 @@ pub struct QwenConfig {
 
 /// Sizes beyond these are a broken file, not a model.
 const MAX_SIZE: usize = 1 << 24;
-const MAX_LAYERS: usize = 1 << 12;
+const MAX_LAYERS: usize = 1 << 10;
 
 /// Keys of related architectures whose mathematics this family does not have, with the values that change nothing.
 const REFUSED: &[(&str, &[&str], &str)] = &[

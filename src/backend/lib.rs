@@ -25,7 +25,6 @@ pub mod backends {
 }
 pub mod device;
 pub mod launches;
-pub mod map;
 #[cfg(test)]
 #[path = "../../tests/metal/tests.rs"]
 mod metal;

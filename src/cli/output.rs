@@ -6,9 +6,19 @@ use anyhow::Result;
 use firebrick::Error;
 use serde::Serialize;
 
-/// A line on stderr. Whether anybody reads it does not matter: `eprintln!` would panic when nobody does.
+/// A line on stderr. Whether anybody reads it does not matter: `eprintln!` would panic when nobody does. Messages quote the files of
+/// strangers, whose control characters could tell a terminal what to do: they are shown and not sent.
 pub fn to_user(line: impl std::fmt::Display) {
-    let _ = writeln!(io::stderr(), "{line}");
+    let line = line.to_string();
+    let shown: String = line.chars().fold(String::with_capacity(line.len()), |mut shown, character| {
+        match character {
+            '\n' | '\t' => shown.push(character),
+            control if control.is_control() => shown.extend(control.escape_default()),
+            other => shown.push(other),
+        }
+        shown
+    });
+    let _ = writeln!(io::stderr(), "{shown}");
 }
 
 /// A JSON value on a line of its own.

@@ -2,7 +2,7 @@
 //! What the config means is known in `models/`; tokenizers are read in `text.rs`, adapters in `lora.rs`.
 //!
 //! Opening reads the config and the headers and checks all of it; a tensor's bytes are touched when it is asked for, copied
-//! once into the buffer it will live in, and never referenced in the file again. See `firebrick_backend::map` for how.
+//! once into the buffer it will live in, and never referenced in the file again. See `file/ranges.rs` for what a file that changes leads to.
 
 mod elements;
 mod fingerprint;
@@ -24,7 +24,6 @@ use std::sync::{Mutex, PoisonError};
 
 use burn::tensor::TensorData;
 use firebrick_backend::KernelBackend;
-use firebrick_backend::map::Map;
 use firebrick_backend::packed::Format;
 use serde_json::Value;
 
@@ -34,7 +33,7 @@ pub use self::loader::{DTypePolicy, TensorLoader};
 pub use self::safetensors::{TensorFile, TensorInfo};
 pub use self::write::{PYTORCH_FORMAT, TensorSpecification, write_atomic, write_safetensors};
 use crate::error::{Error, Result};
-use crate::file::Files;
+use crate::file::{Files, RangeFile, resolve};
 
 /// An opened checkpoint folder. Cheap to keep: it holds the headers and the open files, no weights.
 #[derive(Debug)]
@@ -89,8 +88,16 @@ impl Checkpoint {
             config => config?,
         };
         let weights = folder::find_weights(folder)?;
-        let open = |path: &PathBuf| TensorFile::open(path, &Limits::MODEL);
-        let files: Vec<TensorFile> = weights.files.iter().map(open).collect::<Result<_>>()?;
+        let (mut files, mut tensors): (Vec<TensorFile>, usize) = (Vec::with_capacity(weights.files.len()), 0);
+        for path in &weights.files {
+            let file = TensorFile::open(path, &Limits::MODEL)?;
+            tensors += file.names().count();
+            if tensors > Limits::MODEL.tensors {
+                let problem = format!("its files list more than {} tensors together", Limits::MODEL.tensors);
+                return Err(Error::malformed(folder, problem));
+            }
+            files.push(file);
+        }
         let places = match weights.index {
             None => files
                 .iter()
@@ -120,10 +127,18 @@ impl Checkpoint {
     }
 
     fn open_gguf(path: &Path) -> Result<Self> {
-        let map = Map::open(path).map_err(Error::io(path))?;
+        let file = RangeFile::open(path).map_err(Error::io(path))?;
         let malformed = |problem: String| Error::malformed(path, problem);
-        let header = gguf::parse(map.bytes(0..map.len()).map_err(Error::io(path))?).map_err(malformed)?;
-        map.release(0..header.length);
+        let mut length = gguf::FIRST_BYTES;
+        let header = loop {
+            // Where the header ends is known once it was read.
+            length = length.min(file.len());
+            let start = file.copy(0..length).map_err(Error::io(path))?;
+            match gguf::parse(&start, file.len()).map_err(malformed)? {
+                Some(header) => break header,
+                None => length = length.saturating_mul(4),
+            }
+        };
         let gguf::Named { config, tensors } = gguf::named(&header).map_err(malformed)?;
         let inside = Files::inside(path, gguf::files(&header).map_err(malformed)?);
         let (mut entries, mut blocks) = (BTreeMap::new(), BTreeMap::new());
@@ -135,7 +150,7 @@ impl Checkpoint {
             entries.insert(name, header::Entry { dtype: stored.dtype(), shape, range, interleaved });
         }
         let places = entries.keys().map(|name| (name.clone(), 0)).collect();
-        let files = vec![TensorFile::of(map, entries)];
+        let files = vec![TensorFile::of(file, entries)];
         Ok(Self { files, places, blocks, ..Self::without_tensors(inside, config) })
     }
 
@@ -166,7 +181,7 @@ impl Checkpoint {
     /// # Errors
     /// As for shards: [`Error::Malformed`] when `name` is not a plain file name or a link leads out of the folder.
     pub fn file(&self, name: &str) -> Result<Option<PathBuf>> {
-        folder::resolve(self.folder(), name)
+        resolve(self.folder(), name)
     }
 
     /// Tensors that a loader finished with and that hold infinite values or NaN, by name.

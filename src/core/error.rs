@@ -231,16 +231,23 @@ fn setting_list(differing: &[(String, String, String)]) -> String {
     differing.iter().map(one).collect::<Vec<_>>().join("; ")
 }
 
+/// Lines of each kind in the message; a hostile file has a hundred thousand to tell. The error itself holds all of them.
+const MISMATCHES_SHOWN: usize = 500;
+
 fn mismatch_lines(missing: &[String], surplus: &[String], misshapen: &[(String, String, String)]) -> String {
     let mut lines = String::new();
-    for name in missing {
-        lines += &format!("\n  missing    {name}");
-    }
-    for name in surplus {
-        lines += &format!("\n  surplus    {name}");
-    }
-    for (name, expected, found) in misshapen {
-        lines += &format!("\n  misshapen  {name}: expected {expected}, found {found}");
-    }
+    let mut list = |what: &str, all: usize, shown: &mut dyn Iterator<Item = String>| {
+        for line in shown.take(MISMATCHES_SHOWN) {
+            lines += &format!("\n  {what:<9}  {line}");
+        }
+        if all > MISMATCHES_SHOWN {
+            lines += &format!("\n  {what:<9}  … and {} more", all - MISMATCHES_SHOWN);
+        }
+    };
+    list("missing", missing.len(), &mut missing.iter().cloned());
+    list("surplus", surplus.len(), &mut surplus.iter().cloned());
+    let describe =
+        |(name, expected, found): &(String, String, String)| format!("{name}: expected {expected}, found {found}");
+    list("misshapen", misshapen.len(), &mut misshapen.iter().map(describe));
     lines
 }

@@ -1,9 +1,16 @@
-//! Small files of strangers, read within a bound. Weights are read by `checkpoint.rs`, rows of data by `train/data.rs`.
+//! Files of strangers: small ones, read within a bound; names and links that lead nowhere else; ranges of large ones. What is in them is
+//! the business of `checkpoint.rs`, `text.rs` and `lora.rs`; rows of data are read by `train/data.rs`.
+
+mod names;
+mod ranges;
 
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Read};
 use std::path::{Path, PathBuf};
+
+pub(crate) use names::{confined, resolve};
+pub(crate) use ranges::RangeFile;
 
 use crate::error::{Error, Result};
 
@@ -23,11 +30,23 @@ pub(crate) fn read_limited(path: &Path, limit: u64) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// [`read_limited`], with `None` for a file that is not there.
-pub(crate) fn read_limited_if_present(path: &Path, limit: u64) -> Result<Option<Vec<u8>>> {
-    match read_limited(path, limit) {
-        Err(Error::Io { source, .. }) if source.kind() == ErrorKind::NotFound => Ok(None),
-        read => read.map(Some),
+/// [`read_limited`] of a path below `folder`, with `None` for a file that is not there.
+///
+/// # Errors
+/// As there, and [`Error::Malformed`] for a link that leads out of the folder and for what is not a file.
+pub(crate) fn read_confined(folder: &Path, path: PathBuf, limit: u64) -> Result<Option<Vec<u8>>> {
+    confined(folder, path)?.map(|path| read_limited(&path, limit)).transpose()
+}
+
+/// [`read_confined`] of the file `name`, which has to be there.
+///
+/// # Errors
+/// As there, with the system's own words for a file that is not there.
+pub(crate) fn need(folder: &Path, name: &str, limit: u64) -> Result<Vec<u8>> {
+    let path = folder.join(name);
+    match read_confined(folder, path.clone(), limit)? {
+        Some(bytes) => Ok(bytes),
+        None => Err(Error::Io { path, source: ErrorKind::NotFound.into() }),
     }
 }
 
@@ -62,25 +81,25 @@ impl Files {
     /// The bytes of the file `name`, which has to be there.
     ///
     /// # Errors
-    /// As [`read_limited`], with the system's own words for a file that is not there.
+    /// [`Error::Io`] if it cannot be read, [`Error::Malformed`] if it is too large, no file, or a link that leads out of the folder.
     pub(crate) fn need(&self, name: &str, limit: u64) -> Result<Vec<u8>> {
         match &self.inside {
             Some(files) => {
                 files.get(name).cloned().ok_or_else(|| Error::malformed(&self.place, format!("it holds no {name}")))
             }
-            None => read_limited(&self.place.join(name), limit),
+            None => need(&self.place, name, limit),
         }
     }
 
     /// The bytes of the file `name`, if it is there.
     ///
     /// # Errors
-    /// As [`read_limited`].
+    /// As [`need`](Self::need).
     pub(crate) fn read(&self, name: &str, limit: u64) -> Result<Option<Vec<u8>>> {
         match &self.inside {
             // As large as the file that it came with, which has a limit of its own.
             Some(files) => Ok(files.get(name).cloned()),
-            None => read_limited_if_present(&self.place.join(name), limit),
+            None => read_confined(&self.place, self.place.join(name), limit),
         }
     }
 }

@@ -22,7 +22,7 @@ use serde_json::{Map, Value};
 use crate::checkpoint::{TensorFile, TensorSpecification, write_atomic, write_safetensors};
 use crate::disk::{Disk, System};
 use crate::error::{Error, Result};
-use crate::file::read_limited;
+use crate::file::{need, resolve};
 use crate::model::Handle;
 use crate::nn::{Linear, Lora};
 use crate::random::key;
@@ -143,12 +143,12 @@ impl<B: KernelBackend> Adapter<B> {
     /// Reads an adapter folder, of PEFT or of mlx-lm.
     ///
     /// # Errors
-    /// If files are missing or malformed, or the config asks for something that is not implemented, which is named.
+    /// If files are missing, malformed or links out of the folder, or the config asks for something that is not implemented, which is named.
     pub fn load(folder: &Path, device: &B::Device) -> Result<Self> {
-        if folder.join(peft::WEIGHTS).exists() {
-            peft::load(folder, device)
-        } else if folder.join(mlx::WEIGHTS).exists() {
-            mlx::load(folder, device)
+        if let Some(weights) = resolve(folder, peft::WEIGHTS)? {
+            peft::load(folder, &weights, device)
+        } else if let Some(weights) = resolve(folder, mlx::WEIGHTS)? {
+            mlx::load(folder, &weights, device)
         } else if folder.join(peft::PICKLE).exists() {
             Err(Error::Pickle { path: folder.join(peft::PICKLE) })
         } else {
@@ -376,11 +376,12 @@ pub(crate) fn write_matrices<B: KernelBackend>(
     })
 }
 
-/// A JSON object from a small file.
-fn read_object(path: &Path) -> Result<Map<String, Value>> {
+/// A JSON object from a small file of a folder.
+fn read_object(folder: &Path, name: &str) -> Result<Map<String, Value>> {
     const LIMIT: u64 = 1 << 20;
-    let bytes = read_limited(path, LIMIT)?;
-    serde_json::from_slice(&bytes).map_err(|problem| Error::malformed(path, format!("not a JSON object: {problem}")))
+    let bytes = need(folder, name, LIMIT)?;
+    serde_json::from_slice(&bytes)
+        .map_err(|problem| Error::malformed(folder.join(name), format!("not a JSON object: {problem}")))
 }
 
 /// A JSON object as Python writes it: sorted keys, two spaces.

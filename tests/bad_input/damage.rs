@@ -19,7 +19,9 @@ pub const CONFIG: &str = "config.json";
 
 /// The files of `tests/goldens/NAME`, without its folders, somewhere they may be damaged.
 pub fn copy(name: &str) -> tempfile::TempDir {
-    let to = tempfile::tempdir().unwrap();
+    // In memory, where there is a place for that: some tests write a file a hundred thousand times.
+    let memory = Path::new("/dev/shm");
+    let to = if memory.is_dir() { tempfile::tempdir_in(memory) } else { tempfile::tempdir() }.unwrap();
     for entry in std::fs::read_dir(repository("tests/goldens").join(name)).unwrap() {
         let entry = entry.unwrap();
         if entry.file_type().unwrap().is_file() {

@@ -3,12 +3,16 @@
 use std::path::Path;
 
 use firebrick::KernelBackend;
+use firebrick::LanguageModel;
+use firebrick::core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick::core::error::Error;
+use firebrick::core::sequence::Sequences;
+use firebrick::models::load_causal_lm;
 use serde_json::{Map, Value, json};
 
 use crate::contract;
 use crate::damage::{CONFIG, Stored, copy, edit_tensors, load, refused, says, set};
-use crate::support::Inner;
+use crate::support::{Inner, floats};
 
 const WEIGHTS: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -122,6 +126,57 @@ contract! {
         std::os::unix::fs::symlink(folder.path().join(WEIGHTS), model.join(WEIGHTS)).unwrap();
         let error = error_of::<Inner<B>>(&model, &device, "a link");
         says(&error, &["this link leads out of the folder"]);
+    }
+}
+
+#[cfg(unix)]
+contract! {
+    fn no_small_file_is_read_through_a_link_or_a_pipe<B>(device) {
+        let names = ["config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"];
+        for name in names {
+            let folder = copy("qwen2-tiny");
+            let model = folder.path().join("model");
+            std::fs::create_dir(&model).unwrap();
+            for file in crate::damage::names_in(folder.path()).iter().filter(|file| file.contains('.')) {
+                std::fs::rename(folder.path().join(file), model.join(file)).unwrap();
+            }
+            std::fs::write(model.join("chat_template.jinja"), "{{ messages }}").unwrap();
+            LanguageModel::<Inner<B>>::load(&model, &device).unwrap();
+            // What it holds is good; only where it is is not.
+            std::fs::rename(model.join(name), folder.path().join(name)).unwrap();
+            std::os::unix::fs::symlink(folder.path().join(name), model.join(name)).unwrap();
+            let error = refused(LanguageModel::<Inner<B>>::load(&model, &device).map(drop), name);
+            says(&error, &[name, "this link leads out of the folder"]);
+            std::fs::remove_file(model.join(name)).unwrap();
+            // Opening a pipe that nobody writes to waits for ever.
+            assert!(std::process::Command::new("mkfifo").arg(model.join(name)).status().unwrap().success());
+            let error = refused(LanguageModel::<Inner<B>>::load(&model, &device).map(drop), name);
+            says(&error, &[name, "not a regular file"]);
+        }
+    }
+}
+
+contract! {
+    fn weights_that_shrink_after_loading_change_nothing_and_while_loading_are_named<B>(device) {
+        let folder = copy("qwen2-tiny");
+        let path = folder.path().join(WEIGHTS);
+        let checkpoint = Checkpoint::open(folder.path()).unwrap();
+        let model = load_causal_lm::<Inner<B>>(&checkpoint, DTypePolicy::Auto, &device).unwrap();
+        let tokens = Sequences::whole(&[[1u32, 2, 3]], &device);
+        let before = floats(model.head(model.hidden(&tokens, None)));
+        let shorten = |length| std::fs::OpenOptions::new().write(true).open(&path).unwrap().set_len(length).unwrap();
+        for length in [300_000, 4_096, 0] {
+            shorten(length);
+            // The model copied what it needs.
+            assert_eq!(floats(model.head(model.hidden(&tokens, None))), before);
+            // The opened checkpoint did not: each of its tensors is an error that names the file, also those that are still there.
+            for name in checkpoint.names() {
+                let error = refused(checkpoint.data(name), name);
+                assert!(matches!(&error, Error::Io { path: named, .. } if *named == path), "{error:?}");
+            }
+            let error = refused(load_causal_lm::<Inner<B>>(&checkpoint, DTypePolicy::Auto, &device).map(drop), "a shorter file");
+            assert!(matches!(&error, Error::Io { path: named, .. } if *named == path), "{error:?}");
+        }
     }
 }
 

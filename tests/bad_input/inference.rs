@@ -65,6 +65,53 @@ contract! {
 }
 
 contract! {
+    fn prompts_of_megabytes_are_refused_in_bounded_time<B>(device) {
+        let model = LanguageModel::<Inner<B>>::load(copy("qwen2-tiny").path(), &device).unwrap();
+        let limit = model.model().facts().context;
+        let begun = std::time::Instant::now();
+        // Words take time in proportion: a tenth is enough of them.
+        for (text, megabytes) in [("a ", 1), ("a", 10), (" ", 10), ("🦀", 10), ("\n", 10), ("\0", 10)] {
+            let begun = std::time::Instant::now();
+            match refused(model.generate(&text.repeat((megabytes << 20) / text.len()), &GenerateOptions::greedy()), text) {
+                // Letters, spaces or signs without a break are refused before they are split into words.
+                Error::Tokenizer(problem) => assert!(problem.contains("without a break"), "{text:?}: {problem}"),
+                Error::PromptTooLong { tokens, limit: named } => assert!(named == limit && tokens > limit, "{text:?}"),
+                other => panic!("{text:?}: {other:?}"),
+            }
+            assert!(begun.elapsed().as_secs() < 20, "{text:?}: {:?}", begun.elapsed());
+        }
+        println!("a prompt of 1 MB and five of 10 MB were refused in {:?}", begun.elapsed());
+        // White space is text like any other.
+        for text in [" ", "\n\n", "\t \u{3000}"] {
+            let options = GenerateOptions::greedy().max_tokens(2);
+            assert!(model.generate(text, &options).unwrap().all(|piece| piece.is_ok()), "{text:?}");
+        }
+    }
+}
+
+contract! {
+    fn any_part_of_an_answer_can_end_it_and_no_byte_more_is_streamed<B>(device) {
+        let model = LanguageModel::<Inner<B>>::load(copy("qwen2-tiny").path(), &device).unwrap();
+        let answer = |stop: &[&str]| {
+            let stop = stop.iter().map(|&stop| stop.to_owned()).collect();
+            let options = GenerateOptions { stop, ..GenerateOptions::greedy().max_tokens(24) };
+            let pieces = model.generate_from(&[5, 6, 7, 8], &options, None).unwrap();
+            pieces.map(|piece| piece.unwrap().text).collect::<String>()
+        };
+        let whole = answer(&[]);
+        let places: Vec<usize> = whole.char_indices().map(|(at, _)| at).chain([whole.len()]).collect();
+        assert!(places.len() > 20, "{whole:?}");
+        // Pieces of one letter, and of some that no token has as a whole.
+        for length in [1, 2, 5] {
+            for part in places.windows(length + 1) {
+                let stop = &whole[part[0]..part[length]];
+                assert_eq!(answer(&["never said", stop]), whole[..whole.find(stop).unwrap()], "{stop:?}");
+            }
+        }
+    }
+}
+
+contract! {
     fn an_id_outside_the_vocabulary_is_named<B>(device) {
         let model = load::<Inner<B>>(copy("qwen2-tiny").path(), &device).unwrap();
         decode(&*model, &[511], 1).unwrap();

@@ -3,7 +3,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
-use crate::command::{binary, data, golden, inside, json_of, names, run, rust_tiny, text};
+use crate::command::{binary, copy, data, golden, inside, json_of, names, run, rust_tiny, set_config, text};
 
 /// A small job for every verb that has JSON, with its own outputs.
 fn jobs(folder: &tempfile::TempDir, rows: &str) -> Vec<String> {
@@ -82,4 +82,14 @@ fn a_full_disk_is_a_failure() {
     let output = output.wait_with_output().unwrap();
     assert_eq!(output.status.code(), Some(1));
     assert!(String::from_utf8(output.stderr).unwrap().starts_with("error: "));
+}
+
+#[test]
+fn what_a_stranger_wrote_does_not_reach_the_terminal_as_a_command() {
+    let folder = copy(&golden("qwen2-tiny"));
+    set_config(folder.path(), "model_type", serde_json::json!("\u{1b}]0;title\u{7}\u{9b}2J"));
+    let ran = run("generate --tokens 1 --model", &[&text(folder.path())]);
+    assert_eq!(ran.status, 1);
+    assert!(ran.err.contains("\\u{1b}]0;title\\u{7}\\u{9b}2J"), "{}", ran.err);
+    assert!(ran.err.chars().all(|character| character == '\n' || !character.is_control()), "{:?}", ran.err);
 }

@@ -18,11 +18,15 @@ pub(super) use model::{Named, named};
 use super::header::shown;
 
 /// How much a header may claim before it is refused: vocabularies of millions of tokens are far below.
-const MAX_HEADER_BYTES: usize = 256 << 20;
+const MAX_HEADER_BYTES: usize = 64 << 20;
 const MAX_TENSORS: u64 = 100_000;
 const MAX_KEYS: u64 = 10_000;
-const MAX_ITEMS: u64 = 16 << 20;
+/// In all lists together: a vocabulary of 256 thousand tokens has as many texts, types and scores, and twice as many merges.
+const MAX_ITEMS: u64 = 3 << 19;
 const MAX_RANK: u32 = 4;
+
+/// How much of a file is looked at first: most headers end before.
+pub(super) const FIRST_BYTES: usize = 4 << 20;
 
 /// A value of the metadata.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,8 +56,6 @@ pub(super) struct Tensor {
 pub(super) struct Header {
     pub metadata: BTreeMap<String, Value>,
     pub tensors: BTreeMap<String, Tensor>,
-    /// Where the header ends.
-    pub length: usize,
 }
 
 impl Header {
@@ -101,12 +103,22 @@ impl Header {
     }
 }
 
-/// Reads the header of a file of these bytes.
+/// Reads the header of a file that begins with these bytes and has `whole` of them; none if more of them are needed.
 ///
 /// # Errors
 /// What is wrong with it.
-pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
-    let mut reader = Reader { bytes: &bytes[..bytes.len().min(MAX_HEADER_BYTES)], at: 0, whole: bytes.len() };
+pub(super) fn parse(bytes: &[u8], whole: usize) -> Result<Option<Header>, String> {
+    let mut reader = Reader { bytes: &bytes[..bytes.len().min(MAX_HEADER_BYTES)], at: 0, ended: false, items: 0 };
+    match header(&mut reader, whole) {
+        Err(_) if reader.ended && bytes.len() < whole.min(MAX_HEADER_BYTES) => Ok(None),
+        Err(_) if reader.ended && whole > MAX_HEADER_BYTES => {
+            Err(format!("its header has more than {MAX_HEADER_BYTES} bytes"))
+        }
+        read => read.map(Some),
+    }
+}
+
+fn header(reader: &mut Reader, whole: usize) -> Result<Header, String> {
     if reader.take(4)? != b"GGUF" {
         return Err("this is not a GGUF file".into());
     }
@@ -146,14 +158,14 @@ pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
     let data = reader.at.next_multiple_of(alignment);
     let mut placed = BTreeMap::new();
     for (name, shape, kind, offset) in raw {
-        let tensor = place(&shape, kind, offset, data, bytes.len())
-            .map_err(|problem| format!("tensor {} {problem}", shown(&name)))?;
+        let tensor =
+            place(&shape, kind, offset, data, whole).map_err(|problem| format!("tensor {} {problem}", shown(&name)))?;
         if placed.insert(name.clone(), tensor).is_some() {
             return Err(format!("tensor {} appears twice", shown(&name)));
         }
     }
-    apart(&placed)?;
-    Ok(Header { metadata, tensors: placed, length: reader.at })
+    covered(&placed, data, whole, alignment)?;
+    Ok(Header { metadata, tensors: placed })
 }
 
 fn place(shape: &[u64], kind: u32, offset: u64, data: usize, file: usize) -> Result<Tensor, String> {
@@ -179,30 +191,42 @@ fn place(shape: &[u64], kind: u32, offset: u64, data: usize, file: usize) -> Res
     }
 }
 
-/// No two tensors may share bytes.
-fn apart(tensors: &BTreeMap<String, Tensor>) -> Result<(), String> {
-    let mut ranges: Vec<_> = tensors.iter().map(|(name, tensor)| (tensor.range.clone(), name)).collect();
-    ranges.sort_by_key(|(range, _)| (range.start, range.end));
-    match ranges.windows(2).find(|pair| pair[1].0.start < pair[0].0.end) {
-        Some(pair) => Err(format!("tensors {} and {} overlap", shown(pair[0].1), shown(pair[1].1))),
-        None => Ok(()),
+/// No overlap; and between tensors, and behind the last, no more than aligns the next.
+fn covered(tensors: &BTreeMap<String, Tensor>, data: usize, whole: usize, alignment: usize) -> Result<(), String> {
+    let mut ranges: Vec<_> =
+        tensors.iter().map(|(name, tensor)| (tensor.range.start, tensor.range.end, name)).collect();
+    ranges.sort_unstable();
+    let mut end = data;
+    for (start, next, name) in ranges {
+        if start < end {
+            return Err(format!("tensor {} overlaps the tensor before it", shown(name)));
+        }
+        if start - end >= alignment {
+            return Err(format!("tensor {} follows a hole of {} bytes", shown(name), start - end));
+        }
+        end = next;
+    }
+    match whole.saturating_sub(end) {
+        behind if behind >= alignment => Err(format!("{behind} bytes follow the last tensor")),
+        _ => Ok(()),
     }
 }
 
 struct Reader<'a> {
     bytes: &'a [u8],
     at: usize,
-    whole: usize,
+    /// Whether more was asked for than there is.
+    ended: bool,
+    /// In the lists so far.
+    items: u64,
 }
 
 impl<'a> Reader<'a> {
     fn take(&mut self, count: usize) -> Result<&'a [u8], String> {
         let end = self.at.checked_add(count).filter(|&end| end <= self.bytes.len());
         let Some(end) = end else {
-            return Err(match self.bytes.len() < self.whole {
-                true => format!("its header has more than {MAX_HEADER_BYTES} bytes"),
-                false => "the file ends inside its header: truncated".into(),
-            });
+            self.ended = true;
+            return Err("the file ends inside its header: truncated".into());
         };
         let taken = &self.bytes[self.at..end];
         self.at = end;
@@ -252,23 +276,42 @@ impl<'a> Reader<'a> {
 
     fn list(&mut self) -> Result<Value, String> {
         let (kind, count) = (self.u32()?, self.u64()?);
-        if count > MAX_ITEMS {
-            return Err(format!("a list of {count} items"));
+        self.items = self.items.saturating_add(count);
+        if self.items > MAX_ITEMS {
+            return Err(format!("a list of {count} items; {MAX_ITEMS} are allowed in all lists together"));
         }
-        let items = (0..count).map(|_| self.value(kind, false));
+        // An item has a byte at least, a text its length: what is reserved for the list is a few times the file at most.
+        let least = if kind == 8 { 8 } else { 1 };
+        if count > ((self.bytes.len() - self.at) / least) as u64 {
+            self.ended = true;
+            return Err("the file ends inside a list: truncated".into());
+        }
+        let mut items = (0..count).map(|_| self.value(kind, false));
         Ok(match kind {
-            8 => Value::Texts(
-                items
-                    .map(|item| item.map(|item| if let Value::Text(text) = item { text } else { String::new() }))
-                    .collect::<Result<_, _>>()?,
-            ),
-            0..=5 | 10 | 11 => Value::Integers(
-                items
-                    .map(|item| item.map(|item| if let Value::Integer(integer) = item { integer } else { 0 }))
-                    .collect::<Result<_, _>>()?,
-            ),
+            8 => {
+                let mut texts = Vec::with_capacity(count as usize);
+                items.try_for_each(|item| match item? {
+                    Value::Text(text) => {
+                        texts.push(text);
+                        Ok(())
+                    }
+                    _ => Err("a list of texts holds something else".to_owned()),
+                })?;
+                Value::Texts(texts)
+            }
+            0..=5 | 10 | 11 => {
+                let mut integers = Vec::with_capacity(count as usize);
+                items.try_for_each(|item| match item? {
+                    Value::Integer(integer) => {
+                        integers.push(integer);
+                        Ok(())
+                    }
+                    _ => Err("a list of integers holds something else".to_owned()),
+                })?;
+                Value::Integers(integers)
+            }
             _ => {
-                items.collect::<Result<Vec<_>, _>>()?;
+                items.try_for_each(|item| item.map(drop))?;
                 Value::Other
             }
         })
@@ -283,6 +326,10 @@ fn short(value: f32) -> f64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    fn parse(bytes: &[u8]) -> Result<Header, String> {
+        super::parse(bytes, bytes.len()).map(|header| header.expect("all of it was given"))
+    }
 
     /// A file of these keys and tensors: name, shape from the innermost, type, bytes.
     fn file(keys: &[(&str, u32, Vec<u8>)], tensors: &[(&str, &[u64], u32, Vec<u8>)]) -> Vec<u8> {
@@ -326,6 +373,25 @@ mod tests {
     }
 
     #[test]
+    fn a_longer_header_is_asked_for() {
+        let bytes = small();
+        let first = (0..bytes.len()).find(|&length| super::parse(&bytes[..length], bytes.len()).unwrap().is_some());
+        let data = parse(&bytes).unwrap().tensors["x"].range.start;
+        // Behind the last number of the header comes only what aligns the data.
+        assert!(first.is_some_and(|length| length <= data && data - length < 32), "{first:?} {data}");
+    }
+
+    #[test]
+    fn lists_have_a_limit_together() {
+        let half = [4u32.to_le_bytes().to_vec(), (MAX_ITEMS / 2).to_le_bytes().to_vec(), vec![0; 3 << 20]].concat();
+        let two = [("a", 9, half.clone()), ("b", 9, half.clone())];
+        assert!(parse(&file(&two, &[])).is_ok());
+        let one_more = [4u32.to_le_bytes().to_vec(), 1u64.to_le_bytes().to_vec(), vec![0; 4]].concat();
+        let three = [("a", 9, half.clone()), ("b", 9, half), ("c", 9, one_more)];
+        assert!(parse(&file(&three, &[])).unwrap_err().contains("in all lists together"));
+    }
+
+    #[test]
     fn a_file_cut_anywhere_is_refused() {
         let bytes = small();
         for length in 0..bytes.len() - 20 {
@@ -357,6 +423,13 @@ mod tests {
         refused(&file(&[], &[("x", &[33], 8, vec![0; 34])]), "whole blocks");
         refused(&file(&[], &[("x", &[256], 10, vec![0; 84])]), "type 10");
         refused(&file(&[], &[("x", &[1 << 40, 1 << 40], 0, vec![])]), "larger");
+        refused(&file(&[], &[("x", &[3], 0, vec![0; 44])]), "52 bytes follow the last tensor");
+        refused(
+            &file(&[], &[("x", &[3], 0, vec![0; 44]), ("y", &[1], 0, vec![0; 4])]),
+            "`y` follows a hole of 52 bytes",
+        );
+        refused(&file(&[], &[("x", &[9], 0, vec![0; 4]), ("y", &[1], 0, vec![0; 4])]), "`y` overlaps");
+        refused(&[&file(&[], &[])[..], &[0; 32]].concat(), "follow the last tensor");
         refused(
             &file(&[("k", 9, [8u32.to_le_bytes().to_vec(), u64::MAX.to_le_bytes().to_vec()].concat())], &[]),
             "a list",

@@ -14,6 +14,8 @@ use serde::de::{Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visi
 
 /// The most dimensions a tensor of a checkpoint may have.
 const MAX_RANK: usize = 16;
+/// The most bytes of a tensor's name; messages show it whole.
+const MAX_NAME: usize = 1_000;
 
 /// How much a header may claim before it is refused.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,16 +105,16 @@ pub(super) fn parse(json: &[u8], file_bytes: usize, limits: &Limits) -> Result<H
 
     let data_start = 8 + json.len();
     let data_bytes = file_bytes.checked_sub(data_start).ok_or("the file ends inside its header")?;
-    let mut tensors = BTreeMap::new();
-    for (name, tensor) in raw.tensors {
-        let entry = checked(&tensor, data_start, data_bytes).map_err(|problem| format!("tensor `{name}` {problem}"))?;
-        tensors.insert(name, entry);
-    }
+    let entry = |(name, tensor): (String, RawTensor)| match checked(tensor, data_start, data_bytes) {
+        Ok(entry) => Ok((name, entry)),
+        Err(problem) => Err(format!("tensor `{name}` {problem}")),
+    };
+    let tensors = raw.tensors.into_iter().map(entry).collect::<Result<BTreeMap<_, _>, _>>()?;
     covered(&tensors, data_start, file_bytes)?;
     Ok(Header { metadata: raw.metadata, tensors })
 }
 
-fn checked(tensor: &RawTensor, data_start: usize, data_bytes: usize) -> Result<Entry, String> {
+fn checked(tensor: RawTensor, data_start: usize, data_bytes: usize) -> Result<Entry, String> {
     let known = DTYPES.iter().find(|(name, _)| *name == tensor.dtype);
     let Some((_, dtype)) = known else {
         return Err(format!("has dtype {}, which is not supported", shown(&tensor.dtype)));
@@ -130,12 +132,7 @@ fn checked(tensor: &RawTensor, data_start: usize, data_bytes: usize) -> Result<E
         let description = describe(*dtype, &tensor.shape.0);
         return Err(format!("is {description}, which takes {bytes} bytes, but has {}", end - begin));
     }
-    Ok(Entry {
-        dtype: *dtype,
-        shape: tensor.shape.0.clone(),
-        range: data_start + begin..data_start + end,
-        interleaved: None,
-    })
+    Ok(Entry { dtype: *dtype, shape: tensor.shape.0, range: data_start + begin..data_start + end, interleaved: None })
 }
 
 /// No overlap, no hole, nothing behind the last tensor.
@@ -164,7 +161,8 @@ pub(super) fn shown(text: &str) -> String {
 
 struct RawHeader {
     metadata: BTreeMap<String, String>,
-    tensors: BTreeMap<String, RawTensor>,
+    /// By name, each once.
+    tensors: Vec<(String, RawTensor)>,
 }
 
 // A repeated or unknown key inside a tensor's description is an error of the derived code.
@@ -216,7 +214,7 @@ impl<'de> Visitor<'de> for HeaderVisitor {
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<RawHeader, A::Error> {
         let mut metadata = None;
-        let mut tensors = BTreeMap::new();
+        let mut tensors = Vec::new();
         while let Some(name) = map.next_key::<String>()? {
             if name == "__metadata__" {
                 let UniqueMap(strings) = map.next_value()?;
@@ -225,19 +223,25 @@ impl<'de> Visitor<'de> for HeaderVisitor {
                 }
                 continue;
             }
-            if tensors.contains_key(&name) {
-                return Err(A::Error::custom(format!("tensor {} appears twice", shown(&name))));
+            if name.len() > MAX_NAME || name.contains(char::is_control) {
+                let problem =
+                    format!("tensor {} has a name of control characters or more than {MAX_NAME} bytes", shown(&name));
+                return Err(A::Error::custom(problem));
             }
             if tensors.len() == self.limits.tensors {
                 return Err(A::Error::custom(format!("it lists more than {} tensors", self.limits.tensors)));
             }
-            tensors.insert(name, map.next_value::<RawTensor>()?);
+            tensors.push((name, map.next_value::<RawTensor>()?));
+        }
+        tensors.sort_by(|(one, _), (other, _)| one.cmp(other));
+        if let Some(pair) = tensors.windows(2).find(|pair| pair[0].0 == pair[1].0) {
+            return Err(A::Error::custom(format!("tensor {} appears twice", shown(&pair[0].0))));
         }
         Ok(RawHeader { metadata: metadata.unwrap_or_default(), tensors })
     }
 }
 
-/// A JSON object of strings in which no key appears twice.
+/// A JSON object of strings in which no key appears twice, of as many as a model may have tensors.
 pub(super) struct UniqueMap(pub BTreeMap<String, String>);
 
 impl<'de> Deserialize<'de> for UniqueMap {
@@ -257,6 +261,9 @@ impl<'de> Deserialize<'de> for UniqueMap {
                         // The rest is read only so that the message can give the place of the first repetition.
                         map.next_value::<IgnoredAny>()?;
                         return Err(A::Error::custom(format!("{} appears twice", shown(&key))));
+                    }
+                    if strings.len() == Limits::MODEL.tensors {
+                        return Err(A::Error::custom(format!("it has more than {} entries", Limits::MODEL.tensors)));
                     }
                     strings.insert(key, map.next_value()?);
                 }

@@ -5,11 +5,11 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use burn::tensor::{DType, TensorData};
-use firebrick_backend::map::Map;
 
 use super::elements::{self, Elements};
 use super::header::{self, Entry, Header, Limits};
 use crate::error::{Error, Result};
+use crate::file::RangeFile;
 
 /// What a file says about one of its tensors.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -23,7 +23,7 @@ pub struct TensorInfo {
 /// An opened safetensors file whose header kept all the rules. Its tensors are read when they are asked for.
 #[derive(Debug)]
 pub struct TensorFile {
-    map: Map,
+    file: RangeFile,
     header: Header,
 }
 
@@ -35,34 +35,32 @@ impl TensorFile {
     /// or a limit, [`Error::Io`] for what the system refuses.
     pub fn open(path: &Path, limits: &Limits) -> Result<Self> {
         refuse_pickle_name(path)?;
-        let map = Map::open(path).map_err(Error::io(path))?;
+        let file = RangeFile::open(path).map_err(Error::io(path))?;
         let malformed = |problem: String| Error::malformed(path, problem);
-        let first = map.bytes(0..map.len().min(9)).map_err(Error::io(path))?;
-        if is_pickle(first) {
+        let first = file.copy(0..file.len().min(9)).map_err(Error::io(path))?;
+        if is_pickle(&first) {
             return Err(Error::Pickle { path: path.to_path_buf() });
         }
         let Some(prefix) = first.first_chunk::<8>() else {
-            return Err(malformed(format!("{} bytes are too few for a safetensors file: truncated", map.len())));
+            return Err(malformed(format!("{} bytes are too few for a safetensors file: truncated", file.len())));
         };
         if prefix == b"version " {
             return Err(malformed("this is a Git LFS pointer, not the weights; `git lfs pull` fetches them".into()));
         }
-        let length = header::length(*prefix, map.len(), limits).map_err(malformed)?;
-        let json = map.bytes(8..8 + length).map_err(Error::io(path))?;
-        let header = header::parse(json, map.len(), limits).map_err(malformed)?;
-        // Everything of the mapping that was touched; the tensors are read without it.
-        map.release(0..8 + length);
-        Ok(Self { map, header })
+        let length = header::length(*prefix, file.len(), limits).map_err(malformed)?;
+        let json = file.copy(8..8 + length).map_err(Error::io(path))?;
+        let header = header::parse(&json, file.len(), limits).map_err(malformed)?;
+        Ok(Self { file, header })
     }
 
-    /// The tensors of a mapped file of another format.
-    pub(super) fn of(map: Map, tensors: BTreeMap<String, Entry>) -> Self {
-        Self { map, header: Header { metadata: BTreeMap::new(), tensors } }
+    /// The tensors of a file of another format.
+    pub(super) fn of(file: RangeFile, tensors: BTreeMap<String, Entry>) -> Self {
+        Self { file, header: Header { metadata: BTreeMap::new(), tensors } }
     }
 
     /// The path given to [`TensorFile::open`].
     pub fn path(&self) -> &Path {
-        self.map.path()
+        self.file.path()
     }
 
     /// The names of the tensors, sorted.
@@ -92,7 +90,7 @@ impl TensorFile {
     /// The bytes of the tensor `name`, of any dtype, copied once; none if there is no such tensor.
     pub(super) fn bytes(&self, name: &str) -> Result<Vec<u8>> {
         let Some(entry) = self.header.tensors.get(name) else { return Ok(Vec::new()) };
-        let mut bytes = self.map.copy(entry.range.clone()).map_err(Error::io(self.path()))?;
+        let mut bytes = self.file.copy(entry.range.clone()).map_err(Error::io(self.path()))?;
         halves_together(&mut bytes, entry);
         Ok(bytes)
     }
@@ -139,7 +137,7 @@ impl TensorFile {
         }
         let start = entry.range.start;
         let wanted = wanted.unwrap_or(entry.dtype);
-        let fetch = |offset: usize, target: &mut [u8]| self.map.copy_into(start + offset, target);
+        let fetch = |offset: usize, target: &mut [u8]| self.file.copy_into(start + offset, target);
         let mut elements = elements::copy(entry.dtype, wanted, &entry.shape, fetch).map_err(Error::io(self.path()))?;
         halves_together(&mut elements.data.bytes, entry);
         Ok(elements)
@@ -288,6 +286,8 @@ mod tests {
             (format!("{{{}}}", entry("a", "F32", "[2]", 8, 0)), 8, "lies at bytes 8..0"),
             (format!("{{{}}}", entry("a", "F8_E4M3", "[8]", 0, 8)), 8, "tensor `a` has dtype `F8_E4M3`"),
             (format!("{{{}}}", entry("a", "Q\\n7", "[8]", 0, 8)), 8, "has dtype `Q\\n7`"),
+            (format!("{{{}}}", entry("\\u001b[2J", "F32", "[2]", 0, 8)), 8, "a name of control characters"),
+            (format!("{{{}}}", entry(&"n".repeat(1_001), "F32", "[2]", 0, 8)), 8, "more than 1000 bytes"),
             (format!("{{{}}}", entry("a", "F32", "[4294967296,4294967296,2]", 0, 8)), 8, "larger than any memory"),
             (format!("{{{}}}", entry("a", "F64", "[2305843009213693952]", 0, 8)), 8, "larger than any memory"),
             (format!("{{{}}}", entry("a", "F32", "[-1]", 0, 8)), 8, "cannot be read"),

@@ -11,7 +11,7 @@ use serde_json::{Map, Value};
 use super::Pooling;
 use crate::checkpoint::Checkpoint;
 use crate::error::{Error, Result};
-use crate::file::read_limited_if_present;
+use crate::file::read_confined;
 
 /// How texts become vectors.
 #[derive(Clone, Debug, PartialEq)]
@@ -57,21 +57,21 @@ impl EmbedConfig {
     pub fn read(checkpoint: &Checkpoint) -> Result<Self> {
         let folder = checkpoint.folder();
         let mut config = Self::default();
-        if let Some((path, modules)) = value(folder.join(MODULES))? {
+        if let Some((path, modules)) = value(folder, folder.join(MODULES))? {
             config.read_modules(folder, &path, &modules)?;
         }
         for name in LENGTHS {
-            if let Some((path, file)) = object(folder.join(name))? {
+            if let Some((path, file)) = object(folder, folder.join(name))? {
                 config.max_tokens = length(&path, &file, "max_seq_length")?.or(config.max_tokens);
                 config.lowercase |= flag(&path, &file, "do_lower_case")?;
             }
         }
         if config.max_tokens.is_none()
-            && let Some((path, file)) = object(folder.join("tokenizer_config.json"))?
+            && let Some((path, file)) = object(folder, folder.join("tokenizer_config.json"))?
         {
             config.max_tokens = length(&path, &file, "model_max_length")?;
         }
-        let prompts = object(folder.join("config_sentence_transformers.json"))?;
+        let prompts = object(folder, folder.join("config_sentence_transformers.json"))?;
         config.read_prompts(prompts.as_ref().map(|(path, file)| (path.as_path(), file)))?;
         let says_nothing = config.query_prefix.is_empty() && config.passage_prefix.is_empty();
         if says_nothing && is_e5(checkpoint) {
@@ -97,7 +97,7 @@ impl EmbedConfig {
                 "Transformer" if index == 0 => {}
                 "Pooling" if index > 0 && !pooled => {
                     let inside = plain_folder(path, &module["path"])?;
-                    self.pooling = read_pooling(&folder.join(inside).join("config.json"))?;
+                    self.pooling = read_pooling(folder, folder.join(inside).join("config.json"))?;
                     pooled = true;
                 }
                 "Normalize" if pooled => self.normalize = true,
@@ -152,8 +152,8 @@ impl EmbedConfig {
 }
 
 /// The pooling's own config: `pooling_mode`, a name or a list of them, or in the older form a switch for each.
-fn read_pooling(path: &Path) -> Result<Vec<Pooling>> {
-    let Some((path, file)) = object(path.to_owned())? else {
+fn read_pooling(folder: &Path, path: PathBuf) -> Result<Vec<Pooling>> {
+    let Some((path, file)) = object(folder, path.clone())? else {
         let missing = std::io::Error::new(std::io::ErrorKind::NotFound, "modules.json says it is there");
         return Err(Error::io(path)(missing));
     };
@@ -232,16 +232,16 @@ fn plain_folder(path: &Path, value: &Value) -> Result<PathBuf> {
     }
 }
 
-fn value(path: PathBuf) -> Result<Option<(PathBuf, Value)>> {
-    let Some(bytes) = read_limited_if_present(&path, FILE_LIMIT)? else { return Ok(None) };
+fn value(folder: &Path, path: PathBuf) -> Result<Option<(PathBuf, Value)>> {
+    let Some(bytes) = read_confined(folder, path.clone(), FILE_LIMIT)? else { return Ok(None) };
     match serde_json::from_slice(&bytes) {
         Ok(value) => Ok(Some((path, value))),
         Err(problem) => Err(Error::malformed(path, format!("not JSON: {problem}"))),
     }
 }
 
-fn object(path: PathBuf) -> Result<Option<(PathBuf, Map<String, Value>)>> {
-    match value(path)? {
+fn object(folder: &Path, path: PathBuf) -> Result<Option<(PathBuf, Map<String, Value>)>> {
+    match value(folder, path)? {
         None => Ok(None),
         Some((path, Value::Object(object))) => Ok(Some((path, object))),
         Some((path, _)) => Err(Error::malformed(path, "it is not a JSON object")),

@@ -20,9 +20,9 @@ const PEFT: &str = "peft";
 /// Our key in mlx's config: the fingerprint of the base.
 const BASE: &str = "firebrick_base";
 
-pub(super) fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<Adapter<B>> {
+pub(super) fn load<B: KernelBackend>(folder: &Path, weights: &Path, device: &B::Device) -> Result<Adapter<B>> {
     let path = folder.join(peft::CONFIG);
-    let config = read_object(&path)?;
+    let config = read_object(folder, peft::CONFIG)?;
     let broken = |problem: String| Error::Adapter { path: path.clone(), problem };
     match config.get("fine_tune_type") {
         None => {}
@@ -35,9 +35,14 @@ pub(super) fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Resul
         let value = parameters.get(key).and_then(Value::as_f64);
         value.ok_or_else(|| broken(format!("`lora_parameters.{key}` is not a number")))
     };
-    let (scale, dropout) = (number("scale")?, number("dropout").unwrap_or(0.0));
+    let scale = number("scale")?;
+    let dropout =
+        if parameters.get("dropout").is_some_and(|dropout| !dropout.is_null()) { number("dropout")? } else { 0.0 };
+    if !(0.0..1.0).contains(&dropout) {
+        return Err(broken(format!("`lora_parameters.dropout` = {dropout} is not from 0 to below 1")));
+    }
 
-    let path = folder.join(WEIGHTS);
+    let path = weights.to_owned();
     let file = TensorFile::open(&path, &Limits::ADAPTER)?;
     let mut modules: BTreeMap<String, Module<B>> = BTreeMap::new();
     for name in file.names() {

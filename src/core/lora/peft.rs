@@ -9,6 +9,7 @@ use firebrick_backend::KernelBackend;
 use regex::Regex;
 use serde_json::{Map, Value, json};
 
+use super::targets::compiled;
 use super::{Adapter, LoraConfig, Module, Targets, matrix, read_object, scale, write_matrices, write_object};
 use crate::checkpoint::{Limits, TensorFile};
 use crate::disk::Disk;
@@ -21,6 +22,8 @@ pub(super) const PICKLE: &str = "adapter_model.bin";
 /// Metadata key of our files: the fingerprint of the base.
 const BASE: &str = "firebrick_base";
 const PREFIX: &str = "base_model.model.";
+/// Patterns of a config at most: one for each linear of a large model, and room.
+const MAX_PATTERNS: usize = 2_000;
 
 /// Keys that are honoured.
 const HONOURED: &[&str] = &[
@@ -70,13 +73,11 @@ pub(super) fn config_of(config: &LoraConfig, task: &str) -> Map<String, Value> {
     value.as_object().cloned().unwrap_or_default()
 }
 
-pub(super) fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Result<Adapter<B>> {
-    let path = folder.join(CONFIG);
-    let config = read_object(&path)?;
-    let facts = Facts::read(&config).map_err(|problem| Error::Adapter { path, problem })?;
-    let path = folder.join(WEIGHTS);
-    let file = TensorFile::open(&path, &Limits::ADAPTER)?;
-    let broken = |problem: String| Error::Adapter { path: path.clone(), problem };
+pub(super) fn load<B: KernelBackend>(folder: &Path, weights: &Path, device: &B::Device) -> Result<Adapter<B>> {
+    let config = read_object(folder, CONFIG)?;
+    let facts = Facts::read(&config).map_err(|problem| Error::Adapter { path: folder.join(CONFIG), problem })?;
+    let file = TensorFile::open(weights, &Limits::ADAPTER)?;
+    let broken = |problem: String| Error::Adapter { path: weights.to_owned(), problem };
 
     let mut pairs: BTreeMap<String, [Option<&str>; 2]> = BTreeMap::new();
     for name in file.names() {
@@ -162,6 +163,10 @@ impl Facts {
         if rank.fract() != 0.0 || !(1.0..=65_536.0).contains(&rank) {
             return Err(format!("`r` = {rank} is not a whole number from 1 to 65,536"));
         }
+        let dropout = number("lora_dropout", 0.0)?;
+        if dropout >= 1.0 {
+            return Err(format!("`lora_dropout` = {dropout} is not from 0 to below 1"));
+        }
         let names =
             |list: &[Value]| list.iter().map(|name| name.as_str().map(str::to_owned)).collect::<Option<Vec<_>>>();
         let targets = match config.get("target_modules") {
@@ -175,7 +180,7 @@ impl Facts {
         Ok(Self {
             rank: rank as usize,
             alpha: number("lora_alpha", 8.0)?,
-            dropout: number("lora_dropout", 0.0)?,
+            dropout,
             rslora: match config.get("use_rslora") {
                 None | Some(Value::Null) => false,
                 Some(Value::Bool(rslora)) => *rslora,
@@ -239,10 +244,12 @@ fn patterns(config: &Map<String, Value>, key: &str) -> std::result::Result<Vec<(
         Some(Value::Object(entries)) => entries,
         Some(value) => return Err(format!("`{key}` = {value} is not an object")),
     };
+    if entries.len() > MAX_PATTERNS {
+        return Err(format!("`{key}` has {} patterns; {MAX_PATTERNS} are allowed", entries.len()));
+    }
     let entry = |(pattern, value): (&String, &Value)| {
         // As PEFT's `get_pattern_key`: the pattern, alone or behind a dot, up to the end of the path.
-        let regex =
-            Regex::new(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|problem| format!("`{key}`: {problem}"))?;
+        let regex = compiled(&format!(r"^(?:.*\.)?(?:{pattern})$")).map_err(|problem| format!("`{key}`: {problem}"))?;
         let value = value.as_f64().filter(|value| *value > 0.0);
         Ok((regex, value.ok_or_else(|| format!("`{key}`: the value of `{pattern}` is not a positive number"))?))
     };

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use regex::Regex;
+use regex::{Regex, RegexBuilder};
 
 use crate::error::{Error, Result};
 
@@ -78,11 +78,16 @@ impl Targets {
             Self::AllLinear => Box::new(|_| true),
             Self::Names(names) => Box::new(|path| names.iter().any(|name| is_named(path, name))),
             Self::Regex(pattern) => {
-                let regex = Regex::new(&format!("^(?:{pattern})$"))?;
+                let regex = compiled(&format!("^(?:{pattern})$"))?;
                 Box::new(move |path| regex.is_match(path))
             }
         })
     }
+}
+
+/// An expression of a stranger, compiled within bounds: ours and those of PEFT take some kilobytes.
+pub(super) fn compiled(pattern: &str) -> std::result::Result<Regex, regex::Error> {
+    RegexBuilder::new(pattern).size_limit(1 << 20).dfa_size_limit(1 << 20).build()
 }
 
 fn is_named(path: &str, name: &str) -> bool {

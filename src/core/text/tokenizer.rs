@@ -1,5 +1,7 @@
 //! The tokenizer of a model folder: text to token ids and back. Rendering chats and streaming live beside it.
 
+mod bounds;
+
 use std::collections::BTreeSet;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
@@ -40,6 +42,10 @@ impl std::fmt::Debug for Tokenizer {
 impl Tokenizer {
     /// Reads `tokenizer.json`, and where they are there `tokenizer_config.json` and `chat_template.jinja`.
     /// Truncation and padding stored in the file are off: whoever calls decides on lengths.
+    ///
+    /// # Errors
+    /// [`Error::Malformed`] for a file that is larger than 64 MiB, no tokenizer, or costs more than a text is worth, and for a template that
+    /// does not compile; [`Error::Io`].
     pub fn from_folder(dir: &Path) -> Result<Self> {
         Self::from_files(&Files::folder(dir))
     }
@@ -52,6 +58,7 @@ impl Tokenizer {
         let mut inner = guarded(|| tokenizers::Tokenizer::from_bytes(&bytes))
             .map_err(|problem| Error::malformed(&path, format!("not a tokenizer: {problem}")))?;
         drop(bytes);
+        bounds::check(&inner).map_err(|problem| Error::malformed(&path, problem))?;
         inner.with_padding(None);
         inner.with_truncation(None).map_err(|error| Error::Tokenizer(error.to_string()))?;
 

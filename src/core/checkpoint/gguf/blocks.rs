@@ -184,7 +184,7 @@ mod tests {
 
     #[test]
     fn blocks_have_the_values_that_llama_cpp_gives_them() {
-        let header = parse(GOLDEN).unwrap();
+        let header = parse(GOLDEN, GOLDEN.len()).unwrap().unwrap();
         let mut seen = 0;
         for (name, tensor) in header.tensors.iter().filter(|(name, _)| !name.ends_with(".values")) {
             if Format::of(tensor.stored.dtype()).is_none() {

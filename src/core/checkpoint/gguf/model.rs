@@ -63,7 +63,9 @@ pub(in crate::checkpoint) fn named(header: &Header) -> Result<Named, String> {
         })?;
         let heads = name.split('.').nth(2).and_then(heads).and_then(|heads| usize::try_from(heads).ok());
         let rows = tensor.shape[0];
-        if heads.is_some_and(|heads| heads == 0 || !rows.is_multiple_of(2 * heads)) {
+        if heads
+            .is_some_and(|heads| heads == 0 || !heads.checked_mul(2).is_some_and(|halves| rows.is_multiple_of(halves)))
+        {
             return Err(format!("tensor `{}` has {rows} rows, which are not whole heads", name.escape_debug()));
         }
         tensors.insert(translated, (tensor.clone(), heads));

@@ -72,9 +72,10 @@ fn raw_length(tag: &str, opening: usize) -> usize {
     let mut at = opening;
     while let Some(found) = tag[at..].find("{%") {
         at += found;
-        let Some(end) = tag[at..].find("%}") else { break };
-        if tag_name(&tag[at..at + end]) == "endraw" {
-            return at + end + 2;
+        // In `{%}` the sign that opens does not close.
+        let Some(end) = tag[at + 2..].find("%}") else { break };
+        if tag_name(&tag[at..at + 2 + end]) == "endraw" {
+            return at + 2 + end + 2;
         }
         at += 2;
     }
@@ -102,6 +103,8 @@ mod tests {
             "{ % generation %} { {",
             "{{ {'a': {'b': 1}}['a'] }}",
             "{{ \"\\\"}}\" }} é {",
+            "{% raw %}{%}{% generation %}{% endraw %}",
+            "{% raw %}{%}",
         ] {
             assert_eq!(without_generation_tags(source).unwrap(), source);
         }

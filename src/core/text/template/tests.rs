@@ -26,6 +26,11 @@ fn programs_that_do_not_end_are_ended() {
         "{{ 'x' * 100000000 }}",
         "{% include '/etc/hostname' %}",
         "{% for i in range(100000) %}{{ messages | tojson }}{{ messages | tojson }}{% endfor %}",
+        "{{ 'a\nb' | indent(1000000000000) }}",
+        "{{ 'a\nb' | indent(width=1000000000000) }}",
+        "{{ [1] | batch(1000000000000) | list }}",
+        "{{ [1] | slice(1000000000000) | list }}",
+        "{{ [1] | slice(100000000000000000000) | list }}",
     ];
     for bomb in bombs {
         let begun = std::time::Instant::now();
