@@ -74,8 +74,8 @@ fn two_hundred_kills_lose_no_more_than_the_interval_and_change_nothing() {
             let _ = child.kill();
             let output = child.wait_with_output().unwrap();
             assert_eq!(String::from_utf8(output.stderr).unwrap(), "", "{runs}: after {kills} kills");
-            if ended.is_some() {
-                assert!(ended.unwrap().success());
+            if let Some(status) = ended {
+                assert!(status.success());
                 break;
             }
             kills += 1;

@@ -1,4 +1,5 @@
 //! Tiles of the product: some rows of activations times some weight rows side by side, all sums in registers.
+#![expect(clippy::needless_range_loop, reason = "a number of a register picks from several arrays of them at once")]
 
 use crate::packed::Format;
 use crate::targets::cpu::ByteProducts;
