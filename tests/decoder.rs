@@ -144,10 +144,13 @@ contract! {
                 let ids = golden.rows("single.input_ids").remove(0);
                 let whole = logits(&*model, std::slice::from_ref(&ids));
                 // Each row of a product depends on that row alone. Only attention sums in another order, whose last bit may take an
-                // activation to the next of its 255 values: seen at one position of one of these models.
+                // activation to the next of its 255 values: single logits move by that, all of them together hardly.
+                let length = |values: &mut dyn Iterator<Item = f32>| values.map(|value| value * value).sum::<f32>().sqrt();
                 for chunk in [1, 5] {
-                    let what = format!("{name} {format:?} by {chunk}");
-                    assert_near(&cached_logits(&*model, &ids, chunk), &whole, 2e-2, 1e-2, &what);
+                    let cached = cached_logits(&*model, &ids, chunk);
+                    let apart = length(&mut cached.iter().zip(&whole).map(|(a, b)| a - b));
+                    let all = length(&mut whole.iter().copied());
+                    assert!(apart < 5e-3 * all, "{name} {format:?} by {chunk}: {apart} apart, of {all}");
                 }
             }
         }
