@@ -147,12 +147,12 @@ pub fn cpu_instructions() -> &'static str {
 }
 
 /// Bytes from which a buffer is worth large pages: smaller ones come from memory that was used before.
-#[cfg(all(feature = "cpu", target_os = "linux"))]
+#[cfg(target_os = "linux")]
 const LARGE_BYTES: usize = 16 << 20;
 
-/// Asks for large pages below a buffer that has not been touched yet: a fault for each 4 KB costs more than most ops that fill it.
-#[cfg(feature = "cpu")]
-pub(crate) fn prefer_large_pages<T>(buffer: &mut [T]) {
+/// Asks for large pages below a buffer that has not been touched yet: a fault for each 4 KB costs more than most ops that fill it. Its
+/// content stays as it is.
+pub fn prefer_large_pages<T>(buffer: &mut [T]) {
     #[cfg(target_os = "linux")]
     {
         const PAGE: usize = 4096;

@@ -2,6 +2,7 @@
 //! on the way while the bytes are still in the processor's cache. Names, shapes and policies are the callers' business.
 
 use burn::tensor::{DType, TensorData};
+use firebrick_backend::process::prefer_large_pages;
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -76,6 +77,7 @@ fn zeroed(dtype: DType, shape: &[usize]) -> std::io::Result<TensorData> {
         _ => TensorData::new(vec![0u16; elements], shape),
     };
     data.dtype = dtype;
+    prefer_large_pages(&mut data.bytes[..]);
     Ok(data)
 }
 

@@ -1,5 +1,5 @@
 //! What a run will hold at its peak, known before it starts. What is there already is measured; what comes is counted: the values that the
-//! ops of a layer keep for each token ([`Footprint`](crate::model::Footprint)), the chunks of the head, the adapter with its moments, and
+//! ops of a layer keep for each token ([`Footprint`]), the chunks of the head, the adapter with its moments, and
 //! the longest pass that the order of the rows brings.
 //!
 //! The count is that of the CPU's ops, which `tests/memory_estimate.rs` holds against the measured peak. Other backends keep as much for the
