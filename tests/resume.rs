@@ -101,3 +101,9 @@ pub fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
     };
     entries.map(|entry| file(entry.unwrap().path())).collect()
 }
+
+/// A folder in memory, where there is one: to bring a file to a disk takes longer than everything else here.
+pub fn scratch() -> tempfile::TempDir {
+    let memory = Path::new("/dev/shm");
+    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
+}

@@ -29,10 +29,8 @@ pub enum Probe {
     Forward,
     /// Peak memory of loading and generating 128 tokens behind 512.
     Generate,
-    /// Peak memory of loading in f32 and two LoRA steps of 512 tokens.
-    LoraStep,
-    /// The same layer by layer.
-    LoraStepByLayer,
+    /// Peak memory of loading in f32 and two LoRA steps of 512 tokens, which pass through the model in this way.
+    LoraStep(Passes),
     /// Memory of a cache of 2,048 tokens that is full.
     Cache,
     /// Kernels launched for a token, of as many layers but narrower ones.
@@ -52,8 +50,17 @@ pub struct Found {
 
 impl Probe {
     /// All of them.
-    pub const ALL: [Self; 7] =
-        [Self::Load, Self::Forward, Self::Generate, Self::LoraStep, Self::LoraStepByLayer, Self::Cache, Self::Launches];
+    pub const ALL: [Self; 9] = [
+        Self::Load,
+        Self::Forward,
+        Self::Generate,
+        Self::LoraStep(Passes::One),
+        Self::LoraStep(Passes::ByLayer),
+        Self::LoraStep(Passes::Rows),
+        Self::LoraStep(Passes::Packed),
+        Self::Cache,
+        Self::Launches,
+    ];
 
     /// Its name, in records and on the command line.
     pub fn name(self) -> &'static str {
@@ -61,8 +68,10 @@ impl Probe {
             Self::Load => "load",
             Self::Forward => "forward",
             Self::Generate => "generate",
-            Self::LoraStep => "lora_step",
-            Self::LoraStepByLayer => "lora_step_by_layer",
+            Self::LoraStep(Passes::One) => "lora_step",
+            Self::LoraStep(Passes::ByLayer) => "lora_step_by_layer",
+            Self::LoraStep(Passes::Rows) => "lora_step_rows",
+            Self::LoraStep(Passes::Packed) => "lora_step_packed",
             Self::Cache => "cache",
             Self::Launches => "launches",
         }
@@ -79,9 +88,9 @@ impl Probe {
             Self::Load => (json!({"of": "load"}), "f16"),
             Self::Forward => (json!({"of": "forward", "tokens": 512}), "f16"),
             Self::Generate => (json!({"of": "generate", "prompt": 512, "tokens": 128}), "f16"),
-            Self::LoraStep => (json!({"of": "lora_step", "tokens": 512, "rank": 8}), "f32"),
-            Self::LoraStepByLayer => {
-                (json!({"of": "lora_step", "tokens": 512, "rank": 8, "passes": "by layer"}), "f32")
+            Self::LoraStep(Passes::One) => (json!({"of": "lora_step", "tokens": 512, "rank": 8}), "f32"),
+            Self::LoraStep(passes) => {
+                (json!({"of": "lora_step", "tokens": 512, "rank": 8, "passes": passes.name()}), "f32")
             }
             Self::Cache => (json!({"of": "cache", "tokens": 2048}), "f32"),
             Self::Launches => (json!({"of": "token", "layers": qwen::LAYERS}), "f32"),
@@ -139,8 +148,7 @@ impl Job for Work<'_> {
             Probe::Generate => {
                 calls::<B>(Kind::Generate { prompt: 512, tokens: 128 }, DType::F16, models, &device)?;
             }
-            Probe::LoraStep | Probe::LoraStepByLayer => {
-                let passes = if probe == Probe::LoraStep { Passes::One } else { Passes::ByLayer };
+            Probe::LoraStep(passes) => {
                 let kind = Kind::LoraStep { tokens: 512, rank: 8, half: false, passes };
                 calls::<B>(kind, DType::F32, models, &device)?;
             }

@@ -215,7 +215,8 @@ impl Passes {
         if matches!(self, Self::One | Self::ByLayer) { 1 } else { 8 }
     }
 
-    fn name(self) -> &'static str {
+    /// What records call it.
+    pub fn name(self) -> &'static str {
         match self {
             Self::One => "one",
             Self::ByLayer => "by layer",

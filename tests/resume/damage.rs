@@ -2,9 +2,11 @@
 
 use std::fs;
 
+use firebrick::core::lora::{Adapter, LoraConfig};
 use firebrick::core::train::checkpoint::Checkpoints;
+use firebrick::core::train::run::Trainer;
 
-use crate::{Cpu, config, files, model, train, trainer};
+use crate::{Cpu, config, files, model, scratch, train, trainer};
 
 #[test]
 fn each_damaged_file_is_noticed_and_the_checkpoint_before_is_taken() {
@@ -66,4 +68,37 @@ fn what_is_no_checkpoint_is_left_alone_and_what_was_never_finished_is_removed() 
         assert!(folder.path().join(name).is_dir(), "{name}");
     }
     assert!(!folder.path().join("step-3.tmp").exists());
+}
+
+#[test]
+fn every_truncation_of_an_adapter_and_a_hundred_thousand_flipped_bits_are_noticed() {
+    let model = model::<Cpu>(&Default::default());
+    let folder = scratch();
+    let open = || Checkpoints::open(folder.path()).unwrap();
+    // Some 20 KB.
+    let adapter = Adapter::create(&*model.valid(), &LoraConfig::default(), 0).unwrap();
+    train(&mut Trainer::new(&*model, adapter, config(1)).unwrap(), open(), |_| true).unwrap();
+    let (checkpoints, path) = (open(), folder.path().join("step-1/adapter_model.safetensors"));
+    let bytes = fs::read(&path).unwrap();
+    let noticed = |what: &dyn std::fmt::Display| {
+        let found = checkpoints.newest().unwrap();
+        assert!(found.saved.is_none(), "{what}");
+        let told = found.damaged[0].1.to_string();
+        assert!(told.contains("adapter_model.safetensors"), "{what}: {told}");
+    };
+    for length in 0..bytes.len() {
+        fs::write(&path, &bytes[..length]).unwrap();
+        noticed(&format_args!("the first {length} bytes"));
+    }
+    let mut random = 1u64;
+    let mut changed = bytes.clone();
+    for _ in 0..100_000 {
+        random = random.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let bit = (random >> 33) as usize % (8 * bytes.len());
+        changed[bit / 8] ^= 1 << (bit % 8);
+        fs::write(&path, &changed).unwrap();
+        noticed(&format_args!("bit {bit}"));
+        changed[bit / 8] ^= 1 << (bit % 8);
+    }
+    println!("an adapter of {} bytes: each truncation and 100,000 flipped bits noticed", bytes.len());
 }

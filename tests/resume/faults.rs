@@ -6,19 +6,13 @@ use std::sync::Arc;
 use firebrick::core::train::checkpoint::Checkpoints;
 
 use crate::disks::{Fault, Faulty, PowerCut, Recording, after_power_cut};
-use crate::{Cpu, config, model, train, trainer};
+use crate::{Cpu, config, model, scratch, train, trainer};
 
 /// Checkpoints after steps 2, 4 and 6, of which two are kept.
 const STEPS: usize = 6;
 
 fn open(folder: &Path) -> Checkpoints {
     Checkpoints::open(folder).unwrap().every(Some(2))
-}
-
-/// A folder in memory, where there is one: to bring a file to a disk takes longer than everything else here.
-fn scratch() -> tempfile::TempDir {
-    let memory = Path::new("/dev/shm");
-    if memory.is_dir() { tempfile::tempdir_in(memory).unwrap() } else { tempfile::tempdir().unwrap() }
 }
 
 /// The step of the newest checkpoint that is whole.

@@ -2,180 +2,25 @@
 //! outlives the process is in `checkpoint.rs`.
 
 use std::collections::BTreeMap;
-use std::ops::{ControlFlow, Range};
+use std::ops::ControlFlow;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use sha2::{Digest, Sha256};
 
-use super::adamw::{AdamW, AdamWConfig};
+use super::adamw::AdamW;
 pub use super::backward::Gradients;
 use super::backward::Pass;
-use super::batch::{Order, bin_ends};
 use super::checkpoint::{Checkpoints, Cursor, Saved, State, optimizer};
+pub use super::config::{Duration, TrainConfig};
 use super::contrastive::Contrastive;
 use super::data::Dataset;
-use super::schedule::{LearningRate, Schedule};
-use super::task::{NextToken, Retrieval, Task};
+pub use super::event::{Event, Step};
+use super::task::{NextToken, Task};
 use crate::error::{Error, Result};
 use crate::lora::Adapter;
 use crate::model::{CausalLm, Encoder, Handle};
-
-/// How long to train.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Duration {
-    /// This many optimizer steps.
-    Steps(usize),
-    /// This many times through the data.
-    Epochs(usize),
-}
-
-/// How to train an adapter.
-#[derive(Clone, Debug, PartialEq)]
-pub struct TrainConfig {
-    /// Learning rate over the steps.
-    pub learning_rate: LearningRate,
-    /// The optimizer's constants.
-    pub adamw: AdamWConfig,
-    /// Examples in a forward pass, or bins of them.
-    pub batch_size: usize,
-    /// Forward passes for each step; their loss is normalised by all their weighted tokens together.
-    pub gradient_accumulation: usize,
-    /// Fill each place of a batch with whole examples up to this many tokens, instead of with one. Decoders only.
-    pub pack: Option<usize>,
-    /// Keep each layer's input alone, and compute the layer again on the way back.
-    pub gradient_checkpointing: bool,
-    /// When to stop.
-    pub duration: Duration,
-    /// The gradient of all matrices together is scaled down to this norm.
-    pub max_grad_norm: Option<f64>,
-    /// Validate each so many steps, and before the first and after the last.
-    pub eval_every: Option<usize>,
-    /// Steps in a row without a finite loss and gradient that are passed over, the adapter and the optimizer untouched.
-    pub max_skipped_steps: usize,
-    /// Decides order and dropout.
-    pub seed: u64,
-}
-
-impl Default for TrainConfig {
-    fn default() -> Self {
-        Self {
-            learning_rate: LearningRate {
-                peak: 2e-4,
-                schedule: Schedule::Cosine,
-                warmup_steps: 0,
-                final_fraction: None,
-            },
-            adamw: AdamWConfig::default(),
-            batch_size: 4,
-            gradient_accumulation: 1,
-            pack: None,
-            gradient_checkpointing: false,
-            duration: Duration::Epochs(1),
-            max_grad_norm: Some(1.0),
-            eval_every: None,
-            max_skipped_steps: 3,
-            seed: 0,
-        }
-    }
-}
-
-impl TrainConfig {
-    /// With this peak learning rate.
-    pub fn learning_rate(mut self, peak: f64) -> Self {
-        self.learning_rate.peak = peak;
-        self
-    }
-
-    /// Bins that a step takes: one example each, unless they are packed.
-    pub(super) fn bins_per_step(&self) -> usize {
-        self.batch_size * self.gradient_accumulation
-    }
-
-    /// The order of examples with so many tokens each.
-    pub(super) fn order(&self, lengths: Vec<usize>, taken: usize) -> Order {
-        Order::new(lengths, self.pack, self.seed, taken)
-    }
-
-    /// Steps of a run in this order.
-    pub(super) fn total_steps(&self, order: &Order) -> usize {
-        match self.duration {
-            Duration::Steps(steps) => steps,
-            Duration::Epochs(epochs) => order.bins(epochs).div_ceil(self.bins_per_step()),
-        }
-    }
-
-    /// The passes of a step over examples with so many tokens each, of `least` examples or more.
-    pub(super) fn passes(&self, lengths: impl ExactSizeIterator<Item = usize>, least: usize) -> Vec<Range<usize>> {
-        let count = lengths.len();
-        let ends = bin_ends(lengths, self.pack);
-        let mut start = 0;
-        let ends = ends.chunks(self.batch_size).filter_map(|bins| bins.last());
-        let mut passes: Vec<Range<usize>> = ends.map(|&end| std::mem::replace(&mut start, end)..end).collect();
-        // Too few to learn from among themselves: they join those before them.
-        if let [.., before, last] = &mut passes[..]
-            && last.len() < least
-        {
-            before.end = count;
-            passes.pop();
-        }
-        passes
-    }
-}
-
-/// What a step did.
-#[derive(Clone, Copy, Debug, PartialEq)]
-pub struct Step {
-    /// Number of the step, from 1.
-    pub step: usize,
-    /// Mean loss of its weighted tokens, or of its pairs, before the update, in nats.
-    pub loss: f64,
-    /// Its learning rate.
-    pub learning_rate: f64,
-    /// Norm of its whole gradient before clipping.
-    pub grad_norm: f64,
-    /// Tokens that passed through the model in it.
-    pub tokens: usize,
-    /// Its length in seconds, the device's work included.
-    pub seconds: f64,
-}
-
-/// What the trainer reports.
-#[derive(Clone, Debug, PartialEq)]
-#[non_exhaustive]
-pub enum Event {
-    /// A step was taken.
-    Step(Step),
-    /// A step was passed over, since its loss or a gradient was not finite; adapter and optimizer are as before.
-    Skipped {
-        /// Number of the step, from 1.
-        step: usize,
-        /// What was not finite, where, and the rows of the step.
-        problem: String,
-        /// Tokens that passed through the model in it.
-        tokens: usize,
-    },
-    /// A step or a validation goes on. Who breaks here gives up what is unfinished of it.
-    Unfinished {
-        /// About how much longer it takes, in seconds.
-        seconds_left: f64,
-    },
-    /// The checkpoint of this step is about to be written.
-    Saving {
-        /// Steps taken so far.
-        step: usize,
-    },
-    /// The validation set was evaluated after this many steps.
-    Evaluated {
-        /// Steps taken so far.
-        step: usize,
-        /// Mean loss of its weighted tokens, or of its pairs, in nats.
-        valid_loss: f64,
-        /// How well passages were found, of a model that learns to.
-        retrieval: Option<Retrieval>,
-    },
-}
 
 /// Trains an adapter on a frozen base: a decoder's to predict tokens, or an encoder's to find passages.
 pub struct Trainer<B: TrainBackend, T: Task<B> = NextToken> {
@@ -269,16 +114,6 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
 
     /// What decides every step, setting by setting.
     fn settings(&self, train: &Dataset<T::Example>) -> BTreeMap<String, String> {
-        let TrainConfig {
-            learning_rate: rate,
-            adamw,
-            batch_size,
-            gradient_accumulation,
-            pack,
-            max_grad_norm,
-            seed,
-            ..
-        } = &self.config;
         let mut data = Sha256::new();
         for example in train.examples() {
             T::identify(example, &mut data);
@@ -286,22 +121,13 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         let lora = ["r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules"].map(|key| {
             (key.to_owned(), self.adapter.config().get(key).map_or("(absent)".to_owned(), ToString::to_string))
         });
-        let settings = [
-            ("learning_rate", rate.peak.to_string()),
-            ("schedule", rate.schedule.to_string()),
-            ("warmup_steps", rate.warmup_steps.to_string()),
-            ("final_fraction", format!("{:?}", rate.final_fraction)),
-            ("adamw", format!("{adamw:?}")),
-            ("batch_size", batch_size.to_string()),
-            ("gradient_accumulation", gradient_accumulation.to_string()),
-            ("pack", format!("{pack:?}")),
-            ("max_grad_norm", format!("{max_grad_norm:?}")),
-            ("seed", seed.to_string()),
+        let mut settings = self.config.settings();
+        settings.extend([
             ("task", format!("{:?}", self.task.settings())),
             ("base", self.adapter.base().unwrap_or("(unknown)").to_owned()),
             ("data", data.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()),
-        ];
-        settings.map(|(name, value)| (name.to_owned(), value)).into_iter().chain(lora).collect()
+        ]);
+        settings.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(lora).collect()
     }
 
     /// How far the run has come.
