@@ -11,11 +11,13 @@ use burn::tensor::TensorMetadata;
 use burn::tensor::ops::FloatTensorOps;
 use burn_candle::{Candle, CandleDevice, CandleTensor};
 
-use self::kernel::run;
+use self::kernel::{run, times_transposed};
 use super::{cpu, shader};
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
-use crate::ops::{add_layer_norm, add_rms_norm, gelu, layer_norm, rms_norm, rope, softmax, swiglu};
+use crate::ops::{
+    add_layer_norm, add_rms_norm, gelu, in_dtype_of, layer_norm, linear, rms_norm, rope, softmax, swiglu,
+};
 use crate::process::cpu_name;
 
 /// Candle in full precision; weights keep a dtype of their own.
@@ -34,6 +36,14 @@ impl KernelBackend for Backend {
             Some([copy]) => copy,
             None => Self::float_mul_scalar(x, 1.0.into()),
         }
+    }
+
+    fn linear(x: CandleTensor, weight: CandleTensor, bias: Option<CandleTensor>) -> CandleTensor {
+        if [&x, &weight].iter().any(|tensor| tensor.shape().num_elements() == 0) {
+            return linear::reference::<Self>(x, weight, bias);
+        }
+        let weight = in_dtype_of::<Self>(weight, &x);
+        linear::with_bias::<Self>(times_transposed(&x, &weight), bias)
     }
 
     fn rms_norm(x: CandleTensor, weight: CandleTensor, epsilon: f64) -> CandleTensor {

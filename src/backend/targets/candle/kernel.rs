@@ -49,6 +49,16 @@ impl RowTensor for Slice<'_> {
     }
 }
 
+/// `x · Wᵀ` in one dtype, `[rows, in]` and `[out, in]` → `[rows, out]`. Candle's product reads the transposed weight by its strides, which
+/// burn-candle's does not: it copies the whole weight first.
+///
+/// # Panics
+/// If candle refuses the product.
+pub(super) fn times_transposed(x: &CandleTensor, weight: &CandleTensor) -> CandleTensor {
+    let product = || inner(x).contiguous()?.matmul(&inner(weight).t()?);
+    CandleTensor::new(product().unwrap_or_else(|error: candle_core::Error| panic!("linear: {error}")))
+}
+
 /// Runs `compute` on the CPU or what `launch` says on Metal, and gives back tensors of the first input's shape and dtype. `None` where
 /// there is no kernel for the device or the dtypes, and for a tensor without elements.
 ///
