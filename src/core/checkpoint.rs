@@ -27,6 +27,7 @@ use firebrick_backend::KernelBackend;
 use firebrick_backend::packed::Format;
 use serde_json::Value;
 
+pub(crate) use self::fingerprint::hexadecimal;
 use self::gguf::BlockType;
 pub use self::header::Limits;
 pub use self::loader::{DTypePolicy, TensorLoader};

@@ -43,7 +43,12 @@ pub(super) fn fingerprint<'a>(
         hash.update(name);
         hash.update(format!("{dtype} {shape:?}\n"));
     }
-    hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+    hexadecimal(&hash.finalize())
+}
+
+/// Bytes of a hash as text, two digits each.
+pub(crate) fn hexadecimal(hash: &[u8]) -> String {
+    hash.iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
 /// JSON with sorted keys, without absent values (`null` says the same as no key) and with one spelling per number, because

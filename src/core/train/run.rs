@@ -18,6 +18,7 @@ use super::contrastive::Contrastive;
 use super::data::Dataset;
 pub use super::event::{Event, Step};
 use super::task::{NextToken, Task};
+use crate::checkpoint::hexadecimal;
 use crate::error::{Error, Result};
 use crate::lora::Adapter;
 use crate::model::{CausalLm, Encoder, Handle};
@@ -34,6 +35,8 @@ pub struct Trainer<B: TrainBackend, T: Task<B> = NextToken> {
     /// The validation loss of the adapter as it stands, once measured.
     valid_loss: Option<f64>,
     checkpoints: Option<Checkpoints>,
+    /// What decides every step, as the checkpoints tell it.
+    settings: BTreeMap<String, String>,
 }
 
 impl<B: TrainBackend> Trainer<B> {
@@ -82,8 +85,18 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         let valid_model = T::valid(&*model);
         adapter.attach(&*valid_model)?;
         let optimizer = AdamW::new(config.adamw);
-        let cursor = Cursor::default();
-        Ok(Self { task, model, valid_model, adapter, optimizer, config, cursor, valid_loss: None, checkpoints: None })
+        Ok(Self {
+            task,
+            model,
+            valid_model,
+            adapter,
+            optimizer,
+            config,
+            cursor: Cursor::default(),
+            valid_loss: None,
+            checkpoints: None,
+            settings: BTreeMap::new(),
+        })
     }
 
     /// Keeps the run's state in these checkpoints, and continues from one of them if it is given: bit for bit as the run would have gone on, on
@@ -97,9 +110,10 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         from: Option<&Saved>,
         train: &Dataset<T::Example>,
     ) -> Result<()> {
+        let settings = self.settings(train);
         if let Some(saved) = from {
             let device = self.valid_model.place();
-            saved.state().check(saved.folder(), &self.settings(train))?;
+            saved.state().check(saved.folder(), &settings)?;
             let adapter = Adapter::load(saved.folder(), &device)?;
             adapter.attach(&*self.valid_model)?;
             self.optimizer = optimizer(saved, self.config.adamw, &adapter, &device)?;
@@ -109,6 +123,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         }
         checkpoints.begin(from)?;
         self.checkpoints = Some(checkpoints);
+        self.settings = settings;
         Ok(())
     }
 
@@ -125,7 +140,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         settings.extend([
             ("task", format!("{:?}", self.task.settings())),
             ("base", self.adapter.base().unwrap_or("(unknown)").to_owned()),
-            ("data", data.finalize().iter().take(8).map(|byte| format!("{byte:02x}")).collect()),
+            ("data", hexadecimal(&data.finalize()[..8])),
         ]);
         settings.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(lora).collect()
     }
@@ -193,7 +208,6 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         }
         let mut order = self.config.order(examples.iter().map(T::tokens).collect(), self.cursor.taken);
         let total = self.config.total_steps(&order);
-        let settings = if self.checkpoints.is_some() { self.settings(train) } else { BTreeMap::new() };
         let ending = match self.config.duration {
             Duration::Steps(_) => usize::MAX,
             Duration::Epochs(epochs) => order.bins(epochs),
@@ -212,7 +226,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
             }
             let saving = flow.is_break() || step == total || self.checkpoints.as_ref().is_some_and(|c| c.is_due(step));
             if saving && step > 0 {
-                self.save(total, &settings, report)?;
+                self.save(total, report)?;
             }
             if flow.is_break() || step >= total {
                 return Ok(());
@@ -246,12 +260,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     }
 
     /// Writes the checkpoint of the last whole step, if there is somewhere to and it is not there yet.
-    fn save(
-        &mut self,
-        total: usize,
-        settings: &BTreeMap<String, String>,
-        report: &mut dyn FnMut(Event) -> ControlFlow<()>,
-    ) -> Result<()> {
+    fn save(&mut self, total: usize, report: &mut dyn FnMut(Event) -> ControlFlow<()>) -> Result<()> {
         let step = self.cursor.step;
         let Some(checkpoints) = self.checkpoints.as_mut().filter(|checkpoints| step > 0 && !checkpoints.has(step))
         else {
@@ -264,7 +273,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
             updates: self.optimizer.steps(),
             total,
             valid_loss: self.valid_loss,
-            settings: settings.clone(),
+            settings: self.settings.clone(),
         };
         checkpoints.save(&state, &self.adapter, &self.optimizer)
     }

@@ -1,13 +1,6 @@
 //! libFuzzer on `bodies::dataset`.
 #![no_main]
 
-#[path = "../bodies.rs"]
-#[allow(dead_code)]
-mod bodies;
-#[path = "../seeds.rs"]
-#[allow(dead_code)]
-mod seeds;
-
 libfuzzer_sys::fuzz_target!(|data: &[u8]| {
-    bodies::dataset(data);
+    firebrick_fuzz::bodies::dataset(data);
 });

@@ -1,8 +1,6 @@
 //! Writes the seeds: `seeds FOLDER` makes a folder for each target in it.
 
-#[path = "../seeds.rs"]
-#[allow(dead_code)]
-mod seeds;
+use firebrick_fuzz::seeds;
 
 fn main() -> std::io::Result<()> {
     let folder = std::path::PathBuf::from(std::env::args_os().nth(1).expect("a folder to write to"));

@@ -109,27 +109,28 @@ fn unpack(view: PackedView, to: &mut [f32]) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use burn::tensor::DType;
 
     use super::*;
 
-    fn values(seed: usize, count: usize) -> Vec<f32> {
+    /// Some values, from −1 to 1.
+    pub(crate) fn values(seed: usize, count: usize) -> Vec<f32> {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
     }
 
     /// Packed matrices of every kind: blocks of 32 and 16, with and without offsets.
-    fn matrices(shape: [usize; 2]) -> Vec<Packed> {
+    pub(crate) fn matrices(shape: [usize; 2]) -> Vec<Packed> {
         let mut all = Vec::new();
         for format in [Format::Q8, Format::Q4] {
             let packed = Packed::pack(format, shape, &values(2, shape[0] * shape[1])).unwrap();
-            let offsets = (0..packed.scales.len()).map(|i| f16::from_f32((i % 7) as f32 / 50.0 - 0.1)).collect();
-            all.push(Packed { offsets: Some(offsets), ..packed.clone() });
-            if format == Format::Q8 {
-                let scales = packed.scales.iter().flat_map(|&scale| [scale, f16::from_f32(0.5 * scale.to_f32())]);
-                all.push(Packed { block: 16, scales: scales.collect(), ..packed.clone() });
+            let halves = packed.scales.iter().flat_map(|&scale| [scale, f16::from_f32(0.5 * scale.to_f32())]);
+            let halves = Packed { block: 16, scales: halves.collect(), ..packed.clone() };
+            for packed in [packed, halves] {
+                let offsets = (0..packed.scales.len()).map(|i| f16::from_f32((i % 7) as f32 / 50.0 - 0.1)).collect();
+                all.push(Packed { offsets: Some(offsets), ..packed.clone() });
+                all.push(packed);
             }
-            all.push(packed);
         }
         all
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::checkpoint::write_atomic;
+use crate::checkpoint::{hexadecimal, write_atomic};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
 use crate::file::read_limited;
@@ -95,8 +95,7 @@ impl Counted {
     }
 
     fn facts(self) -> FileFacts {
-        let sha256 = self.hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect();
-        FileFacts { bytes: self.bytes, sha256 }
+        FileFacts { bytes: self.bytes, sha256: hexadecimal(&self.hash.finalize()) }
     }
 }
 
