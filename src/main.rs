@@ -10,6 +10,7 @@ use clap::Parser;
 
 fn main() -> ExitCode {
     let command = cli::Cli::parse();
+    cli::signal::outlive_file_limits();
     match cli::panics::guarded(|| command.run()) {
         Ok(code) => code,
         Err(error) if cli::output::is_broken_pipe(&error) => ExitCode::SUCCESS,

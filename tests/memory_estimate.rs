@@ -255,6 +255,13 @@ fn what_does_not_fit_is_refused_with_what_would() {
     let peak_rss = |line: &Value| bytes(line, "peak_rss_bytes");
     assert!(peak_rss(&by_layer) * 3 < peak_rss(&plain) * 2, "{by_layer} {plain}");
 
+    // Looked at beforehand, a run that does not fit shows what it is made of, and is refused too.
+    let looked_at = limited(&command("--dry-run --batch-size 8"), limit).output().unwrap();
+    let told: Value = serde_json::from_slice(&looked_at.stdout).unwrap();
+    assert_eq!((told["memory"]["fits"].as_bool(), looked_at.status.code()), (Some(false), Some(1)));
+    assert!(bytes(&told["memory"], "activations_bytes") > 0);
+    assert!(String::from_utf8(looked_at.stderr).unwrap().contains("what fits: "));
+
     // `auto` takes the rows of a step in as few passes as fit.
     let chosen = |limit| {
         let memory = memory(limited(&command("--dry-run --batch-size auto --gradient-accumulation 2"), limit));

@@ -136,6 +136,18 @@ pub fn answer(workload: &Workload, input: usize) -> Option<Vec<f64>> {
             };
             (tokens, Box::new(row))
         }
+        Kind::HeadLoss { tokens, .. } => {
+            let (x, ids) = (Matrix::new(qwen::HIDDEN, x_seed), ids(tokens, qwen::VOCABULARY, input));
+            let head = Matrix { width: qwen::HIDDEN, seed: 2, scale: MLP_SCALE };
+            let row = move |row: usize| {
+                let x = x.row(row);
+                let shares: Vec<f64> = (0..qwen::VOCABULARY).map(|id| head.dot(id, &x).exp()).collect();
+                let sum: f64 = shares.iter().sum();
+                let mean = |at| shares.iter().enumerate().map(|(id, share)| share * head.at(id, at)).sum::<f64>() / sum;
+                (0..4).map(|at| mean(at) - head.at(ids[row] as usize, at)).collect()
+            };
+            (tokens, Box::new(row))
+        }
         _ => return None,
     };
     Some([0, rows - 1].into_iter().flat_map(|at| row(at).into_iter().take(4)).collect())

@@ -18,7 +18,7 @@ use serde_json::{Map, Value, json};
 
 use super::expected;
 use super::subject::{Models, decoder, runner};
-use super::workload::{Kind, Passes, Workload, qwen};
+use super::workload::{Kind, Passes, Workload, logits_of, qwen};
 
 /// What a process measures of itself. The model has Qwen2.5-0.5B's shape, its weights f16 but for training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,11 @@ pub enum Probe {
     Generate,
     /// Peak memory of loading in f32 and two LoRA steps of 512 tokens, which pass through the model in this way.
     LoraStep(Passes),
+    /// Peak memory of the loss of its head over 512 tokens and the gradient, with all logits at once or a chunk at a time.
+    HeadLoss {
+        /// All of them.
+        at_once: bool,
+    },
     /// Memory of a cache of 2,048 tokens that is full.
     Cache,
     /// Kernels launched for a token, of as many layers but narrower ones.
@@ -50,7 +55,7 @@ pub struct Found {
 
 impl Probe {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 11] = [
         Self::Load,
         Self::Forward,
         Self::Generate,
@@ -58,6 +63,8 @@ impl Probe {
         Self::LoraStep(Passes::ByLayer),
         Self::LoraStep(Passes::Rows),
         Self::LoraStep(Passes::Packed),
+        Self::HeadLoss { at_once: false },
+        Self::HeadLoss { at_once: true },
         Self::Cache,
         Self::Launches,
     ];
@@ -72,6 +79,8 @@ impl Probe {
             Self::LoraStep(Passes::ByLayer) => "lora_step_by_layer",
             Self::LoraStep(Passes::Rows) => "lora_step_rows",
             Self::LoraStep(Passes::Packed) => "lora_step_packed",
+            Self::HeadLoss { at_once: false } => "head_loss",
+            Self::HeadLoss { at_once: true } => "head_loss_at_once",
             Self::Cache => "cache",
             Self::Launches => "launches",
         }
@@ -91,6 +100,9 @@ impl Probe {
             Self::LoraStep(Passes::One) => (json!({"of": "lora_step", "tokens": 512, "rank": 8}), "f32"),
             Self::LoraStep(passes) => {
                 (json!({"of": "lora_step", "tokens": 512, "rank": 8, "passes": passes.name()}), "f32")
+            }
+            Self::HeadLoss { at_once } => {
+                (json!({"of": "head_loss", "tokens": 512, "logits": logits_of(at_once)}), "f32")
             }
             Self::Cache => (json!({"of": "cache", "tokens": 2048}), "f32"),
             Self::Launches => (json!({"of": "token", "layers": qwen::LAYERS}), "f32"),
@@ -151,6 +163,9 @@ impl Job for Work<'_> {
             Probe::LoraStep(passes) => {
                 let kind = Kind::LoraStep { tokens: 512, rank: 8, half: false, passes };
                 calls::<B>(kind, DType::F32, models, &device)?;
+            }
+            Probe::HeadLoss { at_once } => {
+                calls::<B>(Kind::HeadLoss { tokens: 512, at_once }, DType::F32, models, &device)?;
             }
         }
         Ok(Found { bytes: Some(peak_rss_bytes().ok_or("the system does not say")?), ..Found::default() })

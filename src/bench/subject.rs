@@ -44,7 +44,8 @@ pub fn runner<B: TrainBackend>(
         | Kind::DecodeAttention { .. }
         | Kind::Embedding { .. }
         | Kind::Rope { .. }
-        | Kind::Mlp { .. } => Box::new(Timed(op::op::<B::InnerBackend>(workload, device, eager))),
+        | Kind::Mlp { .. }
+        | Kind::HeadLoss { .. } => Box::new(Timed(op::op::<B::InnerBackend>(workload, device, eager))),
         Kind::Layer { .. } => Box::new(Timed(model::layer::<B::InnerBackend>(workload, device, eager)?)),
         Kind::Prefill { tokens } => {
             Box::new(Timed(model::prefill::<B::InnerBackend>(workload, tokens, models, device)?))

@@ -155,6 +155,13 @@ pub enum Kind {
         /// Rows.
         tokens: usize,
     },
+    /// The loss of its head and the gradient of that.
+    HeadLoss {
+        /// Rows, all of which count.
+        tokens: usize,
+        /// With the logits of all rows in memory, not of a chunk at a time.
+        at_once: bool,
+    },
     /// Logits after the last of some tokens by Qwen2.5-0.5B's shape.
     Prefill {
         /// Tokens of the prompt.
@@ -263,6 +270,7 @@ impl Workload {
             Kind::Rope { .. } => "rope",
             Kind::Mlp { .. } => "mlp",
             Kind::Layer { .. } => "layer",
+            Kind::HeadLoss { .. } => "head_loss",
             Kind::Prefill { .. } => "prefill",
             Kind::Generate { .. } => "generate",
             Kind::NextToken { .. } => "next_token",
@@ -296,6 +304,9 @@ impl Workload {
             Kind::Rope { tokens } => json!({"tokens": tokens, "heads": heads, "dim": dim}),
             Kind::Mlp { tokens } => {
                 json!({"tokens": tokens, "hidden": qwen::HIDDEN, "intermediate": qwen::INTERMEDIATE})
+            }
+            Kind::HeadLoss { tokens, at_once } => {
+                json!({"tokens": tokens, "vocabulary": qwen::VOCABULARY, "hidden": qwen::HIDDEN, "logits": logits_of(at_once)})
             }
             Kind::Layer { tokens } | Kind::Prefill { tokens } => json!({"tokens": tokens}),
             Kind::Generate { prompt, tokens } => json!({"prompt": prompt, "tokens": tokens}),
@@ -349,6 +360,7 @@ impl Workload {
                 let weights = (qwen::weights() - qwen::head()) / qwen::LAYERS;
                 (stored(weights), 2 * tokens * weights + attention(tokens), tokens)
             }
+            Kind::HeadLoss { tokens, .. } => (2 * stored(qwen::head()), 4 * tokens * qwen::head(), tokens),
             Kind::Prefill { tokens } => (stored(qwen::weights()), forward(tokens) + 2 * qwen::head(), tokens),
             Kind::Generate { prompt, tokens } => {
                 let operations = forward(prompt) + tokens * (per_token + 2 * qwen::head());
@@ -392,6 +404,7 @@ impl Workload {
             Kind::Rope { tokens } => Kind::Rope { tokens: tokens / 4 },
             Kind::Mlp { tokens } => Kind::Mlp { tokens: tokens / 4 },
             Kind::Layer { tokens } => Kind::Layer { tokens: tokens / 4 },
+            Kind::HeadLoss { tokens, at_once } => Kind::HeadLoss { tokens: tokens / 4, at_once },
             Kind::Prefill { tokens } => Kind::Prefill { tokens: tokens / 4 },
             Kind::Generate { prompt, tokens } => Kind::Generate { prompt: prompt / 4, tokens: tokens / 4 },
             Kind::LoraStep { tokens, rank, half, passes } => Kind::LoraStep { tokens: tokens / 4, rank, half, passes },
@@ -416,7 +429,7 @@ impl Workload {
             Kind::LoraForward { sizes } => sizes == [64, 1024, 8],
             Kind::Prefill { .. } | Kind::Generate { .. } => self.dtype == DType::F16,
             Kind::Embed { texts, mixed } => self.dtype == DType::F32 && (texts == 10 || texts == 1 && !mixed),
-            Kind::NextToken { .. } | Kind::LoraStep { .. } => false,
+            Kind::NextToken { .. } | Kind::LoraStep { .. } | Kind::HeadLoss { .. } => false,
             Kind::Matmul { sizes } => sizes == [1024; 3],
             _ => true,
         }
@@ -461,6 +474,7 @@ pub fn all(full: bool) -> Vec<Workload> {
         all.push(Workload { kind: Kind::Prefill { tokens }, dtype });
         all.push(Workload { kind: Kind::Generate { prompt: 128, tokens: 100 }, dtype });
     }
+    all.extend([false, true].map(|at_once| of(Kind::HeadLoss { tokens, at_once })));
     all.extend([true, false].map(|cached| of(Kind::NextToken { after: 512, cached })));
     all.push(of(Kind::Sampling));
     let step = |half, passes| of(Kind::LoraStep { tokens, rank: 8, half, passes });
@@ -475,6 +489,11 @@ pub fn all(full: bool) -> Vec<Workload> {
         all.retain(Workload::is_quick);
     }
     all
+}
+
+/// What records say of the logits of a head whose loss is taken.
+pub fn logits_of(at_once: bool) -> &'static str {
+    if at_once { "of all rows" } else { "of a chunk of rows" }
 }
 
 /// How many tokens each text has.

@@ -17,7 +17,7 @@ pub mod panics;
 mod quantize;
 mod sampling;
 mod score;
-mod signal;
+pub mod signal;
 mod train;
 
 use std::process::ExitCode;

@@ -8,6 +8,13 @@ use anyhow::Result;
 use signal_hook::consts::{SIGINT, SIGTERM};
 use signal_hook::flag;
 
+/// From now on a file that grows beyond what the shell allows (`ulimit -f`) is an error of the write, where the system would end the process.
+pub fn outlive_file_limits() {
+    #[cfg(unix)]
+    // If it cannot be taken over, it is as it was.
+    flag::register(signal_hook::consts::SIGXFSZ, Arc::default()).ok();
+}
+
 /// Listens for signals from its creation on.
 #[derive(Clone)]
 pub struct Signals {

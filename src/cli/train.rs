@@ -161,8 +161,10 @@ impl Work {
             if everywhere.json {
                 output::json_line(&plan)?;
             }
+            plan.memory.check()?;
             return Ok(ExitCode::SUCCESS);
         }
+        plan.memory.check()?;
 
         let mut checkpoints =
             Checkpoints::open(&verb.output)?.every(settings.checkpoint_every).keep_last(settings.keep_last);

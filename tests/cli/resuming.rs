@@ -208,3 +208,25 @@ fn steps_that_are_not_finite_are_passed_over_as_often_as_asked() {
         assert_eq!(metrics(&path).iter().filter(|line| line["skipped"].is_string()).count(), allowed);
     }
 }
+
+#[cfg(target_os = "linux")]
+#[test]
+fn a_limit_on_the_size_of_files_is_an_error_and_no_end() {
+    let (rows, folder) = (data(8, 3), tempfile::tempdir().unwrap());
+    let (output, path) = inside(&folder, "adapter");
+    let more = |steps: usize| format!("--schedule constant --steps {steps} --resume");
+    train(rows.path(), &output, &more(3)).ok();
+    // The optimizer's state is the largest file of a checkpoint.
+    let limit = fs::metadata(path.join("step-3/optimizer.safetensors")).unwrap().len() - 1;
+    let mut limited = std::process::Command::new("prlimit");
+    limited.arg(format!("--fsize={limit}")).arg(binary().get_program());
+    let ran = limited.args(words(rows.path(), &output, &more(10)).split_whitespace()).output().unwrap();
+    let error = String::from_utf8(ran.stderr).unwrap();
+    assert_eq!(ran.status.code(), Some(1), "{error}");
+    assert!(error.starts_with("error: ") && error.contains("optimizer.safetensors"), "{error}");
+    assert_eq!(checkpoints(&path), [3]);
+    train(rows.path(), &output, &more(10)).ok();
+    let (whole, whole_path) = inside(&folder, "whole");
+    train(rows.path(), &whole, &more(10)).ok();
+    assert!(adapter(&path) == adapter(&whole_path));
+}

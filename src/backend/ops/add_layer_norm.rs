@@ -114,16 +114,21 @@ pub(crate) mod cpu {
         let residuals = Rows::new(&residual);
         let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
         let (weight, bias) = (weight.all(), bias.all());
-        Rows::new(&x).map(
+        Rows::new(&x).map_ahead(
             #[inline(always)]
-            |_, index, row, out| {
-                residuals.fetch(index + 1);
-                for ((out, &x), &r) in out.iter_mut().zip(row).zip(residuals.row(index)) {
-                    *out = x + r;
+            |_, index, ahead, row, out| {
+                for ((row, out), residual) in ahead.pieces(row, out).zip(ahead.parts(residuals.row(index))) {
+                    for ((out, &x), &r) in out.iter_mut().zip(row).zip(residual) {
+                        *out = x + r;
+                    }
                 }
                 let (mean, inverse) = statistics(out, epsilon as f32);
-                for ((out, &w), &b) in out.iter_mut().zip(weight).zip(bias) {
-                    *out = (*out - mean) * inverse * w + b;
+                // The next residual is asked for here, where there is less to wait for.
+                let affine = ahead.parts(weight).zip(ahead.parts(bias)).zip(residuals.pieces(index));
+                for (out, ((weight, bias), _)) in ahead.parts_mut(out).zip(affine) {
+                    for ((out, &w), &b) in out.iter_mut().zip(weight).zip(bias) {
+                        *out = (*out - mean) * inverse * w + b;
+                    }
                 }
             },
         )

@@ -96,14 +96,19 @@ pub(crate) mod cpu {
         let weight = weight.all();
         Rows::new(&x).map_to_two(
             #[inline(always)]
-            |_, index, row, sum, normed| {
-                residuals.fetch(index + 1);
-                for ((sum, &x), &r) in sum.iter_mut().zip(row).zip(residuals.row(index)) {
-                    *sum = x + r;
+            |_, index, ahead, row, sum, normed| {
+                for ((row, sum), residual) in ahead.pieces(row, sum).zip(ahead.parts(residuals.row(index))) {
+                    for ((sum, &x), &r) in sum.iter_mut().zip(row).zip(residual) {
+                        *sum = x + r;
+                    }
                 }
                 let inverse = inverse_rms(sum, epsilon as f32);
-                for ((normed, &sum), &w) in normed.iter_mut().zip(&*sum).zip(weight) {
-                    *normed = sum * inverse * w;
+                // The next residual is asked for here, where there is less to wait for.
+                let outs = ahead.pieces(sum, normed).zip(residuals.pieces(index));
+                for (((sum, normed), _), weight) in outs.zip(ahead.parts(weight)) {
+                    for ((normed, &sum), &w) in normed.iter_mut().zip(sum).zip(weight) {
+                        *normed = sum * inverse * w;
+                    }
                 }
             },
         )

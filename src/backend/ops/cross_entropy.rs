@@ -12,7 +12,7 @@ use crate::KernelBackend;
 /// Logits held at a time: 32 MB in f32.
 const CHUNK_LOGITS: usize = 8 << 20;
 
-/// Rows whose logits exist at a time.
+/// Rows whose logits exist at a time. However many there are: chunks of one size have their memory one after the other.
 pub fn rows_of_chunk(vocabulary: usize) -> usize {
     (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024)
 }
@@ -57,12 +57,31 @@ pub fn cross_entropy_of_linear<B: KernelBackend>(
     tensor(B::cross_entropy_of_linear(primitive(hidden), primitive(weight), targets))
 }
 
+/// The loss and its gradient with respect to `hidden`, with the logits of so many rows at a time: by other chunks than
+/// [`rows_of_chunk`]'s, for who wants to know what these save.
+///
+/// # Shapes
+/// As those of [`cross_entropy_of_linear`]; the gradient is `[rows, in]`.
+///
+/// # Panics
+/// If the shapes do not fit, an id is outside the vocabulary, or `chunk` is 0.
+pub fn loss_and_gradient<B: KernelBackend>(
+    hidden: Tensor<B, 2>,
+    weight: Tensor<B, 2>,
+    targets: &Targets,
+    chunk: usize,
+) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    let (loss, gradient) = by_chunks::<B>(primitive(hidden), primitive(weight), targets, chunk);
+    (tensor(loss), tensor(gradient))
+}
+
 pub(crate) fn forward<B: KernelBackend>(
     hidden: FloatTensor<B>,
     weight: FloatTensor<B>,
     targets: &Targets,
 ) -> FloatTensor<B> {
-    chunked::<B>(hidden, weight, targets, false).0
+    let chunk = rows_of_chunk(weight.shape()[0]);
+    chunked::<B>(hidden, weight, targets, chunk, false).0
 }
 
 pub(crate) fn forward_with_gradient<B: KernelBackend>(
@@ -70,7 +89,17 @@ pub(crate) fn forward_with_gradient<B: KernelBackend>(
     weight: FloatTensor<B>,
     targets: &Targets,
 ) -> (FloatTensor<B>, FloatTensor<B>) {
-    let (loss, gradients) = chunked::<B>(hidden.clone(), weight, targets, true);
+    let chunk = rows_of_chunk(weight.shape()[0]);
+    by_chunks::<B>(hidden, weight, targets, chunk)
+}
+
+fn by_chunks<B: KernelBackend>(
+    hidden: FloatTensor<B>,
+    weight: FloatTensor<B>,
+    targets: &Targets,
+    chunk: usize,
+) -> (FloatTensor<B>, FloatTensor<B>) {
+    let (loss, gradients) = chunked::<B>(hidden.clone(), weight, targets, chunk, true);
     (loss, if gradients.is_empty() { B::float_mul_scalar(hidden, 0.0.into()) } else { B::float_cat(gradients, 0) })
 }
 
@@ -78,13 +107,13 @@ fn chunked<B: KernelBackend>(
     hidden: FloatTensor<B>,
     weight: FloatTensor<B>,
     targets: &Targets,
+    chunk: usize,
     gradient: bool,
 ) -> (FloatTensor<B>, Vec<FloatTensor<B>>) {
-    let (rows, inputs, vocabulary) = (hidden.shape()[0], hidden.shape()[1], weight.shape()[0]);
+    let (rows, inputs) = (hidden.shape()[0], hidden.shape()[1]);
     let device = B::float_device(&hidden);
     let mut loss = B::float_zeros(Shape::from(vec![1]), &device, hidden.dtype().into());
     let mut gradients = Vec::new();
-    let chunk = rows_of_chunk(vocabulary);
     for start in (0..rows).step_by(chunk) {
         let range = start..rows.min(start + chunk);
         let part = B::float_slice(hidden.clone(), &[Slice::from(range.clone()), Slice::from(0..inputs)]);

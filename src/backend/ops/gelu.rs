@@ -111,39 +111,32 @@ pub(crate) mod autodiff {
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
-    //! One pass with a vectorised error function, rows in parallel.
+    //! One pass with a vectorised normal distribution function, rows in parallel.
     use crate::targets::cpu::{RowTensor, Rows, lanes::Math};
-
-    /// Beyond these an f32 of `1 ± erf` is exactly 2 or 0, while the approximation is off by a rounding that a large `x` would multiply.
-    const SATURATED: f32 = 5.65;
-
-    /// `Φ(x)`.
-    #[inline(always)]
-    fn distribution(math: Math, x: f32) -> f32 {
-        let inside = 0.5 + 0.5 * math.erf(x * std::f32::consts::FRAC_1_SQRT_2);
-        let above = if x > SATURATED { 1.0 } else { inside };
-        if x < -SATURATED { 0.0 } else { above }
-    }
 
     pub(crate) fn forward<T: RowTensor>(x: T, bias: Option<T>) -> T::Output {
         let Some(bias) = bias else {
-            return Rows::new(&x).map(
+            return Rows::new(&x).map_ahead(
                 #[inline(always)]
-                |math, _, row, out| {
-                    for (out, &x) in out.iter_mut().zip(row) {
-                        *out = x * distribution(math, x);
+                |math, _, ahead, row, out| {
+                    for (row, out) in ahead.pieces(row, out) {
+                        for (out, &x) in out.iter_mut().zip(row) {
+                            *out = x * math.normal_distribution(x);
+                        }
                     }
                 },
             );
         };
         let bias = Rows::new(&bias);
         let bias = bias.all();
-        Rows::new(&x).map(
+        Rows::new(&x).map_ahead(
             #[inline(always)]
-            |math, _, row, out| {
-                for ((out, &x), &b) in out.iter_mut().zip(row).zip(bias) {
-                    let x = x + b;
-                    *out = x * distribution(math, x);
+            |math, _, ahead, row, out| {
+                for ((row, out), bias) in ahead.pieces(row, out).zip(ahead.parts(bias)) {
+                    for ((out, &x), &b) in out.iter_mut().zip(row).zip(bias) {
+                        let x = x + b;
+                        *out = x * math.normal_distribution(x);
+                    }
                 }
             },
         )
@@ -179,7 +172,7 @@ pub(crate) mod cpu {
     fn slope(math: Math, x: f32) -> f32 {
         let density = math.exp(-0.5 * x * x) * 0.398_942_3;
         // Where the density is zero so is the product, whatever `x` is.
-        distribution(math, x) + x * density
+        math.normal_distribution(x) + x * density
     }
 }
 

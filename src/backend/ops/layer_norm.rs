@@ -142,12 +142,15 @@ pub(crate) mod cpu {
         let rows = Rows::new(&x);
         let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
         let (weight, bias) = (weight.all(), bias.all());
-        rows.map(
+        rows.map_ahead(
             #[inline(always)]
-            |_, _, row, out| {
+            |_, _, ahead, row, out| {
                 let (mean, inverse) = statistics(row, epsilon as f32);
-                for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
-                    *out = (x - mean) * inverse * w + b;
+                let affine = ahead.parts(weight).zip(ahead.parts(bias));
+                for ((row, out), (weight, bias)) in ahead.pieces(row, out).zip(affine) {
+                    for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
+                        *out = (x - mean) * inverse * w + b;
+                    }
                 }
             },
         )

@@ -130,12 +130,14 @@ pub(crate) mod cpu {
         let rows = Rows::new(&x);
         let weight = Rows::new(&weight);
         let weight = weight.all();
-        rows.map(
+        rows.map_ahead(
             #[inline(always)]
-            |_, _, row, out| {
+            |_, _, ahead, row, out| {
                 let inverse = inverse_rms(row, epsilon as f32);
-                for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
-                    *out = x * inverse * w;
+                for ((row, out), weight) in ahead.pieces(row, out).zip(ahead.parts(weight)) {
+                    for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
+                        *out = x * inverse * w;
+                    }
                 }
             },
         )

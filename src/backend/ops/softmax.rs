@@ -114,10 +114,10 @@ pub(crate) mod cpu {
     pub(crate) fn forward<T: RowTensor>(x: T, scale: f64, mask: Option<T>) -> T::Output {
         let scale = scale as f32;
         let masks = mask.as_ref().map(Rows::new);
-        Rows::new(&x).map(
+        Rows::new(&x).map_ahead(
             #[inline(always)]
-            |math, index, row, out| match &masks {
-                None => math.softmax_into(row, scale, out),
+            |math, index, ahead, row, out| match &masks {
+                None => math.softmax_into(row, scale, ahead, out),
                 Some(masks) => {
                     let mask = masks.row(index % masks.count());
                     for ((out, &x), &m) in out.iter_mut().zip(row).zip(mask) {

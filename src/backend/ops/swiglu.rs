@@ -91,13 +91,14 @@ pub(crate) mod cpu {
 
     pub(crate) fn forward<T: RowTensor>(gate: T, up: T) -> T::Output {
         let ups = Rows::new(&up);
-        Rows::new(&gate).map(
+        Rows::new(&gate).map_ahead(
             #[inline(always)]
-            |math, index, gate, out| {
-                ups.fetch(index + 1);
-                for ((out, &g), &u) in out.iter_mut().zip(gate).zip(ups.row(index)) {
-                    // In this order: `g · u` may overflow where the result does not.
-                    *out = g / (1.0 + math.exp(-g)) * u;
+            |math, index, ahead, gate, out| {
+                for ((gate, out), up) in ahead.pieces(gate, out).zip(ups.pieces(index)) {
+                    for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
+                        // In this order: `g · u` may overflow where the result does not.
+                        *out = g / (1.0 + math.exp(-g)) * u;
+                    }
                 }
             },
         )

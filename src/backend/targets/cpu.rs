@@ -5,4 +5,4 @@ pub(crate) mod lanes;
 mod rows;
 
 pub(crate) use instructions::{ByteProducts, InstructionSet};
-pub(crate) use rows::{RowTensor, Rows, copied, zeros};
+pub(crate) use rows::{Ahead, RowTensor, Rows, copied, zeros};

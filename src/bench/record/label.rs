@@ -35,6 +35,11 @@ pub fn label(workload: &Map<String, Value>) -> String {
         "embedding" => words.after("", "tokens", " of ") + &words.shape(&["vocabulary", "hidden"]),
         "rope" => words.shape(&["tokens", "heads", "dim"]),
         "mlp" => words.shape(&["tokens", "hidden"]) + &words.after(" → ", "intermediate", ""),
+        "head_loss" => {
+            words.after("", "tokens", " of ")
+                + &words.shape(&["vocabulary", "hidden"])
+                + &words.after(", logits ", "logits", "")
+        }
         "layer" | "prefill" => words.after("", "tokens", " tokens"),
         "generate" => words.after("", "tokens", " tokens") + &words.after(" after ", "prompt", ""),
         "lora_step" => {

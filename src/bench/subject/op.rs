@@ -6,6 +6,7 @@ use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Int, Shape, Slice, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use firebrick_backend::KernelBackend;
 use firebrick_backend::ops::attention::{AttentionLayout, Span, attention};
+use firebrick_backend::ops::cross_entropy::{self, Targets};
 use firebrick_backend::ops::embedding::embedding;
 use firebrick_backend::ops::gelu::{self, gelu};
 use firebrick_backend::ops::layer_norm::{self, layer_norm};
@@ -157,6 +158,18 @@ pub(super) fn op<B: KernelBackend>(workload: &Workload, device: &B::Device, eage
                 let x = x[input % INPUTS].clone();
                 let inner = swiglu(linear(x.clone(), gate.clone(), None), linear(x, up.clone(), None));
                 primitive(linear(inner, down.clone(), None))
+            })
+        }
+        Kind::HeadLoss { tokens, at_once } => {
+            let (hidden, vocabulary) = (qwen::HIDDEN, qwen::VOCABULARY);
+            let x = make.inputs([tokens, hidden], 0);
+            let head = make.scaled([vocabulary, hidden], 2, MLP_SCALE).cast(dtype);
+            let targets = |input| Targets::new(expected::ids(tokens, vocabulary, input), vec![1.0; tokens]);
+            let targets: Vec<Targets> = (0..INPUTS).map(targets).collect();
+            let chunk = if at_once { tokens } else { cross_entropy::rows_of_chunk(vocabulary) };
+            Box::new(move |input| {
+                let (x, targets) = (x[input % INPUTS].clone(), &targets[input % INPUTS]);
+                primitive(cross_entropy::loss_and_gradient(x, head.clone(), targets, chunk).1)
             })
         }
         other => unreachable!("{other:?} is not an op"),

@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-use anyhow::{Result, bail};
+use anyhow::{Result, bail, ensure};
 use firebrick::backend::process::{available_bytes, rss_bytes};
 use firebrick::core::train::estimate::Estimate;
 use firebrick::core::train::task::Task;
@@ -20,16 +20,29 @@ pub struct Memory {
     verified: bool,
     batch_size: usize,
     gradient_accumulation: usize,
+    fits: bool,
+    /// What is said where it does not.
+    #[serde(skip)]
+    refusal: String,
+}
+
+impl Memory {
+    /// # Errors
+    /// If the run will not fit; the error says what would.
+    pub fn check(&self) -> Result<()> {
+        ensure!(self.fits, "{}", self.refusal);
+        Ok(())
+    }
 }
 
 /// The estimate may be so much too low: the bound that its test holds it to.
 const TOLERANCE: f64 = 0.15;
 
 /// The trainer with the batches it will take, and its memory. With `auto` the rows of a step are parted into as few passes as there is memory
-/// for.
+/// for. Whether it fits is for [`Memory::check`].
 ///
 /// # Errors
-/// If it will not fit; the error says what would.
+/// With `auto` on a backend whose memory is not known.
 pub fn fitted<B: TrainBackend, T: Task<B>>(
     trainer: Trainer<B, T>,
     splits: &Splits<T::Example>,
@@ -51,11 +64,11 @@ pub fn fitted<B: TrainBackend, T: Task<B>>(
         asked
     };
     let found = estimate(&chosen);
-    if !room.fits(&found) {
-        bail!("{}", refusal(&found, &room, &chosen, T::PACKS, &estimate));
-    }
+    let fits = room.fits(&found);
     let memory = Memory {
         available_bytes: room.free.zip(room.held).map(|(free, held)| free + held),
+        fits,
+        refusal: if fits { String::new() } else { refusal(&found, &room, &chosen, T::PACKS, &estimate) },
         estimate: found,
         verified: backend == BackendName::Flex,
         batch_size: chosen.batch_size,

@@ -62,6 +62,23 @@ fn chunks_of_rows_add_up<B: TrainBackend>(device: &B::Device) {
     assert!((loss - expected).abs() < 1e-5 * expected, "{loss} instead of {expected}");
 }
 
+fn chunks_of_any_length_give_the_same<B: TrainBackend>(device: &B::Device) {
+    let ([hidden, weight], targets) = (&arrays(70, 33, 257, DType::F32), targets(70, 257));
+    let run = |chunk| {
+        let [h, w] = [hidden, weight].map(|x| tensor(x.on::<B::InnerBackend>(device, DType::F32, View::Plain)));
+        let (loss, gradient) = loss_and_gradient::<B::InnerBackend>(h, w, &targets, chunk);
+        (read::<B::InnerBackend>(primitive(loss)).values[0], read::<B::InnerBackend>(primitive(gradient)).values)
+    };
+    let (whole_loss, whole) = run(70);
+    let largest = whole.iter().fold(0.0, |most: f64, value| most.max(value.abs()));
+    for chunk in [1, 16, 69, 1000] {
+        let (loss, gradient) = run(chunk);
+        assert!((loss - whole_loss).abs() <= 1e-5 * whole_loss, "{chunk}: {loss} instead of {whole_loss}");
+        let apart = gradient.iter().zip(&whole).fold(0.0, |most: f64, (a, b)| most.max((a - b).abs()));
+        assert!(apart <= 1e-5 * largest, "{chunk}: {apart} apart, of {largest}");
+    }
+}
+
 fn rows_that_do_not_count_cost_nothing<B: TrainBackend>(device: &B::Device) {
     let [hidden, weight] = &arrays(6, 5, 11, DType::F32);
     let some = Targets::new([3, 1, 4, 1, 5, 9], [1.0, 0.0, 0.5, 0.0, 0.0, 0.0]);
@@ -112,6 +129,7 @@ fn the_gradient_agrees_with_differences<B: TrainBackend>(device: &B::Device) {
 on_every_backend!(
     every_size_agrees_with_the_definition,
     chunks_of_rows_add_up,
+    chunks_of_any_length_give_the_same,
     rows_that_do_not_count_cost_nothing,
     no_rows_lose_nothing,
     large_logits_do_not_overflow,

@@ -3,7 +3,7 @@
 
 use pulp::{Simd, WithSimd};
 
-use super::InstructionSet;
+use super::{Ahead, InstructionSet};
 
 /// So many that the compiler leaves the loop over them a loop, which it vectorises well. A handful it would unroll first, and then
 /// often adds one element at a time (seen in the code LLVM 22 makes for 16 and 32).
@@ -134,29 +134,37 @@ impl Math {
     /// Source: the range reduction and the polynomial of Cephes `expf` (Moshier 1992).
     #[inline(always)]
     pub(crate) fn exp(self, x: f32) -> f32 {
-        const LOWEST: f32 = -87.336_54;
         const HIGHEST: f32 = 88.376_26;
+        let y = self.exp_below(x);
+        if x > HIGHEST { f32::INFINITY } else { y }
+    }
+
+    /// As [`exp`](Self::exp), for `x` of at most 88.
+    #[inline(always)]
+    fn exp_below(self, x: f32) -> f32 {
+        const LOWEST: f32 = -87.336_54;
         // Adding and subtracting 1.5·2²³ rounds to the nearest integer without an instruction that SSE2 lacks.
         const ROUND: f32 = 12_582_912.0;
         let shifted = self.mul_add(x, std::f32::consts::LOG2_E, ROUND);
         let power = shifted - ROUND;
         let r = self.mul_add(power, 2.121_944_4e-4, self.mul_add(power, -0.693_359_4, x));
         let p = [1.987_569_1e-4, 1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 5.000_000_3e-1];
-        let p = self.mul_add(self.polynomial(r, p), r * r, r) + 1.0;
+        let p = self.mul_add(self.polynomial(r, p), r * r, r);
         // The low bits of `shifted` are the integer `power`: moved to the exponent they make 2^power without a conversion, which
         // would have to look for NaN. Outside the range they are rubbish and not used; for NaN `p` is NaN whatever they are.
         let scale = f32::from_bits((shifted.to_bits() << 23).wrapping_add(1.0f32.to_bits()));
-        let y = p * scale;
-        let y = if x < LOWEST { 0.0 } else { y };
-        if x > HIGHEST { f32::INFINITY } else { y }
+        let y = self.mul_add(p, scale, scale);
+        if x < LOWEST { 0.0 } else { y }
     }
 
-    /// erf x, within 4·10⁻⁷ absolutely; NaN for NaN. Beyond ±4, where an f32 of it is ±1, it is what it is at ±4.
+    /// `Φ(x) = (1 + erf(x / √2)) / 2`, within 4·10⁻⁷ absolutely, and 0 from −5.65 down, where an f32 of it would be a rounding that a large
+    /// `x` multiplies; NaN for NaN.
     ///
-    /// Source: the rational approximation that Eigen and XLA use, odd over even polynomial.
+    /// Source: the rational approximation of erf that Eigen and XLA use, odd over even polynomial, which is ±1 from ±4 on.
     #[inline(always)]
-    pub(crate) fn erf(self, x: f32) -> f32 {
-        const ODD: [f32; 7] = [
+    pub(crate) fn normal_distribution(self, x: f32) -> f32 {
+        const SATURATED: f32 = 5.65;
+        const ODD: [f32; 7] = in_halves_of_squares([
             -2.726_142_3e-10,
             2.770_681_4e-8,
             -2.101_024e-6,
@@ -164,11 +172,14 @@ impl Math {
             -7.349_906e-4,
             -2.954_6e-3,
             -1.609_603_3e-2,
-        ];
-        const EVEN: [f32; 5] = [-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2];
-        let x = x.clamp(-4.0, 4.0);
-        let square = x * x;
-        x * self.polynomial(square, ODD) / self.polynomial(square, EVEN)
+        ]);
+        const EVEN: [f32; 5] =
+            in_halves_of_squares([-1.456_607_2e-5, -2.133_740_6e-4, -1.682_827e-3, -7.373_329e-3, -1.426_473_9e-2]);
+        let inside = x.clamp(-SATURATED, SATURATED);
+        let square = inside * inside;
+        let odd = inside * (0.5 * std::f32::consts::FRAC_1_SQRT_2) * self.polynomial(square, ODD);
+        let y = 0.5 + odd / self.polynomial(square, EVEN);
+        if x < -SATURATED { 0.0 } else { y }
     }
 
     /// Softmax of one row times `scale`, in place. A row of −∞ alone becomes NaN, as in the reference; so does one with NaN in
@@ -184,20 +195,20 @@ impl Math {
         divide(row, sum);
     }
 
-    /// Each element becomes the exponential of itself times `scale` plus `shift`; their sum.
+    /// Each element becomes the exponential of itself times `scale` plus `shift`, which must be at most 88; their sum.
     #[inline(always)]
     pub(crate) fn exponentials_in_place(self, row: &mut [f32], scale: f32, shift: f32) -> f32 {
         let mut lanes = [0.0f32; LANES];
         let (chunks, rest) = row.as_chunks_mut::<LANES>();
         for chunk in chunks {
             for lane in 0..LANES {
-                let y = self.exp(self.mul_add(chunk[lane], scale, shift));
+                let y = self.exp_below(self.mul_add(chunk[lane], scale, shift));
                 chunk[lane] = y;
                 lanes[lane] += y;
             }
         }
         for (lane, v) in lanes.iter_mut().zip(rest) {
-            *v = self.exp(self.mul_add(*v, scale, shift));
+            *v = self.exp_below(self.mul_add(*v, scale, shift));
             *lane += *v;
         }
         fold(lanes, |a, b| a + b)
@@ -205,27 +216,40 @@ impl Math {
 
     /// As [`softmax_in_place`](Self::softmax_in_place), into `out`.
     #[inline(always)]
-    pub(crate) fn softmax_into(self, row: &[f32], scale: f32, out: &mut [f32]) {
+    pub(crate) fn softmax_into(self, row: &[f32], scale: f32, ahead: Ahead, out: &mut [f32]) {
         if scale <= 0.0 {
             out.copy_from_slice(row);
             return self.softmax_in_place(out, scale);
         }
         let shift = -scale * max_but_nan(row);
         let mut lanes = [0.0f32; LANES];
-        let ((chunks, rest), (outs, out_rest)) = (row.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
-        for (chunk, out) in chunks.iter().zip(outs) {
-            for lane in 0..LANES {
-                let y = self.exp(self.mul_add(chunk[lane], scale, shift));
-                out[lane] = y;
-                lanes[lane] += y;
+        for (row, out) in ahead.pieces(row, out) {
+            let ((chunks, rest), (outs, out_rest)) = (row.as_chunks::<LANES>(), out.as_chunks_mut::<LANES>());
+            for (chunk, out) in chunks.iter().zip(outs) {
+                for lane in 0..LANES {
+                    let y = self.exp_below(self.mul_add(chunk[lane], scale, shift));
+                    out[lane] = y;
+                    lanes[lane] += y;
+                }
             }
-        }
-        for ((lane, &v), out) in lanes.iter_mut().zip(rest).zip(out_rest) {
-            *out = self.exp(self.mul_add(v, scale, shift));
-            *lane += *out;
+            for ((lane, &v), out) in lanes.iter_mut().zip(rest).zip(out_rest) {
+                *out = self.exp_below(self.mul_add(v, scale, shift));
+                *lane += *out;
+            }
         }
         divide(out, fold(lanes, |a, b| a + b));
     }
+}
+
+/// The polynomial of `x² / 2` with these coefficients as one of `x²`.
+const fn in_halves_of_squares<const N: usize>(mut coefficients: [f32; N]) -> [f32; N] {
+    let (mut at, mut power) = (N, 1.0);
+    while at > 0 {
+        at -= 1;
+        coefficients[at] *= power;
+        power *= 0.5;
+    }
+    coefficients
 }
 
 #[inline(always)]
@@ -296,21 +320,27 @@ mod tests {
     }
 
     #[test]
-    fn erf_is_within_its_bound() {
-        MATHS.into_iter().for_each(check_erf);
+    fn the_normal_distribution_is_within_its_bound() {
+        MATHS.into_iter().for_each(check_normal_distribution);
     }
 
-    fn check_erf(math: Math) {
-        let erf = |x| math.erf(x);
+    fn check_normal_distribution(math: Math) {
+        let erf = |x: f32| 2.0 * math.normal_distribution(x * std::f32::consts::SQRT_2) - 1.0;
         // Abramowitz & Stegun, table 7.1.
         let known = [(0.1, 0.112_462_916), (0.5, 0.520_499_878), (1.0, 0.842_700_793), (2.0, 0.995_322_265)];
         for (x, exact) in known {
             assert!((f64::from(erf(x)) - exact).abs() < 4e-7, "{x}");
-            assert_eq!(erf(-x), -erf(x));
+            assert!((f64::from(erf(-x)) + exact).abs() < 4e-7, "{x}");
         }
-        assert_eq!(erf(0.0), 0.0);
-        assert!((erf(1e30) - 1.0).abs() < 4e-7);
-        assert!(erf(f32::NAN).is_nan());
+        assert_eq!(math.normal_distribution(0.0), 0.5);
+        for x in [5.6, 5.65, 5.7, 1e30, f32::INFINITY] {
+            assert!((math.normal_distribution(x) - 1.0).abs() < 4e-7, "{x}");
+        }
+        assert!((0.0..4e-7).contains(&math.normal_distribution(-5.6)));
+        for x in [-5.66, -1e30, f32::NEG_INFINITY] {
+            assert_eq!(math.normal_distribution(x), 0.0, "{x}");
+        }
+        assert!(math.normal_distribution(f32::NAN).is_nan());
     }
 
     #[test]

@@ -64,11 +64,14 @@ impl<T: RowTensor> Rows<T> {
         &self.tensor.buffer()[start..start + self.width]
     }
 
-    /// Asks for a row before it is needed; there need be none.
+    /// One row piece by piece, each of which asks for that of the next row.
     #[inline(always)]
-    pub(crate) fn fetch(&self, index: usize) {
-        let start = self.offset + index * self.width;
-        fetch(self.tensor.buffer().get(start..start + self.width).unwrap_or_default());
+    pub(crate) fn pieces(&self, index: usize) -> impl Iterator<Item = &[f32]> {
+        let ahead = Ahead(if index + 1 < self.count() { self.width } else { 0 });
+        ahead.parts(self.row(index)).inspect(
+            #[inline(always)]
+            move |row| ahead.fetch(row),
+        )
     }
 
     /// How many rows there are.
@@ -82,6 +85,20 @@ impl<T: RowTensor> Rows<T> {
     /// The kernel's closure must say `#[inline(always)]`, for the reason given at [`lanes::vectorised`].
     #[inline(always)]
     pub(crate) fn map(&self, kernel: impl Fn(Math, usize, &[f32], &mut [f32]) + Sync) -> T::Output {
+        self.map_ahead(
+            #[inline(always)]
+            |math, index, ahead, row, out| {
+                ahead.fetch(row);
+                ahead.fetch_to_write(out);
+                kernel(math, index, row, out);
+            },
+        )
+    }
+
+    /// As [`map`](Self::map) for kernels that ask for the next row themselves, piece by piece: `kernel(math, index, ahead, row, out)`. All that
+    /// at once would be waited for.
+    #[inline(always)]
+    pub(crate) fn map_ahead(&self, kernel: impl Fn(Math, usize, Ahead, &[f32], &mut [f32]) + Sync) -> T::Output {
         let data = self.all();
         let width = self.width.max(1);
         let mut out = T::stale(data.len());
@@ -89,9 +106,10 @@ impl<T: RowTensor> Rows<T> {
             lanes::vectorised(
                 #[inline(always)]
                 |math| {
+                    let rows = data.len() / width;
                     for (index, (row, out)) in data.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-                        fetch(data.get((index + 1) * width..(index + 2) * width).unwrap_or_default());
-                        kernel(math, first + index, row, out);
+                        let ahead = Ahead(if index + 1 < rows { width } else { 0 });
+                        kernel(math, first + index, ahead, row, out);
                     }
                 },
             );
@@ -106,11 +124,11 @@ impl<T: RowTensor> Rows<T> {
         T::output(out, self.tensor.shape())
     }
 
-    /// As [`map`](Self::map), to two tensors: `kernel(math, index, row, first, second)`.
+    /// As [`map_ahead`](Self::map_ahead), to two tensors: `kernel(math, index, ahead, row, first, second)`.
     #[inline(always)]
     pub(crate) fn map_to_two(
         &self,
-        kernel: impl Fn(Math, usize, &[f32], &mut [f32], &mut [f32]) + Sync,
+        kernel: impl Fn(Math, usize, Ahead, &[f32], &mut [f32], &mut [f32]) + Sync,
     ) -> (T::Output, T::Output) {
         let data = self.all();
         let width = self.width.max(1);
@@ -119,10 +137,11 @@ impl<T: RowTensor> Rows<T> {
             lanes::vectorised(
                 #[inline(always)]
                 |math| {
+                    let rows = data.len() / width;
                     let outs = one.chunks_exact_mut(width).zip(two.chunks_exact_mut(width));
                     for (index, (row, (one, two))) in data.chunks_exact(width).zip(outs).enumerate() {
-                        fetch(data.get((index + 1) * width..(index + 2) * width).unwrap_or_default());
-                        kernel(math, first + index, row, one, two);
+                        let ahead = Ahead(if index + 1 < rows { width } else { 0 });
+                        kernel(math, first + index, ahead, row, one, two);
                     }
                 },
             );
@@ -152,16 +171,74 @@ pub(crate) fn copied<T: RowTensor>(x: &T) -> T::Output {
     )
 }
 
-/// Asks for a row before it is needed: while one is computed the memory would have nothing to do.
-#[inline(always)]
-fn fetch(row: &[f32]) {
-    #[cfg(target_arch = "x86_64")]
-    for line in row.chunks(16) {
-        // SAFETY: a hint, which reads nothing and cannot fault.
-        unsafe { std::arch::x86_64::_mm_prefetch::<{ std::arch::x86_64::_MM_HINT_T1 }>(line.as_ptr().cast()) };
+/// How many elements further the next row is; 0 if there is none. While a row is computed the memory would have nothing to do: so each piece of
+/// it asks for that of the next, the values to be read and the place of those to be written.
+#[derive(Clone, Copy)]
+pub(crate) struct Ahead(usize);
+
+impl Ahead {
+    /// Elements of a piece.
+    const PIECE: usize = 256;
+
+    /// A row and where its values go, piece by piece.
+    #[inline(always)]
+    pub(crate) fn pieces<'a>(
+        self,
+        row: &'a [f32],
+        out: &'a mut [f32],
+    ) -> impl Iterator<Item = (&'a [f32], &'a mut [f32])> {
+        self.parts(row).zip(out.chunks_mut(Self::PIECE)).inspect(
+            #[inline(always)]
+            move |(row, out)| {
+                self.fetch(row);
+                self.fetch_to_write(out);
+            },
+        )
     }
-    #[cfg(not(target_arch = "x86_64"))]
-    let _ = row;
+
+    /// The pieces of what is the same for all rows.
+    #[inline(always)]
+    pub(crate) fn parts(self, row: &[f32]) -> std::slice::Chunks<'_, f32> {
+        row.chunks(Self::PIECE)
+    }
+
+    /// The pieces of what is changed in place.
+    #[inline(always)]
+    pub(crate) fn parts_mut(self, row: &mut [f32]) -> std::slice::ChunksMut<'_, f32> {
+        row.chunks_mut(Self::PIECE)
+    }
+
+    /// Asks for what follows on `here`.
+    #[inline(always)]
+    fn fetch(self, here: &[f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 > 0 {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            let start = here.as_ptr().wrapping_add(self.0);
+            for line in (0..here.len()).step_by(16) {
+                // SAFETY: a hint, which reads nothing and cannot fault.
+                unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line).cast()) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = here;
+    }
+
+    /// As [`fetch`](Self::fetch) for values that will be overwritten: their lines come to be this processor's alone.
+    #[inline(always)]
+    fn fetch_to_write(self, here: &[f32]) {
+        #[cfg(target_arch = "x86_64")]
+        if self.0 > 0 {
+            let start = here.as_ptr().wrapping_add(self.0);
+            for line in (0..here.len()).step_by(16) {
+                let line = start.wrapping_add(line);
+                // SAFETY: a hint, which changes nothing and cannot fault; a processor that does not know it does nothing.
+                unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) };
+            }
+        }
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = here;
+    }
 }
 
 /// So many zeros, in memory new from the allocator.
@@ -208,7 +285,7 @@ mod tests {
             });
             let expected: Vec<f32> = (0..rows).flat_map(|_| (0..width).map(|i| i as f32)).collect();
             assert_eq!(Rows::new(&y).all(), expected);
-            let (same, indices) = Rows::new(&x).map_to_two(|_, index, row, same, indices| {
+            let (same, indices) = Rows::new(&x).map_to_two(|_, index, _, row, same, indices| {
                 same.copy_from_slice(row);
                 indices.fill(index as f32);
             });
