@@ -2,6 +2,7 @@
 //! faster than the device. What fails one of these is refused, with the reason in place of a figure.
 
 use std::collections::BTreeMap;
+use std::ops::DerefMut;
 use std::time::{Duration, Instant};
 
 use super::record::Spread;
@@ -57,6 +58,28 @@ impl<S: Subject> Runner for Timed<S> {
         let begun = Instant::now();
         let values = self.0.read();
         Ok(Sample { seconds, after: begun.elapsed().as_secs_f64(), values, parts: self.0.parts() })
+    }
+}
+
+/// What a copy is called among the parts of a sample.
+pub const COPY: &str = "copy";
+
+/// An op and a copy of a tensor of that size, in turns, so that whatever else the memory does at the time falls on both.
+pub struct BesideCopy<R> {
+    /// What is measured.
+    pub op: R,
+    /// What it is held against.
+    pub copy: R,
+}
+
+impl<R: DerefMut<Target: Runner>> Runner for BesideCopy<R> {
+    fn sample(&mut self, calls: usize, input: usize) -> Result<Sample, String> {
+        let mut sample = self.op.sample(calls, input)?;
+        if calls > 0 {
+            let copy = self.copy.sample(calls, input)?;
+            sample.parts.insert(COPY.to_owned(), copy.seconds / calls as f64);
+        }
+        Ok(sample)
     }
 }
 

@@ -83,6 +83,9 @@ pub struct Record {
     /// Kernels launched for one token.
     #[serde(default)]
     pub launches_per_token: Option<f64>,
+    /// Seconds of a copy of a tensor of that size, taken in turns with an op on rows: the median.
+    #[serde(default)]
+    pub copy_seconds: Option<f64>,
     /// Seconds of the parts of one call, medians.
     #[serde(default)]
     pub parts: BTreeMap<String, f64>,

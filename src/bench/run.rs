@@ -11,7 +11,7 @@ use firebrick_backend::select::{BackendName, Job, devices, dispatch};
 use firebrick_backend::{KernelBackend, TrainBackend, roof};
 use serde_json::{Value, json};
 
-use super::measure::{Contender, Measured, Plan, Refusal, Runner, close, interleaved};
+use super::measure::{BesideCopy, COPY, Contender, Measured, Plan, Refusal, Runner, close, interleaved};
 use super::peers::{Absent, Peer};
 use super::probe::Probe;
 use super::record::{Rate, Record, Roof, Spread, Status, Unit, Work};
@@ -143,6 +143,7 @@ impl Base {
             of_roof: None,
             peak_bytes: None,
             launches_per_token: None,
+            copy_seconds: None,
             parts: BTreeMap::new(),
         }
     }
@@ -269,7 +270,11 @@ pub fn enter<'r>(
             .map_err(|problem| problem.to_string())
             .and_then(|made| made)
     };
-    let runner = make(workload).map_err(|reason| left(record.clone(), reason))?;
+    let mut runner = make(workload).map_err(|reason| left(record.clone(), reason))?;
+    if let Some(copy) = workload.copy() {
+        let copy = make(&copy).map_err(|reason| left(record.clone(), reason))?;
+        runner = Box::new(BesideCopy { op: runner, copy });
+    }
     // A second copy of a model would not leave room for the peers.
     let quarter = workload.quarter().filter(|_| !workload.is_model());
     let contender = Contender {
@@ -388,7 +393,8 @@ fn request(workload: &Workload, models: &Models) -> Result<Value, String> {
 }
 
 fn filled(mut record: Record, workload: &Workload, measured: Measured) -> Record {
-    let Measured { warm_up, calls, cold_seconds, samples, parts, of_roof } = measured;
+    let Measured { warm_up, calls, cold_seconds, samples, mut parts, of_roof } = measured;
+    record.copy_seconds = parts.remove(COPY);
     record.status = Status::Measured;
     (record.warm_up, record.calls) = (warm_up as u64, calls as u64);
     // A peer's first call was before its first sample.

@@ -386,6 +386,16 @@ impl Workload {
         Cost { bytes, operations, tokens }
     }
 
+    /// A copy of a tensor of that size, for an op on rows.
+    pub fn copy(&self) -> Option<Self> {
+        match self.kind {
+            Kind::Rows { op, shape, .. } if op != RowOp::Copy => {
+                Some(Self { kind: Kind::Rows { op: RowOp::Copy, shape, reference: false }, dtype: self.dtype })
+            }
+            _ => None,
+        }
+    }
+
     /// A quarter of the work, where it can be divided.
     pub fn quarter(&self) -> Option<Self> {
         let kind = match self.kind {

@@ -135,7 +135,7 @@ pub(crate) mod autodiff {
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
-    //! Three passes over a row that fits the first-level cache, rows in parallel.
+    //! Two passes over a row that fits the first-level cache, rows in parallel.
     use crate::targets::cpu::{RowTensor, Rows, lanes};
 
     pub(crate) fn forward<T: RowTensor>(x: T, weight: T, bias: T, epsilon: f64) -> T::Output {
@@ -176,11 +176,10 @@ pub(crate) mod cpu {
         )
     }
 
-    /// Mean and inverse standard deviation, in two passes: one pass of squares loses digits where the mean is large.
+    /// Mean and inverse standard deviation.
     #[inline(always)]
     pub(crate) fn statistics(row: &[f32], epsilon: f32) -> (f32, f32) {
-        let mean = lanes::sum(row) / row.len() as f32;
-        let variance = lanes::sum_squares_about(row, mean) / row.len() as f32;
+        let (mean, variance) = lanes::mean_and_variance(row);
         (mean, 1.0 / (variance + epsilon).sqrt())
     }
 }

@@ -74,32 +74,24 @@ of large matrices; its share is the larger of both. What would be above 100 % is
 
 /// Ops on rows beside a copy of a tensor of the same size, fused and composed of Burn's own ops: shares of the bytes it moves in a second.
 pub fn copies(shown: &Shown) -> String {
-    let size = |record: &Record| {
-        let of = |name: &str| record.workload.get(name).and_then(Value::as_u64);
-        Some((record.implementation.clone(), of("rows")?, of("width")?))
-    };
-    let rate = |record: &&Record| record.rate.as_ref().map(|rate| rate.value);
-    let copies: BTreeMap<_, f64> = shown
-        .records
-        .iter()
-        .filter(|record| record.kind() == "copy" && !record.peer)
-        .filter_map(|record| Some((size(record)?, rate(record)?)))
-        .collect();
     let (mut rows, mut columns) = (BTreeMap::<(u64, u64, String), BTreeMap<String, String>>::new(), BTreeSet::new());
     let mut reasons = Reasons::default();
-    let copied = |record: &&&Record| copies.keys().any(|(implementation, ..)| *implementation == record.implementation);
-    let ours = shown.records.iter().filter(|record| record.kind() != "copy" && !record.peer);
-    for record in ours.filter(copied) {
-        let Some(key) = size(record) else { continue };
-        let cell = match (copies.get(&key), rate(record)) {
-            (Some(copy), Some(rate)) => format!("{} %", three(100.0 * rate / copy)),
+    for record in shown.records.iter().filter(|record| !record.peer && record.kind() != "copy") {
+        let size = |name: &str| record.workload.get(name).and_then(Value::as_u64);
+        let (Some(height), Some(width)) = (size("rows"), size("width")) else { continue };
+        let cell = match (record.copy_seconds, record.median) {
+            (Some(copy), Some(median)) => {
+                // A copy reads its tensor and writes it.
+                let (copied, moved) = (2 * height * width * size_of::<f32>() as u64, record.work.bytes);
+                format!("{} %", three(100.0 * (moved as f64 / median) / (copied as f64 / copy)))
+            }
             (None, Some(_)) => "no copy".to_owned(),
             (_, None) => reasons.cell(Some(record)),
         };
         let composed = record.workload.get("reference").is_some_and(|value| value == true);
         let title = Column::of(record).title(&[]) + if composed { ", composed" } else { "" };
         columns.insert(title.clone());
-        rows.entry((key.1 * key.2, key.1, record.kind().to_owned())).or_default().insert(title, cell);
+        rows.entry((height * width, height, record.kind().to_owned())).or_default().insert(title, cell);
     }
     rows.retain(|_, cells| cells.values().any(|cell| cell.ends_with('%')));
     if rows.is_empty() {
@@ -113,7 +105,7 @@ pub fn copies(shown: &Shown) -> String {
     };
     let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
     let text = table(1, &header, &rows);
-    format!("### Beside a copy\n\nBytes read and written in a second, as a share of a copy of a tensor of that size in the same run; *composed* is the op made of
+    format!("### Beside a copy\n\nBytes read and written in a second, as a share of a copy of a tensor of that size, taken in turns with it; *composed* is the op made of
 Burn's own ops.\n\n{text}{}", reasons.list())
 }
 

@@ -100,16 +100,29 @@ pub(crate) fn sum3_about(x: &[f32], centre: f32, y: &[f32], z: &[f32]) -> f32 {
     )
 }
 
-/// Σ (x − centre)²
+/// The mean of `x`, and the mean of the squares of the distances from it, in one pass: the sums are of what lies beyond the mean of the first
+/// [`LANES`], so that few digits are lost where the mean is large.
 #[inline(always)]
-pub(crate) fn sum_squares_about(x: &[f32], centre: f32) -> f32 {
-    reduce(
-        x,
-        x,
-        x,
-        #[inline(always)]
-        |x, _, _| (x - centre) * (x - centre),
-    )
+pub(crate) fn mean_and_variance(x: &[f32]) -> (f32, f32) {
+    let first = &x[..x.len().min(LANES)];
+    let (centre, count) = (sum(first) / first.len() as f32, x.len() as f32);
+    let (mut sums, mut squares) = ([0.0f32; LANES], [0.0f32; LANES]);
+    let (chunks, rest) = x.as_chunks::<LANES>();
+    for chunk in chunks {
+        for lane in 0..LANES {
+            let beyond = chunk[lane] - centre;
+            sums[lane] += beyond;
+            squares[lane] += beyond * beyond;
+        }
+    }
+    for ((sum, square), &x) in sums.iter_mut().zip(&mut squares).zip(rest) {
+        let beyond = x - centre;
+        *sum += beyond;
+        *square += beyond * beyond;
+    }
+    let beyond = fold(sums, |a, b| a + b) / count;
+    let variance = fold(squares, |a, b| a + b) / count - beyond * beyond;
+    (centre + beyond, if variance < 0.0 { 0.0 } else { variance })
 }
 
 impl Math {
@@ -341,6 +354,31 @@ mod tests {
             assert_eq!(math.normal_distribution(x), 0.0, "{x}");
         }
         assert!(math.normal_distribution(f32::NAN).is_nan());
+    }
+
+    #[test]
+    fn mean_and_variance_are_those_of_the_definition() {
+        let row = |length: usize, far: f32| -> Vec<f32> {
+            (0..length).map(|i| ((i * 7919) % 2003) as f32 / 1001.0 - 1.0 + if i < 100 { far } else { 0.0 }).collect()
+        };
+        for (length, far, tolerance) in
+            [(1, 0.0, 0.0), (7, 0.0, 1e-6), (300, 0.0, 1e-6), (4096, 0.0, 1e-6), (4096, 1e4, 1e-5)]
+        {
+            for offset in [0.0, 1000.0] {
+                let x: Vec<f32> = row(length, far).iter().map(|x| x + offset).collect();
+                let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / length as f64;
+                let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / length as f64;
+                let found = mean_and_variance(&x);
+                let (of_mean, of_variance) = (f64::from(found.0) - mean, f64::from(found.1) - variance);
+                assert!(of_mean.abs() <= 1e-6 * (mean.abs() + variance.sqrt()), "{length} {far} {offset}: {of_mean}");
+                assert!(
+                    of_variance.abs() <= tolerance * variance,
+                    "{length} {far} {offset}: {of_variance} of {variance}"
+                );
+            }
+        }
+        let (mean, variance) = mean_and_variance(&[1.0, f32::NAN, 2.0]);
+        assert!(mean.is_nan() && variance.is_nan());
     }
 
     #[test]
