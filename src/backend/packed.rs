@@ -8,7 +8,6 @@
 use burn::tensor::DType;
 use burn::tensor::quantization::{BlockSize, QuantLevel, QuantMode, QuantParam, QuantScheme, QuantStore, QuantValue};
 use half::f16;
-use half::slice::HalfFloatSliceExt;
 
 /// Values that share a scale, where nothing else is said.
 pub const BLOCK: usize = 32;
@@ -145,93 +144,30 @@ impl Packed {
     /// The values, row by row.
     pub fn unpacked(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.shape[0] * self.shape[1]];
-        self.view().unpack_into(&mut out);
+        let bytes = self.block * self.format.bits() / 8;
+        let blocks = self.integers.chunks_exact(bytes).zip(out.chunks_exact_mut(self.block));
+        for (at, (integers, out)) in blocks.enumerate() {
+            let scale = self.scales[at].to_f32();
+            let of_block = |offsets: &Vec<f16>| offsets[at].to_f32() + self.format.zero() * scale;
+            unpack_block(self.format, integers, scale, self.offsets.as_ref().map_or(0.0, of_block), out);
+        }
         out
     }
-
-    /// Its parts, borrowed.
-    pub fn view(&self) -> PackedView<'_> {
-        let Self { format, block, integers, scales, offsets, .. } = self;
-        PackedView { format: *format, block: *block, integers, scales, offsets: offsets.as_deref() }
-    }
-
-    /// One buffer of everything: integers, scales, offsets.
-    pub(crate) fn into_bytes(self) -> Vec<u16> {
-        let pairs = self.integers.as_chunks::<2>().0.iter().map(|pair| u16::from_le_bytes(*pair));
-        let halves = self.scales.iter().chain(self.offsets.iter().flatten()).map(|half| half.to_bits());
-        pairs.chain(halves).collect()
-    }
 }
 
-/// Blocks somewhere in memory.
-#[derive(Clone, Copy, Debug)]
-pub struct PackedView<'a> {
-    /// As in [`Packed`].
-    pub format: Format,
-    /// As in [`Packed`].
-    pub block: usize,
-    /// As in [`Packed`].
-    pub integers: &'a [u8],
-    /// As in [`Packed`].
-    pub scales: &'a [f16],
-    /// As in [`Packed`].
-    pub offsets: Option<&'a [f16]>,
-}
-
-impl PackedView<'_> {
-    /// Writes the values of all blocks, in order.
-    #[inline(always)]
-    pub fn unpack_into(&self, out: &mut [f32]) {
-        let bytes = self.block_bytes();
-        self.strips(
-            #[inline(always)]
-            |first, scales, added| {
-                let blocks = self.integers[first * bytes..].chunks_exact(bytes);
-                let out = out[first * self.block..].chunks_exact_mut(self.block);
-                for (((out, block), scale), offset) in out.zip(blocks).zip(scales).zip(added) {
-                    unpack_block(self.format, block, *scale, *offset, out);
-                }
-            },
-        );
-    }
-
-    /// Bytes of the integers of a block.
-    pub(crate) fn block_bytes(&self) -> usize {
-        self.block * self.format.bits() / 8
-    }
-
-    /// Calls `work` for some blocks at a time, with the number of the first, their scales, and what is added to `scale · signed integer` in
-    /// each, both as f32.
-    #[inline(always)]
-    pub(crate) fn strips(&self, mut work: impl FnMut(usize, &[f32], &[f32])) {
-        const STRIP: usize = 64;
-        let (mut scales, mut added) = ([0.0f32; STRIP], [0.0f32; STRIP]);
-        for (strip, stored) in self.scales.chunks(STRIP).enumerate() {
-            let (first, count) = (strip * STRIP, stored.len());
-            let (scales, added) = (&mut scales[..count], &mut added[..count]);
-            stored.convert_to_f32_slice(scales);
-            if let Some(offsets) = self.offsets {
-                offsets[first..first + count].convert_to_f32_slice(added);
-                added.iter_mut().zip(&*scales).for_each(|(added, scale)| *added += self.format.zero() * scale);
-            }
-            work(first, scales, added);
-        }
-    }
-}
-
-#[inline(always)]
-fn unpack_block(format: Format, block: &[u8], scale: f32, offset: f32, out: &mut [f32]) {
+/// `added` goes to `scale · signed integer`.
+fn unpack_block(format: Format, block: &[u8], scale: f32, added: f32, out: &mut [f32]) {
     match format {
         Format::Q8 => {
             for (out, &n) in out.iter_mut().zip(block) {
-                *out = f32::from(n as i8) * scale + offset;
+                *out = f32::from(n as i8) * scale + added;
             }
         }
         Format::Q4 => {
             let (low, high) = out.split_at_mut(block.len());
             for ((low, high), &pair) in low.iter_mut().zip(high).zip(block) {
-                *low = (f32::from(pair & 15) - 8.0) * scale + offset;
-                *high = (f32::from(pair >> 4) - 8.0) * scale + offset;
+                *low = (f32::from(pair & 15) - 8.0) * scale + added;
+                *high = (f32::from(pair >> 4) - 8.0) * scale + added;
             }
         }
     }

@@ -6,15 +6,20 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use firebrick_backend::device::{DeviceInfo, DeviceKind};
-use firebrick_backend::process::{cpu_name, memory_bytes, os_name};
+use firebrick_backend::process::{cpu_name, memory_bytes, os_name, threads};
 
 use super::record::{Device, Kind, Machine};
 
-/// The computer.
+/// The computer, as far as it may be used: with fewer threads than cores it counts as another one, with figures of its own.
 pub fn machine() -> Machine {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
+    let used = match threads() {
+        all if all == cores => String::new(),
+        1 => "-1-thread".to_owned(),
+        some => format!("-{some}-threads"),
+    };
     Machine {
-        name: format!("{}-{cores}-cores", std::env::consts::OS),
+        name: format!("{}-{cores}-cores{used}", std::env::consts::OS),
         cpu: cpu_name(),
         cores,
         memory_bytes: memory_bytes().unwrap_or(0),

@@ -4,12 +4,14 @@
 //! Options combine; none switches another off. They act in this order, which is that of transformers:
 //! repetition penalty, frequency and presence penalty, temperature, top-k, top-p, min-p, draw.
 
+mod candidates;
 mod ranking;
 mod softmax;
 #[cfg(test)]
 mod tests;
 
 use crate::error::{Error, Result};
+use candidates::{Candidates, Chosen};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng, SeedableRng};
 use ranking::{Cut, Ranking, Row};
@@ -98,6 +100,7 @@ pub struct Sampler {
     random: ChaCha8Rng,
     penalised: Vec<f32>,
     occurrences: Vec<u32>,
+    candidates: Candidates,
     weights: Vec<f32>,
     block_sums: Vec<f64>,
     ranking: Ranking,
@@ -116,6 +119,7 @@ impl Sampler {
             random: ChaCha8Rng::from_seed(seed),
             penalised: Vec::new(),
             occurrences: Vec::new(),
+            candidates: Candidates::default(),
             weights: Vec::new(),
             block_sums: Vec::new(),
             ranking: Ranking::default(),
@@ -127,11 +131,11 @@ impl Sampler {
     /// Errors: [`Error::NotFinite`] for a NaN or +inf logit, or if all are -inf (one -inf only excludes its token);
     /// [`Error::UnknownToken`] for a penalised id beyond the logits.
     pub fn next(&mut self, logits: &[f32], history: History<'_>) -> Result<Choice> {
-        let peak = softmax::peak(logits)?;
+        let peak = self.candidates.look(logits)?;
         let log_sum = softmax::log_sum_exp(logits, peak);
         let id = if self.penalise(logits, history)? {
             let penalised = std::mem::take(&mut self.penalised);
-            let id = softmax::peak(&penalised).map(|peak| self.choose(&penalised, peak));
+            let id = self.candidates.look(&penalised).map(|peak| self.choose(&penalised, peak));
             self.penalised = penalised;
             id?
         } else {
@@ -181,19 +185,25 @@ impl Sampler {
         Ok(true)
     }
 
+    /// A token of the row that was looked at.
     fn choose(&mut self, logits: &[f32], peak: f32) -> usize {
         if self.sampling.is_greedy() {
-            return logits.iter().position(|&x| x == peak).unwrap_or_default();
+            return self.candidates.first_of(logits, peak);
         }
-        self.distribute(logits, peak);
-        self.draw()
+        let mut candidates = std::mem::take(&mut self.candidates);
+        let (chosen, mass) = candidates.of(logits, peak, &self.sampling);
+        self.distribute(chosen, peak, mass);
+        let id = chosen.id(self.draw());
+        self.candidates = candidates;
+        id
     }
 
-    /// Leaves the unnormalised probability of every token in `self.weights`, 0 for those that the filters exclude.
-    fn distribute(&mut self, logits: &[f32], peak: f32) {
+    /// Leaves the unnormalised probability of every candidate in `self.weights`, 0 for those that the filters exclude.
+    fn distribute(&mut self, chosen: Chosen<'_>, peak: f32, mass: Option<f64>) {
         let Self { sampling, weights, .. } = self;
+        let logits = chosen.logits;
         softmax::weigh(logits, peak, sampling.temperature, weights);
-        let cut = self.ranking.cut(Row { logits, weights, peak }, sampling.top_k, sampling.top_p);
+        let cut = self.ranking.cut(Row { logits, weights, peak }, sampling.top_k, sampling.top_p, mass);
         // The likeliest token weighs exactly 1.
         let floor = sampling.min_p.unwrap_or(0.0);
         if let Some(cut) = cut {
@@ -205,7 +215,7 @@ impl Sampler {
         self.block_sums.extend(self.weights.chunks(softmax::BLOCK).map(softmax::sum));
     }
 
-    /// A token by its weight. Tokens are laid end to end in the order of their ids, so the result depends on no sort.
+    /// The place of a candidate by its weight. Candidates are laid end to end in the order of their ids, so the result depends on no sort.
     fn draw(&mut self) -> usize {
         // The upper 53 bits: every multiple of 2^-53 in [0, 1).
         let uniform = (self.random.next_u64() >> 11) as f64 * (1.0 / (1u64 << 53) as f64);
@@ -240,15 +250,18 @@ impl Sampler {
 ///
 /// Errors: [`Error::NotFinite`] as in [`Sampler::next`].
 pub fn top_logprobs(logits: &[f32], n: usize) -> Result<Vec<(u32, f32)>> {
-    let peak = softmax::peak(logits)?;
+    let mut candidates = Candidates::default();
+    let peak = candidates.look(logits)?;
     if n == 0 {
         return Ok(Vec::new());
     }
     let log_sum = softmax::log_sum_exp(logits, peak);
+    let (chosen, _) = candidates.of(logits, peak, &Sampling { top_k: Some(n), ..Sampling::greedy() });
     let mut weights = Vec::new();
-    softmax::weigh(logits, peak, 1.0, &mut weights);
-    let cut = Ranking::default().cut(Row { logits, weights: &weights, peak }, Some(n), None);
-    let mut top: Vec<(u32, f32)> = (0..).zip(logits.iter().copied()).filter(|&(id, x)| kept(cut, x, id)).collect();
+    softmax::weigh(chosen.logits, peak, 1.0, &mut weights);
+    let cut = Ranking::default().cut(Row { logits: chosen.logits, weights: &weights, peak }, Some(n), None, None);
+    let places = (0..).zip(chosen.logits.iter().copied()).filter(|&(place, x)| kept(cut, x, place));
+    let mut top: Vec<(u32, f32)> = places.map(|(place, x)| (chosen.id(place as usize) as u32, x)).collect();
     // Stable, so that equals stay in the order of their ids.
     top.sort_by(|a, b| b.1.partial_cmp(&a.1).unwrap_or(Ordering::Equal));
     top.iter_mut().for_each(|(_, x)| *x = (f64::from(*x) - log_sum) as f32);

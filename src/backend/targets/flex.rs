@@ -42,6 +42,9 @@ fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
 }
 
+/// Pauses of a thread that stands by between two looks: a fraction of a microsecond.
+const PAUSES: usize = 8;
+
 /// Each piece on a thread of the pool. While there are fewer pieces than threads, the others stand by and poll for parts of their ops: a
 /// thread that sleeps between two ops takes longer to wake than most ops take to run.
 fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
@@ -52,7 +55,8 @@ fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send +
         let Some(piece) = piece else {
             while unfinished.load(Ordering::Acquire) > 0 {
                 if rayon::yield_now() != Some(rayon::Yield::Executed) {
-                    std::hint::spin_loop();
+                    // Polling takes from the thread that works, where both are of one core.
+                    (0..PAUSES).for_each(|_| std::hint::spin_loop());
                 }
             }
             return None;

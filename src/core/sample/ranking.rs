@@ -10,8 +10,8 @@ use std::cmp::Ordering;
 /// that logits of any scale spread well. At a vocabulary of 151,936 normal logits a bucket holds some thousands.
 const DROPPED_BITS: u32 = 17;
 
-/// One more than the bucket of an infinite distance.
-const BUCKETS: usize = (f32::INFINITY.to_bits() >> DROPPED_BITS) as usize + 1;
+/// Up to here one bucket for all is quicker than clearing many.
+const FEW_TOKENS: usize = 4096;
 
 /// Below this many members a sort is as quick as another halving.
 const SORTED_MEMBERS: usize = 64;
@@ -57,14 +57,22 @@ impl Row<'_> {
     /// -0 - 0 is -0.)
     #[inline(always)]
     fn bucket(&self, logit: f32) -> usize {
-        ((self.peak - logit).abs().to_bits() >> DROPPED_BITS) as usize
+        // Without its sign a float has 31 bits.
+        let dropped = if self.logits.len() <= FEW_TOKENS { 31 } else { DROPPED_BITS };
+        ((self.peak - logit).abs().to_bits() >> dropped) as usize
     }
 }
 
 impl Ranking {
-    /// The cut after the first `top_k` tokens, then within them after the fewest tokens that hold at least `top_p` of their mass.
-    /// `None` keeps every token.
-    pub(super) fn cut(&mut self, row: Row<'_>, top_k: Option<usize>, top_p: Option<f32>) -> Option<Cut> {
+    /// The cut after the first `top_k` tokens, then within them after the fewest tokens that hold at least `top_p` of their mass, or of
+    /// the `mass` that is given. `None` keeps every token.
+    pub(super) fn cut(
+        &mut self,
+        row: Row<'_>,
+        top_k: Option<usize>,
+        top_p: Option<f32>,
+        mass: Option<f64>,
+    ) -> Option<Cut> {
         let top_k = top_k.filter(|&k| k < row.logits.len());
         let top_p = top_p.filter(|&p| p < 1.0);
         if top_k.is_none() && top_p.is_none() {
@@ -73,7 +81,8 @@ impl Ranking {
         self.count(row);
         let kept = top_k.map(|k| self.first(row, k));
         let Some(top_p) = top_p else { return kept.map(|(cut, _)| cut) };
-        let mass = kept.map_or_else(|| self.buckets.iter().map(|bucket| bucket.mass).sum(), |(_, mass)| mass);
+        let all = || mass.unwrap_or_else(|| self.buckets.iter().map(|bucket| bucket.mass).sum());
+        let mass = kept.map_or_else(all, |(_, mass)| mass);
         // The target lies within the mass of the first k, so this cut is never the later one, except by rounding.
         let nucleus = self.holding(row, f64::from(top_p) * mass);
         match (kept, nucleus) {
@@ -85,7 +94,7 @@ impl Ranking {
 
     fn count(&mut self, row: Row<'_>) {
         self.buckets.clear();
-        self.buckets.resize(BUCKETS, Bucket::default());
+        self.buckets.resize(row.bucket(f32::NEG_INFINITY) + 1, Bucket::default());
         for (&logit, &weight) in row.logits.iter().zip(row.weights) {
             let bucket = &mut self.buckets[row.bucket(logit)];
             bucket.mass += f64::from(weight);

@@ -11,10 +11,8 @@ const LANES: usize = 8;
 /// Weights summed together; a draw first finds the block, then the token in it.
 pub(super) const BLOCK: usize = 1024;
 
-/// The largest logit.
-///
-/// Errors: a NaN or +inf logit, or nothing but -inf.
-pub(super) fn peak(logits: &[f32]) -> Result<f32> {
+/// The largest of some logits; NaN if one is.
+pub(super) fn largest(logits: &[f32]) -> f32 {
     let mut peaks = [f32::NEG_INFINITY; LANES];
     let mut unusable = [false; LANES];
     let larger = |peak: &mut f32, unusable: &mut bool, x: f32| {
@@ -30,8 +28,15 @@ pub(super) fn peak(logits: &[f32]) -> Result<f32> {
     for &x in rest {
         larger(&mut peaks[0], &mut unusable[0], x);
     }
-    let peak = peaks.into_iter().fold(f32::NEG_INFINITY, f32::max);
-    if unusable.contains(&true) || peak == f32::INFINITY {
+    if unusable.contains(&true) { f32::NAN } else { peaks.into_iter().fold(f32::NEG_INFINITY, f32::max) }
+}
+
+/// The largest logit of a row, from those of its parts.
+///
+/// Errors: a NaN or +inf logit, or nothing but -inf.
+pub(super) fn peak(logits: &[f32], parts: &[f32]) -> Result<f32> {
+    let peak = largest(parts);
+    if peak.is_nan() || peak == f32::INFINITY {
         let first = logits.iter().position(|x| x.is_nan() || *x == f32::INFINITY);
         let place = first.map(|id| format!("the row of logits, at token id {id} ({})", logits[id]));
         return Err(Error::NotFinite { what: "a logit", place });
@@ -42,19 +47,33 @@ pub(super) fn peak(logits: &[f32]) -> Result<f32> {
     Ok(peak)
 }
 
-/// `ln Σ exp(logit)`, summed in f64.
+/// `ln Σ exp(logit)`.
 pub(super) fn log_sum_exp(logits: &[f32], peak: f32) -> f64 {
+    f64::from(peak) + sum_of(logits, |x| exp(x - peak)).ln()
+}
+
+/// `Σ exp((logit - peak) / temperature)`.
+pub(super) fn mass(logits: &[f32], peak: f32, temperature: f32) -> f64 {
+    sum_of(logits, |x| exp((x - peak) / temperature))
+}
+
+/// The sum of some positive values, in f64 but for those of eight at a time.
+#[inline(always)]
+fn sum_of(logits: &[f32], value: impl Fn(f32) -> f32) -> f64 {
     let mut sums = [0f64; LANES];
-    let (chunks, rest) = logits.as_chunks::<LANES>();
+    let (chunks, rest) = logits.as_chunks::<{ 8 * LANES }>();
     for chunk in chunks {
+        let mut few = [0f32; LANES];
+        for part in chunk.as_chunks::<LANES>().0 {
+            for lane in 0..LANES {
+                few[lane] += value(part[lane]);
+            }
+        }
         for lane in 0..LANES {
-            sums[lane] += f64::from(exp(chunk[lane] - peak));
+            sums[lane] += f64::from(few[lane]);
         }
     }
-    for &x in rest {
-        sums[0] += f64::from(exp(x - peak));
-    }
-    f64::from(peak) + sums.iter().sum::<f64>().ln()
+    sums.iter().sum::<f64>() + rest.iter().map(|&x| f64::from(value(x))).sum::<f64>()
 }
 
 /// Writes `exp((logit - peak) / temperature)` for every logit: 1 for the largest.
@@ -125,6 +144,10 @@ mod tests {
             let exact = logits.iter().map(|&x| f64::from(x).exp()).sum::<f64>().ln();
             assert!((log_sum_exp(&logits, peak(&logits).unwrap()) - exact).abs() < 1e-6);
         }
+    }
+
+    fn peak(logits: &[f32]) -> Result<f32> {
+        super::peak(logits, &logits.chunks(5).map(largest).collect::<Vec<_>>())
     }
 
     #[test]

@@ -70,9 +70,14 @@ fn reference(sampling: &Sampling, logits: &[f32], history: History<'_>) -> Vec<f
 fn distribution(sampling: &Sampling, logits: &[f32], history: History<'_>) -> Vec<f64> {
     let mut sampler = Sampler::new(sampling).unwrap();
     let row = if sampler.penalise(logits, history).unwrap() { sampler.penalised.clone() } else { logits.to_vec() };
-    sampler.distribute(&row, softmax::peak(&row).unwrap());
+    let mut candidates = Candidates::default();
+    let peak = candidates.look(&row).unwrap();
+    let (chosen, mass) = candidates.of(&row, peak, sampling);
+    sampler.distribute(chosen, peak, mass);
     let sum: f64 = sampler.block_sums.iter().sum();
-    sampler.weights.iter().map(|&weight| f64::from(weight) / sum).collect()
+    let mut all = vec![0.0; row.len()];
+    sampler.weights.iter().enumerate().for_each(|(at, &weight)| all[chosen.id(at)] = f64::from(weight) / sum);
+    all
 }
 
 /// Every product of these values, 1,440 in all.
@@ -184,7 +189,7 @@ fn draws_reach_every_block_of_a_long_row() {
 #[test]
 fn a_draw_at_the_very_end_takes_the_last_possible_token() {
     let mut sampler = Sampler::new(&Sampling { temperature: 1.0, ..Sampling::greedy() }).unwrap();
-    sampler.distribute(&[0.0, 0.0, f32::NEG_INFINITY], 0.0);
+    sampler.distribute(Chosen::all(&[0.0, 0.0, f32::NEG_INFINITY]), 0.0, None);
     // Larger sums than the weights bear out, as rounding could leave them.
     sampler.block_sums = vec![1e9];
     assert_eq!(sampler.draw(), 1);

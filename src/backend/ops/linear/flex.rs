@@ -70,7 +70,7 @@ fn product(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, update: 
         match Format::of(weight.dtype()) {
             // At every number of rows, in training too: what was evaluated and trained is what will be decoded.
             Some(_) => {
-                let multiply = |out: &mut [f32], into| {
+                let multiply = |out: &mut [f32], into: Into<'_>| {
                     rows_times_packed(ByteProducts::detect(), x.all(), PackedRows::of(&weight), into, out);
                 };
                 many_rows(forward, outputs, multiply)
@@ -195,15 +195,10 @@ fn few_rows<T: Stored>(Forward { x, rows, bias, update }: Forward, weights: Dens
 fn many_rows(
     Forward { rows, bias, update, .. }: Forward,
     outputs: usize,
-    multiply: impl FnOnce(&mut [f32], Into),
+    multiply: impl FnOnce(&mut [f32], Into<'_>),
 ) -> Vec<f32> {
     let mut out = memory::stale(rows * outputs);
-    let mut into = Into::Overwrite;
-    if let Some(bias) = bias {
-        out.chunks_exact_mut(outputs).for_each(|row| row.copy_from_slice(bias));
-        into = Into::Add;
-    }
-    multiply(&mut out, into);
+    multiply(&mut out, bias.map_or(Into::Overwrite, Into::Bias));
     if let Some(Update { low, b, rank }) = update {
         multiply_into(&mut out, Into::Add, low.all(), Dense::new(b.all(), *rank));
     }

@@ -167,71 +167,100 @@ mod x86 {
 
     use super::Stored;
 
-    /// # Safety
-    /// AVX-512F, and `weights` made of rows as long as each vector, one for each `stride` elements of `out`, of which the last are at least `M`.
+    /// The rows of an instruction set.
+    macro_rules! rows {
+        ($name:ident, $some:ident, $features:literal, $count:literal, $together:expr,
+         [$load:ident $zero:ident $loadu:ident $fma:ident $sum:ident]) => {
+            /// # Safety
+            /// The processor has the features, and `weights` is made of rows as long as each vector, one for each `stride` elements of `out`,
+            /// of which the last are at least `M`.
+            #[target_feature(enable = $features)]
+            pub(super) unsafe fn $name<T: Stored, const M: usize>(
+                vectors: [&[f32]; M],
+                weights: &[T],
+                out: &mut [f32],
+                stride: usize,
+            ) {
+                let length = vectors[0].len();
+                let mut rows = weights.chunks_exact(length * if M <= $together { 2 } else { 1 });
+                let mut out = out.chunks_mut(stride);
+                // SAFETY: as many rows as are said, and the features.
+                unsafe {
+                    for rows in &mut rows {
+                        match M <= $together {
+                            true => $some::<T, M, 2>(vectors, rows, &mut out),
+                            false => $some::<T, M, 1>(vectors, rows, &mut out),
+                        }
+                    }
+                    if !rows.remainder().is_empty() {
+                        $some::<T, M, 1>(vectors, rows.remainder(), &mut out);
+                    }
+                }
+            }
+
+            /// `R` rows at once: what is loaded of a vector serves all, and several streams come from memory. The next rows are asked for.
+            ///
+            /// # Safety
+            /// As above, for `R` rows.
+            #[inline]
+            #[target_feature(enable = $features)]
+            unsafe fn $some<'o, T: Stored, const M: usize, const R: usize>(
+                vectors: [&[f32]; M],
+                rows: &[T],
+                out: &mut impl Iterator<Item = &'o mut [f32]>,
+            ) {
+                let length = vectors[0].len();
+                // Two chains for each sum hide the latency of the multiply-add.
+                let mut sums = [[[$zero(); 2]; M]; R];
+                let mut at = 0;
+                while at + 2 * $count <= length {
+                    for (r, sums) in sums.iter_mut().enumerate() {
+                        let row = unsafe { rows.as_ptr().add(r * length + at) };
+                        let next = row.wrapping_add(R * length).cast::<i8>();
+                        for line in (0..2 * $count * size_of::<T>()).step_by(64) {
+                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line));
+                        }
+                        let (low, high) = unsafe { (T::$load(row), T::$load(row.add($count))) };
+                        for (vector, sums) in vectors.iter().zip(sums) {
+                            let x = unsafe { vector.as_ptr().add(at) };
+                            sums[0] = $fma(unsafe { $loadu(x) }, low, sums[0]);
+                            sums[1] = $fma(unsafe { $loadu(x.add($count)) }, high, sums[1]);
+                        }
+                    }
+                    at += 2 * $count;
+                }
+                for ((row, sums), out) in rows.chunks_exact(length).zip(sums).zip(out) {
+                    for ((vector, sums), out) in vectors.iter().zip(sums).zip(out) {
+                        let rest: f32 = vector[at..].iter().zip(&row[at..]).map(|(x, weight)| x * weight.widen()).sum();
+                        *out = $sum(sums[0], sums[1]) + rest;
+                    }
+                }
+            }
+        };
+    }
+    rows!(
+        rows_avx512, some_avx512, "avx512f", 16, 4,
+        [load16 _mm512_setzero_ps _mm512_loadu_ps _mm512_fmadd_ps sum_avx512]
+    );
+    // Sixteen registers hold no more sums.
+    rows!(
+        rows_avx2, some_avx2, "avx2,fma,f16c", 8, 2,
+        [load8 _mm256_setzero_ps _mm256_loadu_ps _mm256_fmadd_ps sum_avx2]
+    );
+
+    #[inline]
     #[target_feature(enable = "avx512f")]
-    pub(super) unsafe fn rows_avx512<T: Stored, const M: usize>(
-        vectors: [&[f32]; M],
-        weights: &[T],
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        let length = vectors[0].len();
-        for (row, out) in weights.chunks_exact(length).zip(out.chunks_mut(stride)) {
-            // Two chains for each vector hide the latency of the multiply-add.
-            let mut sums = [[_mm512_setzero_ps(); 2]; M];
-            let mut at = 0;
-            while at + 32 <= length {
-                let (low, high) = unsafe { (T::load16(row.as_ptr().add(at)), T::load16(row.as_ptr().add(at + 16))) };
-                for m in 0..M {
-                    let x = unsafe { vectors[m].as_ptr().add(at) };
-                    sums[m][0] = _mm512_fmadd_ps(unsafe { _mm512_loadu_ps(x) }, low, sums[m][0]);
-                    sums[m][1] = _mm512_fmadd_ps(unsafe { _mm512_loadu_ps(x.add(16)) }, high, sums[m][1]);
-                }
-                at += 32;
-            }
-            for m in 0..M {
-                let mut sum = _mm512_reduce_add_ps(_mm512_add_ps(sums[m][0], sums[m][1]));
-                for i in at..length {
-                    sum += vectors[m][i] * row[i].widen();
-                }
-                out[m] = sum;
-            }
-        }
+    fn sum_avx512(a: __m512, b: __m512) -> f32 {
+        _mm512_reduce_add_ps(_mm512_add_ps(a, b))
     }
 
-    /// # Safety
-    /// AVX2, FMA and F16C, and `weights` made of rows as long as each vector, one for each `stride` elements of `out`, of which the last are at least `M`.
-    #[target_feature(enable = "avx2,fma,f16c")]
-    pub(super) unsafe fn rows_avx2<T: Stored, const M: usize>(
-        vectors: [&[f32]; M],
-        weights: &[T],
-        out: &mut [f32],
-        stride: usize,
-    ) {
-        let length = vectors[0].len();
-        for (row, out) in weights.chunks_exact(length).zip(out.chunks_mut(stride)) {
-            let mut sums = [[_mm256_setzero_ps(); 2]; M];
-            let mut at = 0;
-            while at + 16 <= length {
-                let (low, high) = unsafe { (T::load8(row.as_ptr().add(at)), T::load8(row.as_ptr().add(at + 8))) };
-                for m in 0..M {
-                    let x = unsafe { vectors[m].as_ptr().add(at) };
-                    sums[m][0] = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x) }, low, sums[m][0]);
-                    sums[m][1] = _mm256_fmadd_ps(unsafe { _mm256_loadu_ps(x.add(8)) }, high, sums[m][1]);
-                }
-                at += 16;
-            }
-            for m in 0..M {
-                let mut lanes = [0.0f32; 8];
-                unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(sums[m][0], sums[m][1])) };
-                let mut sum: f32 = lanes.iter().sum();
-                for i in at..length {
-                    sum += vectors[m][i] * row[i].widen();
-                }
-                out[m] = sum;
-            }
-        }
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn sum_avx2(a: __m256, b: __m256) -> f32 {
+        let mut lanes = [0.0f32; 8];
+        // SAFETY: eight values.
+        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(a, b)) };
+        lanes.iter().sum()
     }
 }
 

@@ -6,23 +6,24 @@
 //! which is the gradient of the product itself: rounding has none.
 
 mod activations;
-mod panels;
 mod tile;
 
 use std::ops::Range;
 
+use half::f16;
 use rayon::prelude::*;
 
 use self::activations::Activations;
-use self::panels::Panels;
 use self::tile::{Kernel, Operands, TILE};
 use super::matrix::{Into, SharedColumns};
-use super::packed::PackedRows;
+use super::packed::{LANES, PackedRows};
 use super::weights::Weights;
 use crate::targets::cpu::ByteProducts;
 
 /// Columns after which sums are parked in the output, so that the panels beside some rows of activations stay in the nearest cache.
 const DEPTH: usize = 1024;
+/// Rows of activations taken through a part of the weight together, so that they and what is written of the output stay in a cache.
+const ROWS: usize = 512;
 /// Products below which another thread is not worth waking.
 const PARALLEL_PRODUCTS: usize = 1 << 18;
 /// Parts of the weight for each thread: enough for a late one to be waited for briefly.
@@ -35,23 +36,23 @@ const PARTS_PER_THREAD: usize = 4;
 pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], weights: PackedRows, into: Into, out: &mut [f32]) {
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     let rows = x.len() / inputs;
-    assert!(x.len() == rows * inputs && out.len() == rows * outputs);
-    let (kernel, view) = (Kernel::of(set), weights.view());
-    let x = Activations::round(set, x, inputs, view.block, view.format.zero());
+    assert!(x.len() == rows * inputs && out.len() == rows * outputs && into.fits(outputs));
+    let kernel = Kernel::of(set);
+    let x = Activations::round(set, x, inputs, weights.block(), weights.format().zero());
     let destination = SharedColumns::new(out, outputs);
     let compute = |part: Range<usize>| {
-        let depth = (DEPTH / view.block).min(x.blocks());
-        let mut panels = Panels::new(kernel.width / panels::LANES, depth, view.block);
-        for first in part.clone().step_by(kernel.width) {
-            let group = weights.rows(first..part.end.min(first + kernel.width));
-            let ahead = size_of_val(group.view().integers);
-            for start in (0..x.blocks()).step_by(depth) {
-                let blocks = start..x.blocks().min(start + depth);
-                panels.fill(set, group, blocks.clone(), ahead);
-                let into = if start == 0 { into } else { Into::Add };
-                // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably for
-                // as long as this runs; their number fits, as the lengths agree.
-                unsafe { multiply(kernel, &x, &panels, group, blocks, into, &destination, first) };
+        let depth = DEPTH / weights.block();
+        for start in (0..rows).step_by(ROWS) {
+            let some = start..rows.min(start + ROWS);
+            for first in part.clone().step_by(kernel.width) {
+                let group = weights.rows(first..part.end.min(first + kernel.width));
+                for start in (0..x.blocks()).step_by(depth) {
+                    let blocks = start..x.blocks().min(start + depth);
+                    let into = if start == 0 { into.columns(first..first + group.outputs()) } else { Into::Add };
+                    // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably
+                    // for as long as this runs; their number fits, as the lengths agree.
+                    unsafe { multiply(kernel, (&x, some.clone()), group, blocks, into, &destination, first) };
+                }
             }
         }
     };
@@ -64,15 +65,13 @@ pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], weights: PackedRow
     parts.for_each(|index| compute(index * part..outputs.min((index + 1) * part)));
 }
 
-/// Some blocks of every row of activations times those of a group of weight rows, which are laid out in `panels`.
+/// Some blocks of some rows of activations times those of a group of weight rows, which begin with a panel.
 ///
 /// # Safety
 /// No other thread may touch the group's columns of the destination, which begin at `first` and must lie inside it.
-#[allow(clippy::too_many_arguments)] // The product of two matrices, a part of each.
 unsafe fn multiply(
     kernel: Kernel,
-    x: &Activations,
-    panels: &Panels,
+    (x, rows): (&Activations, Range<usize>),
     group: PackedRows,
     blocks: Range<usize>,
     into: Into,
@@ -80,17 +79,22 @@ unsafe fn multiply(
     first: usize,
 ) {
     let mut sums = [0.0; TILE];
-    let view = group.view();
+    let panel = group.panel(blocks.start);
     // The next vector of a tile is in the next panel, or further on in the same lines.
-    let (lines, scales) = (panels.lines(), panels.scales());
-    let next = if kernel.vector == panels::LANES { (lines.1, scales.1) } else { (4 * kernel.vector, kernel.vector) };
-    for row in (0..x.rows).step_by(kernel.height) {
-        let height = kernel.height.min(x.rows - row);
+    let next = if kernel.vector == LANES {
+        (group.panel_bytes(), group.panel_bytes())
+    } else {
+        (4 * kernel.vector, 2 * kernel.vector)
+    };
+    for row in rows.clone().step_by(kernel.height) {
+        let height = kernel.height.min(rows.end - row);
         let at = row * x.blocks() + blocks.start;
         let operands = Operands {
-            lines: (lines.0, next.0),
-            scales: (scales.0, next.1),
-            added: view.offsets.is_some().then(|| panels.added()),
+            lines: (panel.lines.as_ptr(), next.0),
+            scales: (panel.scales.as_ptr(), next.1),
+            offsets: panel.offsets.map(<[f16]>::as_ptr),
+            // What the next group begins with, for the first tile of a group alone.
+            ahead: if row == 0 { group.panel_bytes() * kernel.width.div_ceil(LANES) } else { 0 },
             x: (x.integers()[at * x.block..].as_ptr(), x.inputs),
             x_scales: x.scales()[at..].as_ptr(),
             x_sums: x.sums()[at..].as_ptr(),
@@ -98,14 +102,17 @@ unsafe fn multiply(
             x_blocks: x.blocks(),
             blocks: blocks.len(),
         };
-        // SAFETY: the panels hold these blocks of as many weight rows as a tile has, and `x` has `height` rows from `row` on.
-        unsafe { kernel.tile(&operands, height, (view.format, view.block), &mut sums) };
+        // SAFETY: panels come in pairs, as wide as any tile, each with these blocks; `x` has these rows.
+        unsafe { kernel.tile(&operands, height, (group.format(), group.block()), &mut sums) };
         for (row, sums) in (row..row + height).zip(sums.chunks_exact(kernel.width)) {
             // SAFETY: the caller's promise.
             let out = unsafe { out.part_of_row(row, first, group.outputs()) };
             match into {
                 Into::Overwrite => out.copy_from_slice(&sums[..out.len()]),
                 Into::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                Into::Bias(bias) => {
+                    out.iter_mut().zip(bias).zip(sums).for_each(|((out, bias), sum)| *out = bias + sum);
+                }
             }
         }
     }
@@ -113,8 +120,6 @@ unsafe fn multiply(
 
 #[cfg(test)]
 mod tests {
-    use half::f16;
-
     use super::*;
     use crate::packed::{Format, Packed};
     use crate::targets::flex::packed::tensor;

@@ -51,6 +51,22 @@ impl<'a> MatrixMut<'a> {
     }
 }
 
+impl MatrixMut<'_> {
+    /// Writes the bias, to which the product is added then.
+    fn begin(&mut self, into: Into) -> Into<'static> {
+        match into {
+            Into::Overwrite => Into::Overwrite,
+            Into::Add => Into::Add,
+            Into::Bias(bias) => {
+                assert_eq!(bias.len(), self.columns);
+                let rows = self.data.chunks_mut(self.row_stride.max(1)).take(self.rows);
+                rows.for_each(|row| row[..bias.len()].copy_from_slice(bias));
+                Into::Add
+            }
+        }
+    }
+}
+
 /// Rows must not overlap, and the last one must end inside the slice.
 fn check(length: usize, rows: usize, columns: usize, stride: usize) {
     let last = rows.saturating_sub(1) * stride;
@@ -59,21 +75,39 @@ fn check(length: usize, rows: usize, columns: usize, stride: usize) {
     assert!(empty || last + columns <= length, "{rows} × {columns} at stride {stride} do not fit {length} elements");
 }
 
-/// Whether a product starts from what the destination holds.
+/// What a product is added to.
 #[derive(Clone, Copy, PartialEq)]
-pub(crate) enum Into {
-    /// The destination is overwritten.
+pub(crate) enum Into<'b> {
+    /// Nothing: the destination is overwritten.
     Overwrite,
-    /// The product is added to it.
+    /// What the destination holds.
     Add,
+    /// In every row these values, one for each column: the destination is overwritten.
+    Bias(&'b [f32]),
+}
+
+impl Into<'_> {
+    /// Whether a destination of so many columns can be meant.
+    pub(crate) fn fits(self, columns: usize) -> bool {
+        !matches!(self, Self::Bias(bias) if bias.len() != columns)
+    }
+
+    /// The same for these columns alone.
+    pub(crate) fn columns(self, columns: Range<usize>) -> Self {
+        match self {
+            Self::Bias(bias) => Self::Bias(&bias[columns]),
+            other => other,
+        }
+    }
 }
 
 /// `destination (+)= left · right`, on every thread of the pool if `parallel`.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub(crate) fn multiply(destination: MatrixMut, into: Into, left: MatrixRef, right: MatrixRef, parallel: bool) {
+pub(crate) fn multiply(mut destination: MatrixMut, into: Into, left: MatrixRef, right: MatrixRef, parallel: bool) {
     assert_eq!(left.columns, right.rows);
+    let into = destination.begin(into);
     assert_eq!((destination.rows, destination.columns), (left.rows, right.columns));
     let parallelism =
         if parallel && rayon::current_num_threads() > 1 { Parallelism::Rayon(0) } else { Parallelism::None };
@@ -130,7 +164,7 @@ pub(crate) trait ColumnBlocks: Sync {
 /// # Panics
 /// If the shapes do not fit.
 pub(crate) fn multiply_by_column_blocks(
-    destination: MatrixMut,
+    mut destination: MatrixMut,
     into: Into,
     left: MatrixRef,
     right: &impl ColumnBlocks,
@@ -144,6 +178,7 @@ pub(crate) fn multiply_by_column_blocks(
         let right = right.columns(0..columns, &mut scratch);
         return multiply(destination, into, left, right, true);
     }
+    let into = destination.begin(into);
     let length = destination.data.len();
     let shared = SharedColumns::new(destination.data, stride);
     (0..columns.div_ceil(block)).into_par_iter().for_each_init(Vec::new, |scratch, index| {

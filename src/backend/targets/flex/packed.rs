@@ -1,28 +1,164 @@
-//! Packed weights on the CPU: rows of blocks in the memory of a tensor, and their values. Products with them are in `integers`.
+//! Packed weights on the CPU, laid out when they are loaded as the products take them, and their values. The products are in `integers`.
+//!
+//! Sixteen rows lie side by side in a panel: first its lines, each of four integers of every row, all of them unsigned; then the scales of
+//! each block, a value for every row, and in the same way the offsets if there are any. A line of four-bit integers holds four of the first
+//! half of a block in its low halves, four of the second half in its high ones. Panels come in pairs, the last filled up with zeros.
 
+use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
-use burn_std::Bytes;
+use burn_std::{AllocationController, AllocationProperty, Bytes};
 use half::f16;
+use rayon::prelude::*;
 
 use super::lanes;
 use super::weights::Weights;
-use crate::packed::{Format, Packed, PackedView};
+use crate::packed::{Format, Packed};
+use crate::process::prefer_large_pages;
+
+/// Weight rows of a panel.
+pub(crate) const LANES: usize = 16;
+/// Bytes of a line: four integers of each row, or twice four of four bits.
+pub(crate) const LINE: usize = 4 * LANES;
+/// Panels in a pair: what the widest vectors take at once.
+const PAIR: usize = 2;
+
+/// A line of a processor's cache, which the widest vectors read whole.
+#[derive(Clone, Copy)]
+#[repr(C, align(64))]
+struct CacheLine([u8; LINE]);
+
+/// Where what is in a panel.
+#[derive(Clone, Copy)]
+struct Plan {
+    format: Format,
+    block: usize,
+    /// Blocks of a row.
+    blocks: usize,
+    offsets: bool,
+}
+
+impl Plan {
+    /// Bytes of the lines of a block.
+    fn block_bytes(self) -> usize {
+        self.block * LANES * self.format.bits() / 8
+    }
+
+    /// Where the scales begin.
+    fn scales(self) -> usize {
+        self.blocks * self.block_bytes()
+    }
+
+    /// Bytes of the scales, and of the offsets: whole lines, so that a panel with offsets is always the longer one.
+    fn halves(self) -> usize {
+        (self.blocks * LANES * size_of::<f16>()).next_multiple_of(LINE)
+    }
+
+    /// Where the offsets begin.
+    fn offsets(self) -> usize {
+        self.scales() + self.halves()
+    }
+
+    /// Bytes of a panel.
+    fn panel(self) -> usize {
+        self.offsets() + if self.offsets { self.halves() } else { 0 }
+    }
+
+    /// Bytes of a matrix of so many rows.
+    fn matrix(self, rows: usize) -> usize {
+        rows.div_ceil(PAIR * LANES) * PAIR * self.panel()
+    }
+}
+
+/// A packed matrix as a tensor of Flex.
+pub(crate) fn tensor(packed: Packed) -> FlexTensor {
+    let (shape, dtype) = (Shape::from(packed.shape.to_vec()), packed.format.dtype(packed.block));
+    let blocks = packed.shape[1] / packed.block;
+    let plan = Plan { format: packed.format, block: packed.block, blocks, offsets: packed.offsets.is_some() };
+    let lines = plan.matrix(packed.shape[0]) / LINE;
+    let mut memory = Vec::with_capacity(lines);
+    prefer_large_pages(memory.spare_capacity_mut());
+    memory.resize(lines, CacheLine([0; LINE]));
+    if plan.panel() > 0 {
+        let panels = memory.par_chunks_exact_mut(plan.panel() / LINE).enumerate();
+        panels.for_each(|(panel, lines)| fill(plan, &packed, panel * LANES, lines));
+    }
+    let length = lines * LINE;
+    // SAFETY: so many bytes of the buffer are written.
+    let bytes = unsafe { Bytes::from_controller(Box::new(Buffer(memory)), length) };
+    FlexTensor::new(bytes, Layout::contiguous(shape), dtype)
+}
+
+/// Lays out the rows from `first` on in a panel of zeros.
+fn fill(plan: Plan, packed: &Packed, first: usize, panel: &mut [CacheLine]) {
+    let rows = first.min(packed.shape[0])..packed.shape[0].min(first + LANES);
+    let bytes = plan.block * plan.format.bits() / 8;
+    // A byte of eight bits is signed there, unsigned here.
+    let flipped = if plan.format == Format::Q8 { 0x80 } else { 0 };
+    for (lane, row) in rows.enumerate() {
+        let blocks = row * plan.blocks..(row + 1) * plan.blocks;
+        let integers = packed.integers[blocks.start * bytes..blocks.end * bytes].as_chunks::<4>().0;
+        for (line, four) in panel.iter_mut().zip(integers) {
+            line.0[4 * lane..4 * lane + 4].copy_from_slice(&four.map(|integer| integer ^ flipped));
+        }
+        let mut write = |start: usize, values: &[f16]| {
+            for (at, value) in values.iter().enumerate() {
+                let at = start + (at * LANES + lane) * size_of::<f16>();
+                panel[at / LINE].0[at % LINE..at % LINE + size_of::<f16>()].copy_from_slice(&value.to_ne_bytes());
+            }
+        };
+        write(plan.scales(), &packed.scales[blocks.clone()]);
+        if let Some(offsets) = &packed.offsets {
+            write(plan.offsets(), &offsets[blocks]);
+        }
+    }
+}
+
+/// The memory of a packed matrix, aligned to cache lines.
+struct Buffer(Vec<CacheLine>);
+
+impl AllocationController for Buffer {
+    fn alloc_align(&self) -> usize {
+        align_of::<CacheLine>()
+    }
+
+    fn property(&self) -> AllocationProperty {
+        AllocationProperty::Native
+    }
+
+    unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
+        // SAFETY: the vector's memory, borrowed as long as it is. The caller writes no uninitialised values.
+        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
+    }
+
+    fn memory(&self) -> &[MaybeUninit<u8>] {
+        // SAFETY: as above.
+        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
+    }
+}
 
 /// Rows of packed weights.
 #[derive(Clone, Copy)]
 pub(crate) struct PackedRows<'a> {
-    view: PackedView<'a>,
-    inputs: usize,
+    plan: Plan,
+    /// The whole matrix.
+    memory: &'a [u8],
+    /// The first of these rows in it, and how many they are.
+    first: usize,
     outputs: usize,
 }
 
-/// A packed matrix as a tensor of Flex: one buffer of integers, scales and offsets.
-pub(crate) fn tensor(packed: Packed) -> FlexTensor {
-    let (shape, dtype) = (Shape::from(packed.shape.to_vec()), packed.format.dtype(packed.block));
-    FlexTensor::new(Bytes::from_elems(packed.into_bytes()), Layout::contiguous(shape), dtype)
+/// The rows of a panel from a block on, and all that follows: what is in the next panel lies [`PackedRows::panel_bytes`] further on.
+#[derive(Clone, Copy)]
+pub(crate) struct Panel<'a> {
+    /// Block by block its lines.
+    pub(crate) lines: &'a [u8],
+    /// A scale for each row of each block.
+    pub(crate) scales: &'a [f16],
+    /// In the same order what is added to `scale · unsigned integer`, where there is such.
+    pub(crate) offsets: Option<&'a [f16]>,
 }
 
 impl<'a> PackedRows<'a> {
@@ -35,34 +171,76 @@ impl<'a> PackedRows<'a> {
         let shape = TensorMetadata::shape(matrix);
         let (outputs, inputs) = (shape[0], shape[1]);
         assert!(matrix.layout().is_contiguous() && matrix.layout().start_offset() == 0, "packed weights are whole");
-        let blocks = outputs * inputs / block;
-        let (integers, halves) = matrix.bytes().split_at(outputs * inputs * format.bits() / 8);
-        let halves: &[f16] = bytemuck::cast_slice(halves);
-        let (scales, offsets) = halves.split_at(blocks);
-        assert!(offsets.is_empty() || offsets.len() == blocks);
-        let offsets = Some(offsets).filter(|offsets| !offsets.is_empty());
-        Self { view: PackedView { format, block, integers, scales, offsets }, inputs, outputs }
+        let memory = matrix.bytes();
+        let plans = [false, true].map(|offsets| Plan { format, block, blocks: inputs / block, offsets });
+        let plan = plans.into_iter().find(|plan| plan.matrix(outputs) == memory.len());
+        Self { plan: plan.expect("panels of these rows"), memory, first: 0, outputs }
     }
 
-    /// All blocks, row by row.
-    pub(crate) fn view(self) -> PackedView<'a> {
-        self.view
+    pub(crate) fn format(self) -> Format {
+        self.plan.format
     }
 
-    /// Some blocks of the first row.
-    pub(crate) fn part(self, blocks: Range<usize>) -> PackedView<'a> {
-        part(self.view, blocks)
+    /// Values that share a scale.
+    pub(crate) fn block(self) -> usize {
+        self.plan.block
     }
 
-    /// Blocks of a row.
-    pub(crate) fn blocks(self) -> usize {
-        self.inputs / self.view.block
+    /// Bytes from a panel to the next.
+    pub(crate) fn panel_bytes(self) -> usize {
+        self.plan.panel()
+    }
+
+    /// The panel in which these rows begin, from this block on.
+    #[inline(always)]
+    pub(crate) fn panel(self, block: usize) -> Panel<'a> {
+        let plan = self.plan;
+        let start = self.first / LANES * plan.panel();
+        let halves = |part: usize| -> &'a [f16] {
+            bytemuck::cast_slice(&self.memory[start + part + block * LANES * size_of::<f16>()..])
+        };
+        Panel {
+            lines: &self.memory[start + block * plan.block_bytes()..],
+            scales: halves(plan.scales()),
+            offsets: plan.offsets.then(|| halves(plan.offsets())),
+        }
+    }
+
+    /// The values of the first row from a block on, as many as there is room for.
+    #[inline(always)]
+    fn widen_row(self, first: usize, to: &mut [f32]) {
+        let Plan { format, block, .. } = self.plan;
+        let (lane, panel) = (self.first % LANES, self.panel(first));
+        let lines = panel.lines.as_chunks::<LINE>().0.chunks_exact(self.plan.block_bytes() / LINE);
+        for (at, (to, lines)) in to.chunks_exact_mut(block).zip(lines).enumerate() {
+            let scale = panel.scales[at * LANES + lane].to_f32();
+            let mut added = 0.0;
+            if let Some(offsets) = panel.offsets {
+                added = offsets[at * LANES + lane].to_f32() + format.zero() * scale;
+            }
+            let value = |integer: u8| (f32::from(integer) - format.zero()) * scale + added;
+            let fours = lines.iter().map(|line| &line[4 * lane..4 * lane + 4]);
+            match format {
+                Format::Q8 => {
+                    for (to, four) in to.chunks_exact_mut(4).zip(fours) {
+                        to.iter_mut().zip(four).for_each(|(to, integer)| *to = value(*integer));
+                    }
+                }
+                Format::Q4 => {
+                    let (low, high) = to.split_at_mut(block / 2);
+                    for ((low, high), four) in low.chunks_exact_mut(4).zip(high.chunks_exact_mut(4)).zip(fours) {
+                        low.iter_mut().zip(four).for_each(|(to, pair)| *to = value(pair & 15));
+                        high.iter_mut().zip(four).for_each(|(to, pair)| *to = value(pair >> 4));
+                    }
+                }
+            }
+        }
     }
 }
 
 impl<'a> Weights<'a> for PackedRows<'a> {
     fn inputs(self) -> usize {
-        self.inputs
+        self.plan.blocks * self.plan.block
     }
 
     fn outputs(self) -> usize {
@@ -70,8 +248,8 @@ impl<'a> Weights<'a> for PackedRows<'a> {
     }
 
     fn rows(self, range: Range<usize>) -> Self {
-        let blocks = range.start * self.blocks()..range.end * self.blocks();
-        Self { view: part(self.view, blocks), inputs: self.inputs, outputs: range.len() }
+        assert!(range.start <= range.end && range.end <= self.outputs);
+        Self { first: self.first + range.start, outputs: range.len(), ..self }
     }
 
     fn as_f32(self) -> Option<&'a [f32]> {
@@ -79,33 +257,17 @@ impl<'a> Weights<'a> for PackedRows<'a> {
     }
 
     fn widen(self, columns: Range<usize>, to: &mut [f32]) {
-        if columns.len() == self.inputs {
-            return unpack(self.view, to);
-        }
-        let block = self.view.block;
+        let block = self.plan.block;
         assert!(columns.start.is_multiple_of(block) && columns.end.is_multiple_of(block), "{columns:?}");
-        for (row, to) in to.chunks_exact_mut(columns.len()).enumerate() {
-            unpack(self.rows(row..row + 1).part(columns.start / block..columns.end / block), to);
-        }
+        lanes::vectorised(
+            #[inline(always)]
+            |_| {
+                for (row, to) in to.chunks_exact_mut(columns.len()).enumerate() {
+                    self.rows(row..row + 1).widen_row(columns.start / block, to);
+                }
+            },
+        );
     }
-}
-
-/// These blocks alone.
-fn part(view: PackedView<'_>, blocks: Range<usize>) -> PackedView<'_> {
-    let bytes = view.block_bytes();
-    PackedView {
-        integers: &view.integers[blocks.start * bytes..blocks.end * bytes],
-        scales: &view.scales[blocks.clone()],
-        offsets: view.offsets.map(|offsets| &offsets[blocks]),
-        ..view
-    }
-}
-
-fn unpack(view: PackedView, to: &mut [f32]) {
-    lanes::vectorised(
-        #[inline(always)]
-        |_| view.unpack_into(to),
-    );
 }
 
 #[cfg(test)]

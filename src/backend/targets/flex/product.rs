@@ -37,7 +37,7 @@ pub(crate) fn rows_times_weight<'a>(
 ) {
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     let rows = x.len() / inputs;
-    assert!(x.len() == rows * inputs && out.len() == rows * outputs);
+    assert!(x.len() == rows * inputs && out.len() == rows * outputs && into.fits(outputs));
     let kernel = Kernel::of(set);
     let panels = Panels::pack(x, inputs, kernel.width);
     let destination = SharedColumns::new(out, outputs);
@@ -56,6 +56,7 @@ pub(crate) fn rows_times_weight<'a>(
             };
             // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably for as
             // long as this runs; their number fits, as the lengths agree.
+            let into = into.columns(first..first + group_rows.outputs());
             unsafe { group(&kernel, &panels, (values, ahead), into, &destination, first) };
         }
     };
@@ -93,10 +94,12 @@ unsafe fn group(
                 // SAFETY: the caller's promise.
                 let out = unsafe { out.part_of_row(row, first, height) };
                 let sums = sums[lane..].iter().step_by(kernel.width);
-                if start > 0 || into == Into::Add {
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum);
-                } else {
-                    out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum);
+                match if start > 0 { Into::Add } else { into } {
+                    Into::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
+                    Into::Overwrite => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
+                    Into::Bias(bias) => {
+                        out.iter_mut().zip(bias).zip(sums).for_each(|((out, bias), sum)| *out = bias + sum);
+                    }
                 }
             }
         }

@@ -1,21 +1,28 @@
 //! Tiles of the product: some rows of activations times some weight rows side by side, all sums in registers.
 #![expect(clippy::needless_range_loop, reason = "a number of a register picks from several arrays of them at once")]
 
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+
 use crate::packed::Format;
 use crate::targets::cpu::ByteProducts;
+use crate::targets::flex::packed::{LANES, LINE};
 
 /// The largest tile of any instruction set.
 pub(super) const TILE: usize = 6 * 32;
 
-/// What a tile is made of. Weights lie as in [`Panels`](super::panels::Panels), in vectors of as many rows as the instruction set takes at once.
+/// What a tile is made of. Weights lie in panels, as [`PackedRows::panel`](crate::targets::flex::packed::PackedRows::panel) says, and are
+/// taken in vectors of as many rows as the instruction set multiplies at once.
 #[derive(Clone, Copy)]
 pub(super) struct Operands {
     /// The lines of the first vector's rows, and how many bytes later those of the next vector are.
     pub(super) lines: (*const u8, usize),
-    /// Their scales, and how many values later those of the next vector are.
-    pub(super) scales: (*const f32, usize),
-    /// What is added to `scale · signed integer`, with the same distance, where there is such.
-    pub(super) added: Option<*const f32>,
+    /// Their scales, and how many bytes later those of the next vector are.
+    pub(super) scales: (*const f16, usize),
+    /// Their offsets with the same distance, where there are such.
+    pub(super) offsets: Option<*const f16>,
+    /// How many bytes after each line another is asked for from memory, if not 0.
+    pub(super) ahead: usize,
     /// The integers of the first row of activations, and how many bytes later those of the next are.
     pub(super) x: (*const i8, usize),
     /// Of the same rows' blocks: scales, sums and corrections.
@@ -73,8 +80,7 @@ impl Kernel {
     /// `sums[row · width + o] = Σ` over the blocks, for so many rows of activations.
     ///
     /// # Safety
-    /// The instruction set is there; the pointers reach `width` weight rows, `height` rows of activations, and the blocks of each, and the
-    /// lines and scales are aligned to 64 bytes.
+    /// The instruction set is there; the pointers reach `width` weight rows, `height` rows of activations, and the blocks of each.
     pub(super) unsafe fn tile(
         self,
         operands: &Operands,
@@ -82,7 +88,7 @@ impl Kernel {
         (format, block): (Format, usize),
         sums: &mut [f32; TILE],
     ) {
-        let (kind, sums) = ((format, block, operands.added.is_some()), sums.as_mut_ptr());
+        let (kind, sums) = ((format, block, operands.offsets.is_some()), sums.as_mut_ptr());
         // SAFETY: the caller's promise; no tile is larger than `TILE`.
         unsafe {
             match self.set {
@@ -126,12 +132,14 @@ trait Lanes {
         corrections: (*const i32, usize),
     ) -> [[Self::Sums; V]; R];
     unsafe fn splat(value: f32) -> Self::Totals;
-    unsafe fn load(at: *const f32) -> Self::Totals;
+    unsafe fn widened(at: *const f16) -> Self::Totals;
     unsafe fn store(totals: Self::Totals, at: *mut f32);
     unsafe fn product(a: Self::Totals, b: Self::Totals) -> Self::Totals;
     /// `totals + a · b`.
     unsafe fn plus_product(totals: Self::Totals, a: Self::Totals, b: Self::Totals) -> Self::Totals;
     unsafe fn as_float(sums: Self::Sums) -> Self::Totals;
+    /// Asks for a cache line, wherever it is.
+    fn prefetch(_at: *const u8) {}
 }
 
 /// `R` rows of activations times `V` vectors of weight rows, in blocks of `4 · STEPS` integers of `BITS`.
@@ -143,23 +151,33 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize, const BITS: usize, cons
     operands: &Operands,
     sums: *mut f32,
 ) {
-    let Operands { lines, scales, added, x, x_scales, x_sums, x_corrections, x_blocks, blocks } = *operands;
+    let Operands { lines, scales, offsets, ahead, x, x_scales, x_sums, x_corrections, x_blocks, blocks } = *operands;
+    let bytes_of_block = STEPS * LINE * BITS / 8;
     // SAFETY: the caller's promise.
     unsafe {
+        let zero = L::splat(if BITS == 8 { 128.0 } else { 8.0 });
         let mut totals = [[L::splat(0.0); V]; R];
         for at in 0..blocks {
-            let block_lines = (lines.0.add(at * STEPS * super::panels::LINE), lines.1);
+            let block_lines = (lines.0.add(at * bytes_of_block), lines.1);
+            if ahead > 0 {
+                for line in (0..bytes_of_block).step_by(LINE) {
+                    for v in 0..V {
+                        L::prefetch(block_lines.0.wrapping_add(v * lines.1 + line + ahead));
+                    }
+                }
+            }
             let corrections = (x_corrections.add(at), x_blocks);
             let products = L::products::<R, V, BITS, STEPS>(block_lines, (x.0.add(at * 4 * STEPS), x.1), corrections);
             for v in 0..V {
-                let place = at * super::panels::LANES + v * scales.1;
-                let scale = L::load(scales.0.add(place));
+                let scale = L::widened(scales.0.add(at * LANES).byte_add(v * scales.1));
                 for r in 0..R {
                     let scale = L::product(scale, L::splat(*x_scales.add(r * x_blocks + at)));
                     totals[r][v] = L::plus_product(totals[r][v], L::as_float(products[r][v]), scale);
                 }
-                if let (true, Some(added)) = (ADDED, added) {
-                    let added = L::load(added.add(place));
+                if let (true, Some(offsets)) = (ADDED, offsets) {
+                    // The products are of signed integers, offsets go with unsigned ones.
+                    let offset = L::widened(offsets.add(at * LANES).byte_add(v * scales.1));
+                    let added = L::plus_product(offset, zero, scale);
                     for r in 0..R {
                         let sum = L::splat(*x_sums.add(r * x_blocks + at));
                         totals[r][v] = L::plus_product(totals[r][v], added, sum);
@@ -195,12 +213,14 @@ impl Lanes for Portable {
             *sums = [[unsafe { *corrections.0.add(r * corrections.1) }; 16]; V];
             for step in 0..STEPS {
                 let x: [i8; 4] = unsafe { x.0.add(r * x.1 + 4 * step).cast::<[i8; 4]>().read() };
+                // Of four bits, a line is the low halves of one step and the high ones of another.
+                let (line, shift) = if BITS == 8 { (step, 0) } else { (step % (STEPS / 2), step / (STEPS / 2) * 4) };
+                let mask = if BITS == 8 { 255 } else { 15 };
                 for (v, sums) in sums.iter_mut().enumerate() {
-                    let line =
-                        unsafe { &*lines.0.add(v * lines.1 + step * super::panels::LINE).cast::<[[u8; 4]; 16]>() };
+                    let line = unsafe { &*lines.0.add(v * lines.1 + line * LINE).cast::<[[u8; 4]; 16]>() };
                     for (sum, four) in sums.iter_mut().zip(line) {
                         for at in 0..4 {
-                            *sum += i32::from(i16::from(four[at]) * i16::from(x[at]));
+                            *sum += i32::from(i16::from(four[at] >> shift & mask) * i16::from(x[at]));
                         }
                     }
                 }
@@ -213,8 +233,10 @@ impl Lanes for Portable {
         [value; 16]
     }
     #[inline(always)]
-    unsafe fn load(at: *const f32) -> [f32; 16] {
-        unsafe { at.cast::<[f32; 16]>().read() }
+    unsafe fn widened(at: *const f16) -> [f32; 16] {
+        let mut values = [0.0; 16];
+        unsafe { &*at.cast::<[f16; 16]>() }.convert_to_f32_slice(&mut values);
+        values
     }
     #[inline(always)]
     unsafe fn store(totals: [f32; 16], at: *mut f32) {
@@ -247,13 +269,12 @@ unsafe fn tile_portable<const R: usize, const BITS: usize, const STEPS: usize, c
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::super::panels::LINE;
-    use super::{Lanes, Operands, tile};
+    use super::{LINE, Lanes, Operands, f16, tile};
 
     /// The float side, and the tile, of a vector width.
     macro_rules! lanes {
         ($lanes:ident, $count:literal, $name:ident, $features:literal, ($integers:ty, $floats:ty),
-         [$splat:ident $load:ident $store:ident $mul:ident $fma:ident $convert:ident], $products:item) => {
+         [$splat:ident $load:ident $widen:ident $store:ident $mul:ident $fma:ident $convert:ident], $products:item) => {
             struct $lanes;
 
             impl Lanes for $lanes {
@@ -269,8 +290,8 @@ mod x86 {
                     unsafe { $splat(value) }
                 }
                 #[inline(always)]
-                unsafe fn load(at: *const f32) -> $floats {
-                    unsafe { $load(at) }
+                unsafe fn widened(at: *const f16) -> $floats {
+                    unsafe { $widen($load(at.cast())) }
                 }
                 #[inline(always)]
                 unsafe fn store(totals: $floats, at: *mut f32) {
@@ -287,6 +308,11 @@ mod x86 {
                 #[inline(always)]
                 unsafe fn as_float(sums: $integers) -> $floats {
                     unsafe { $convert(sums) }
+                }
+                #[inline(always)]
+                fn prefetch(at: *const u8) {
+                    // SAFETY: a hint, which reads nothing and cannot fault.
+                    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
                 }
             }
 
@@ -305,7 +331,7 @@ mod x86 {
     /// Four products of unsigned and signed bytes added to each sum by one instruction.
     macro_rules! four_at_once {
         ($lanes:ident, $count:literal, $name:ident, $features:literal, ($integers:ty, $floats:ty), $floating:tt,
-         [$splat:ident $load:ident $dot:ident]) => {
+         [$splat:ident $load:ident $dot:ident $and:ident $shift:ident]) => {
             lanes!(
                 $lanes,
                 $count,
@@ -323,15 +349,23 @@ mod x86 {
                         for r in 0..R {
                             sums[r] = [$splat(*corrections.0.add(r * corrections.1)); V];
                         }
-                        for step in 0..STEPS {
-                            let mut weights = [$splat(0); V];
+                        for line in 0..STEPS * BITS / 8 {
+                            // Of four bits, the low halves are of the first half of the block, the high ones of the second.
+                            let mut halves = [[$splat(0); V]; 2];
                             for v in 0..V {
-                                weights[v] = $load(lines.0.add(v * lines.1 + step * LINE).cast());
+                                halves[0][v] = $load(lines.0.add(v * lines.1 + line * LINE).cast());
+                                if BITS == 4 {
+                                    halves[1][v] = $and($shift::<4>(halves[0][v]), $splat(0x0f0f_0f0f));
+                                    halves[0][v] = $and(halves[0][v], $splat(0x0f0f_0f0f));
+                                }
                             }
-                            for r in 0..R {
-                                let x = $splat(x.0.add(r * x.1 + 4 * step).cast::<i32>().read_unaligned());
-                                for v in 0..V {
-                                    sums[r][v] = $dot(sums[r][v], weights[v], x);
+                            for half in 0..8 / BITS {
+                                let step = line + half * STEPS / 2;
+                                for r in 0..R {
+                                    let x = $splat(x.0.add(r * x.1 + 4 * step).cast::<i32>().read_unaligned());
+                                    for v in 0..V {
+                                        sums[r][v] = $dot(sums[r][v], halves[half][v], x);
+                                    }
                                 }
                             }
                         }
@@ -344,17 +378,17 @@ mod x86 {
 
     four_at_once!(
         Avx512Vnni, 16, tile_avx512, "avx512f,avx512vnni", (__m512i, __m512),
-        [_mm512_set1_ps _mm512_load_ps _mm512_storeu_ps _mm512_mul_ps _mm512_fmadd_ps _mm512_cvtepi32_ps],
-        [_mm512_set1_epi32 _mm512_load_si512 _mm512_dpbusd_epi32]
+        [_mm512_set1_ps _mm256_loadu_si256 _mm512_cvtph_ps _mm512_storeu_ps _mm512_mul_ps _mm512_fmadd_ps _mm512_cvtepi32_ps],
+        [_mm512_set1_epi32 _mm512_loadu_si512 _mm512_dpbusd_epi32 _mm512_and_si512 _mm512_srli_epi32]
     );
     four_at_once!(
-        AvxVnni, 8, tile_avx_vnni, "avx2,fma,avxvnni", (__m256i, __m256),
-        [_mm256_set1_ps _mm256_load_ps _mm256_storeu_ps _mm256_mul_ps _mm256_fmadd_ps _mm256_cvtepi32_ps],
-        [_mm256_set1_epi32 _mm256_load_si256 _mm256_dpbusd_avx_epi32]
+        AvxVnni, 8, tile_avx_vnni, "avx2,fma,f16c,avxvnni", (__m256i, __m256),
+        [_mm256_set1_ps _mm_loadu_si128 _mm256_cvtph_ps _mm256_storeu_ps _mm256_mul_ps _mm256_fmadd_ps _mm256_cvtepi32_ps],
+        [_mm256_set1_epi32 _mm256_loadu_si256 _mm256_dpbusd_avx_epi32 _mm256_and_si256 _mm256_srli_epi32]
     );
     lanes!(
-        Avx2, 8, tile_avx2, "avx2,fma", (__m256i, __m256),
-        [_mm256_set1_ps _mm256_load_ps _mm256_storeu_ps _mm256_mul_ps _mm256_fmadd_ps _mm256_cvtepi32_ps],
+        Avx2, 8, tile_avx2, "avx2,fma,f16c", (__m256i, __m256),
+        [_mm256_set1_ps _mm_loadu_si128 _mm256_cvtph_ps _mm256_storeu_ps _mm256_mul_ps _mm256_fmadd_ps _mm256_cvtepi32_ps],
         unsafe fn products<const R: usize, const V: usize, const BITS: usize, const STEPS: usize>(
             lines: (*const u8, usize),
             x: (*const i8, usize),
@@ -365,10 +399,17 @@ mod x86 {
                 let mut sums = [[_mm256_setzero_si256(); V]; R];
                 for step in 0..STEPS {
                     let mut weights = [_mm256_setzero_si256(); V];
+                    // Of four bits, a line is the low halves of one step and the high ones of another.
+                    let line = if BITS == 8 { step } else { step % (STEPS / 2) };
                     for v in 0..V {
-                        weights[v] = _mm256_load_si256(lines.0.add(v * lines.1 + step * LINE).cast());
+                        weights[v] = _mm256_loadu_si256(lines.0.add(v * lines.1 + line * LINE).cast());
                         if BITS == 8 {
                             weights[v] = _mm256_xor_si256(weights[v], _mm256_set1_epi8(-128));
+                        } else {
+                            if step >= STEPS / 2 {
+                                weights[v] = _mm256_srli_epi32::<4>(weights[v]);
+                            }
+                            weights[v] = _mm256_and_si256(weights[v], _mm256_set1_epi8(15));
                         }
                     }
                     for r in 0..R {
