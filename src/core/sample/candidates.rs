@@ -81,7 +81,8 @@ impl Candidates {
         if least == f32::NEG_INFINITY {
             return (Chosen::all(logits), mass);
         }
-        (self.logits.clear(), self.ids.clear());
+        self.logits.clear();
+        self.ids.clear();
         for (block, _) in self.peaks.iter().enumerate().filter(|(_, largest)| **largest >= least) {
             let ids = block * BLOCK..logits.len().min((block + 1) * BLOCK);
             for id in ids.filter(|&id| logits[id] >= least) {
