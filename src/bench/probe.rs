@@ -1,11 +1,13 @@
-//! What only a process of its own can tell, since it is told of whole processes: peak memory, and kernel launches. The command starts
-//! itself once for each of these.
+//! What no clock tells: peak memory, kernel launches, perplexity. Memory is that of a whole process, so the command starts itself once for each
+//! of these.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
 use burn::tensor::{DType, Tensor};
 use firebrick_backend::launches::Launches;
+use firebrick_backend::packed::Format;
 use firebrick_backend::process::{peak_rss_bytes, rss_bytes};
 use firebrick_backend::select::{BackendName, Job, dispatch};
 use firebrick_backend::{KernelBackend, TrainBackend};
@@ -13,12 +15,18 @@ use firebrick_core::cache::KvCache;
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::decode::{Decode, DecodeOptions};
 use firebrick_core::sequence::Segments;
+use firebrick_core::train::data::{DataOptions, Dataset};
+use firebrick_core::train::evaluate::mean_loss;
+use firebrick_models::LanguageModel;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value, json};
 
 use super::expected;
 use super::subject::{Models, decoder, runner};
 use super::workload::{Kind, Passes, Workload, logits_of, qwen};
+
+/// The example whose model is trained, in a checkout.
+const EXAMPLE: &str = "examples/tiny";
 
 /// What a process measures of itself. The model has Qwen2.5-0.5B's shape, its weights f16 but for training.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -40,6 +48,8 @@ pub enum Probe {
     Cache,
     /// Kernels launched for a token, of as many layers but narrower ones.
     Launches,
+    /// What packing in this format costs: perplexity of the example's small trained model on the texts kept back, or in f32 without one.
+    Perplexity(Option<Format>),
 }
 
 /// What it found.
@@ -49,13 +59,16 @@ pub struct Found {
     pub bytes: Option<u64>,
     /// Launches for a token.
     pub launches: Option<f64>,
+    /// Perplexity of a token.
+    #[serde(default)]
+    pub perplexity: Option<f64>,
     /// How long it took, in seconds.
     pub seconds: f64,
 }
 
 impl Probe {
     /// All of them.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Load,
         Self::Forward,
         Self::Generate,
@@ -67,6 +80,9 @@ impl Probe {
         Self::HeadLoss { at_once: true },
         Self::Cache,
         Self::Launches,
+        Self::Perplexity(None),
+        Self::Perplexity(Some(Format::Q8)),
+        Self::Perplexity(Some(Format::Q4)),
     ];
 
     /// Its name, in records and on the command line.
@@ -83,6 +99,9 @@ impl Probe {
             Self::HeadLoss { at_once: true } => "head_loss_at_once",
             Self::Cache => "cache",
             Self::Launches => "launches",
+            Self::Perplexity(None) => "perplexity",
+            Self::Perplexity(Some(Format::Q8)) => "perplexity_q8",
+            Self::Perplexity(Some(Format::Q4)) => "perplexity_q4",
         }
     }
 
@@ -106,8 +125,13 @@ impl Probe {
             }
             Self::Cache => (json!({"of": "cache", "tokens": 2048}), "f32"),
             Self::Launches => (json!({"of": "token", "layers": qwen::LAYERS}), "f32"),
+            Self::Perplexity(format) => (json!({"of": EXAMPLE}), format.map_or("f32", Format::name)),
         };
-        let name = if self == Self::Launches { "launches" } else { "memory" };
+        let name = match self {
+            Self::Launches => "launches",
+            Self::Perplexity(_) => "perplexity",
+            _ => "memory",
+        };
         let mut map = Map::from_iter([("workload".into(), json!(name))]);
         map.extend(sizes.as_object().cloned().unwrap_or_default());
         map.insert("dtype".into(), json!(dtype));
@@ -155,6 +179,7 @@ impl Job for Work<'_> {
         match probe {
             Probe::Cache => return cache::<B::InnerBackend>(&device),
             Probe::Launches => return launches::<B::InnerBackend>(&device),
+            Probe::Perplexity(format) => return perplexity::<B::InnerBackend>(format, &device),
             Probe::Load => drop(decoder::<B::InnerBackend>(DType::F16, models, &device)?),
             Probe::Forward => calls::<B>(Kind::Prefill { tokens: 512 }, DType::F16, models, &device)?,
             Probe::Generate => {
@@ -217,4 +242,15 @@ fn launches<B: KernelBackend>(device: &B::Device) -> Result<Found, String> {
     let kernels = launches.of::<B>(device, || drop(decode.next()));
     std::fs::remove_file(&log).ok();
     Ok(Found { launches: Some(kernels.len() as f64), ..Found::default() })
+}
+
+fn perplexity<B: KernelBackend>(format: Option<Format>, device: &B::Device) -> Result<Found, String> {
+    let folder = Path::new(EXAMPLE);
+    let policy = format.map_or(DTypePolicy::Convert(DType::F32), DTypePolicy::Pack);
+    let model =
+        LanguageModel::<B>::load_as(folder.join("rust-tiny"), policy, device).map_err(|told| told.to_string())?;
+    let options = DataOptions { mask_prompt: true, ..DataOptions::default() };
+    let texts = Dataset::load(&folder.join("valid.jsonl"), model.tokenizer(), &options);
+    let loss = mean_loss(model.model(), &texts.map_err(|told| told.to_string())?).map_err(|told| told.to_string())?;
+    Ok(Found { perplexity: Some(loss.exp()), ..Found::default() })
 }

@@ -83,6 +83,9 @@ pub struct Record {
     /// Kernels launched for one token.
     #[serde(default)]
     pub launches_per_token: Option<f64>,
+    /// Of the model on texts that it has not seen: `exp` of the mean loss of a token.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub perplexity: Option<f64>,
     /// Seconds of a copy of a tensor of that size, taken in turns with an op on rows: the median.
     #[serde(default)]
     pub copy_seconds: Option<f64>,

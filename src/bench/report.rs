@@ -215,7 +215,8 @@ fn not_measured(shown: &[Shown]) -> String {
     if !peers.is_empty() {
         text += &format!("Of the peers there is none for {}. ", listed(&peers));
     }
-    text += "Nothing here says how good an answer is, how long a model takes to download or load, how much energy a figure costs, how
-several processes or several sequences at once fare, or what larger models and other machines than those named would do.\n";
+    text += "Nothing here says how good an answer is, but for the perplexity of a small model, how long a model takes to download or load,
+how much energy a figure costs, how several processes or several sequences at once fare, or what larger models and other machines than
+those named would do.\n";
     text
 }

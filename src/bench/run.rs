@@ -81,6 +81,7 @@ pub fn probes<E>(
                 Ok(found) => {
                     record.status = Status::Measured;
                     (record.peak_bytes, record.launches_per_token) = (found.bytes, found.launches);
+                    record.perplexity = found.perplexity;
                     (record.warm_up, record.calls) = (0, 1);
                     record = record.with_samples(vec![found.seconds]);
                     record.rate = Some(Rate { value: found.seconds * 1e3, unit: Unit::Milliseconds });
@@ -143,6 +144,7 @@ impl Base {
             of_roof: None,
             peak_bytes: None,
             launches_per_token: None,
+            perplexity: None,
             copy_seconds: None,
             parts: BTreeMap::new(),
         }

@@ -134,7 +134,7 @@ impl Bench {
         all
     }
 
-    /// What is measured in processes of their own: memory and launches.
+    /// What is measured in processes of their own: memory, launches, perplexity.
     fn probes(&self) -> Vec<Probe> {
         let wanted = |probe: &Probe| {
             let label = record::label(&probe.describe());
@@ -165,6 +165,9 @@ fn figures(record: &Record) -> String {
     }
     if let Some(launches) = record.launches_per_token {
         return format!("{launches:>10.0} launches");
+    }
+    if let Some(perplexity) = record.perplexity {
+        return format!("{perplexity:>10.4} perplexity");
     }
     match (record.status, &record.rate, &record.reason) {
         (Status::Measured, Some(rate), _) => {

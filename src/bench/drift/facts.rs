@@ -89,6 +89,7 @@ impl Facts {
             add("of_roof", record.of_roof, Some(Dimension::Share));
             add("peak_bytes", record.peak_bytes.map(|bytes| bytes as f64), Some(Dimension::Bytes));
             add("launches_per_token", record.launches_per_token, None);
+            add("perplexity", record.perplexity, None);
             for (part, seconds) in &record.parts {
                 add(&format!("parts.{part}"), Some(*seconds), Some(Dimension::Seconds));
             }

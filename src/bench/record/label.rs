@@ -49,7 +49,7 @@ pub fn label(workload: &Map<String, Value>) -> String {
         }
         "next_token" => words.after("after ", "after", "") + words.either("cached", ", cached", ", no cache"),
         "sampling" => words.after("of ", "vocabulary", ""),
-        "memory" | "launches" => words.after("of ", "of", ""),
+        "memory" | "launches" | "perplexity" => words.after("of ", "of", ""),
         "embed" => words.texts() + &words.after(" of ", "lengths", " tokens"),
         _ => String::new(),
     };

@@ -1,4 +1,4 @@
-//! Beyond speed: shares of the roof, parts of a call, memory and launches.
+//! Beyond speed: shares of the roof, parts of a call, memory, launches, perplexity.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -176,10 +176,12 @@ pub fn parts(shown: &Shown) -> String {
     if text.is_empty() { text } else { format!("### Parts of a call\n\n{text}") }
 }
 
-/// The most memory a process had, and the launches of a token.
+/// The most memory a process had, the launches of a token, and what packing costs in perplexity.
 pub fn memory(shown: &Shown) -> String {
     let sheets = Sheet::with_memory(shown);
-    let told = |record: &Record| record.peak_bytes.is_some() || record.launches_per_token.is_some();
+    let told = |record: &Record| {
+        record.peak_bytes.is_some() || record.launches_per_token.is_some() || record.perplexity.is_some()
+    };
     let all = || sheets.iter().flat_map(|sheet| &sheet.rows).flat_map(|(_, row)| row);
     let mut columns: Vec<Column> = all().filter(|record| told(record)).map(|record| Column::of(record)).collect();
     columns.sort();
@@ -187,9 +189,10 @@ pub fn memory(shown: &Shown) -> String {
     let (mut rows, mut reasons) = (Vec::new(), Reasons::default());
     for (label, row) in sheets.iter().flat_map(|sheet| &sheet.rows) {
         type Figure = fn(&Record) -> Option<f64>;
-        let figures: [(&str, Figure); 2] = [
+        let figures: [(&str, Figure); 3] = [
             ("peak, MB", |record| record.peak_bytes.map(|bytes| bytes as f64 / 1e6)),
             ("launches a token", |record| record.launches_per_token),
+            ("perplexity", |record| record.perplexity),
         ];
         for (unit, figure) in figures {
             if !row.iter().any(|record| figure(record).is_some()) {
@@ -212,5 +215,5 @@ pub fn memory(shown: &Shown) -> String {
     let explained =
         "Ours is of a process that did this and nothing else. A peer's is the most that its process had by then, the
 libraries it loaded included.";
-    format!("### Memory and launches\n\n{explained}\n\n{}{}", table(2, &header, &rows), reasons.list())
+    format!("### Memory, launches, perplexity\n\n{explained}\n\n{}{}", table(2, &header, &rows), reasons.list())
 }

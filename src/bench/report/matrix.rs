@@ -27,7 +27,7 @@ const GROUPS: [(&str, &[&str]); 6] = [
     ("Decoding", &["prefill", "generate", "next_token", "sampling"]),
     ("A LoRA step", &["lora_step"]),
     ("Embedding texts", &["embed"]),
-    ("Memory and launches", &["memory", "launches"]),
+    ("Memory, launches, perplexity", &["memory", "launches", "perplexity"]),
 ];
 /// Those of which time says something: all but the last.
 const TIMED: usize = GROUPS.len() - 1;

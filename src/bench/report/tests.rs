@@ -46,6 +46,7 @@ fn record(name: &str, width: usize, implementation: &str, samples: &[f64]) -> Re
         of_roof: None,
         peak_bytes: None,
         launches_per_token: None,
+        perplexity: None,
         copy_seconds: None,
         parts: BTreeMap::new(),
     };

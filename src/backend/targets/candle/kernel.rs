@@ -1,11 +1,11 @@
-//! An op of ours as a custom op of candle: the row kernel on the CPU, the hand-written shader on a Mac.
+//! An op of ours on candle's tensors: the row kernel on the CPU, on a Mac the hand-written shader as a custom op.
 
 use std::borrow::Cow;
 use std::sync::RwLockReadGuard;
 
 use burn::tensor::Shape;
 use burn_candle::CandleTensor;
-use candle_core::{CpuStorage, CustomOp1, DType, Device, Layout, Result, Storage, Tensor};
+use candle_core::{CpuStorage, DType, Device, Layout, Result, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 
 use crate::targets::cpu::RowTensor;
@@ -85,64 +85,77 @@ pub(super) fn run<const N: usize, const M: usize>(
     if !runs || tensors.iter().any(|tensor| tensor.elem_count() == 0) {
         return None;
     }
-    let outputs = apply(name, tensors, launch, compute).unwrap_or_else(|error| panic!("{name}: {error}"));
-    Some(outputs.map(CandleTensor::new))
+    let outputs = || {
+        // Whole rows of a larger tensor are contiguous and are not copied.
+        let inputs = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
+        match tensors[0].device() {
+            Device::Cpu => on_cpu(&inputs, compute),
+            _ => on_metal(name, &inputs, launch),
+        }
+    };
+    Some(outputs().unwrap_or_else(|error| panic!("{name}: {error}")).map(CandleTensor::new))
 }
 
-fn apply<const N: usize, const M: usize>(
-    name: &'static str,
-    tensors: [&Tensor; N],
-    launch: Option<&dyn Fn() -> Launch>,
+/// Each output in memory of its own, which becomes the tensor's.
+fn on_cpu<const N: usize, const M: usize>(
+    inputs: &[Tensor],
     compute: impl Fn([Slice<'_>; N]) -> [Vec<f32>; M],
 ) -> Result<[Tensor; M]> {
-    // Whole rows of a larger tensor are contiguous and are not copied.
-    let inputs = tensors.iter().map(|tensor| tensor.contiguous()).collect::<Result<Vec<_>>>()?;
-    let stacked = inputs[0].apply_op1_no_bwd(&Kernel::<N, M, _> { name, inputs: &inputs, launch, compute })?;
-    let outputs: Result<Vec<_>> =
-        (0..M).map(|number| if M == 1 { Ok(stacked.clone()) } else { stacked.get(number) }).collect();
-    outputs?.try_into().map_err(|_| candle_core::Error::Msg("as many outputs as were asked for".to_owned()))
+    let held: Vec<_> = inputs.iter().map(Tensor::storage_and_layout).collect();
+    let values = held.iter().map(|(storage, layout)| widened(storage, layout)).collect::<Result<Vec<_>>>()?;
+    let slices = std::array::from_fn(|index| Slice { values: &values[index], shape: held[index].1.shape() });
+    let (shape, dtype) = (inputs[0].shape(), inputs[0].dtype());
+    let output = |values: Vec<f32>| match dtype {
+        DType::F16 => narrowed(values, f16::from_f32, shape),
+        DType::BF16 => narrowed(values, bf16::from_f32, shape),
+        _ => Tensor::from_vec(values, shape, &Device::Cpu),
+    };
+    all(compute(slices).into_iter().map(output))
 }
 
-/// The shape of several outputs in one tensor, which is all that a custom op of candle can give: an axis in front.
-fn stacked(shape: &candle_core::Shape, outputs: usize) -> candle_core::Shape {
-    if outputs == 1 { shape.clone() } else { candle_core::Shape::from([&[outputs], shape.dims()].concat()) }
+fn narrowed<T: WithDType>(values: Vec<f32>, narrow: fn(f32) -> T, shape: &candle_core::Shape) -> Result<Tensor> {
+    Tensor::from_vec(values.into_iter().map(narrow).collect::<Vec<T>>(), shape, &Device::Cpu)
 }
 
-/// All inputs travel in the op itself, of which candle sees the first: it has custom ops of at most three, and ours take four.
-struct Kernel<'k, const N: usize, const M: usize, F> {
+fn all<const M: usize>(outputs: impl Iterator<Item = Result<Tensor>>) -> Result<[Tensor; M]> {
+    let outputs = outputs.collect::<Result<Vec<_>>>()?;
+    outputs.try_into().map_err(|_| candle_core::Error::Msg("as many outputs as were asked for".to_owned()))
+}
+
+#[cfg(not(all(feature = "candle-metal", target_os = "macos")))]
+fn on_metal<const M: usize>(name: &'static str, _: &[Tensor], _: Option<&dyn Fn() -> Launch>) -> Result<[Tensor; M]> {
+    candle_core::bail!("{name} has no shader in this build")
+}
+
+#[cfg(all(feature = "candle-metal", target_os = "macos"))]
+fn on_metal<const M: usize>(
+    name: &'static str,
+    inputs: &[Tensor],
+    launch: Option<&dyn Fn() -> Launch>,
+) -> Result<[Tensor; M]> {
+    let stacked = inputs[0].apply_op1_no_bwd(&Shader::<M> { name, inputs, launch })?;
+    all((0..M).map(|number| if M == 1 { Ok(stacked.clone()) } else { stacked.get(number) }))
+}
+
+/// All inputs travel in the op itself, of which candle sees the first: it has custom ops of at most three, and ours take four. Several outputs
+/// are stacked along an axis in front, since a custom op gives one tensor.
+#[cfg(all(feature = "candle-metal", target_os = "macos"))]
+struct Shader<'k, const M: usize> {
     name: &'static str,
     inputs: &'k [Tensor],
-    #[cfg_attr(
-        not(all(feature = "candle-metal", target_os = "macos")),
-        expect(dead_code, reason = "only Metal launches")
-    )]
     launch: Option<&'k dyn Fn() -> Launch>,
-    compute: F,
 }
 
-impl<const N: usize, const M: usize, F: Fn([Slice<'_>; N]) -> [Vec<f32>; M]> CustomOp1 for Kernel<'_, N, M, F> {
+#[cfg(all(feature = "candle-metal", target_os = "macos"))]
+impl<const M: usize> candle_core::CustomOp1 for Shader<'_, M> {
     fn name(&self) -> &'static str {
         self.name
     }
 
-    fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
-        let held: Vec<_> = self.inputs.iter().map(Tensor::storage_and_layout).collect();
-        let values = held.iter().map(|(storage, layout)| widened(storage, layout)).collect::<Result<Vec<_>>>()?;
-        let slices = std::array::from_fn(|index| Slice { values: &values[index], shape: held[index].1.shape() });
-        let outputs = (self.compute)(slices).into_iter().reduce(|mut all, next| {
-            all.extend(next);
-            all
-        });
-        let output = outputs.unwrap_or_default();
-        let output = match storage {
-            CpuStorage::F16(_) => CpuStorage::F16(output.into_iter().map(f16::from_f32).collect()),
-            CpuStorage::BF16(_) => CpuStorage::BF16(output.into_iter().map(bf16::from_f32).collect()),
-            _ => CpuStorage::F32(output),
-        };
-        Ok((output, stacked(layout.shape(), M)))
+    fn cpu_fwd(&self, _: &CpuStorage, _: &Layout) -> Result<(CpuStorage, candle_core::Shape)> {
+        candle_core::bail!("{}: on the CPU it is no custom op", self.name)
     }
 
-    #[cfg(all(feature = "candle-metal", target_os = "macos"))]
     fn metal_fwd(
         &self,
         _: &candle_core::MetalStorage,
@@ -152,8 +165,9 @@ impl<const N: usize, const M: usize, F: Fn([Slice<'_>; N]) -> [Vec<f32>; M]> Cus
             candle_core::bail!("{} has no shader", self.name)
         };
         assert_eq!(launch.outputs, M, "{}: outputs", self.name);
-        let output = super::shaders::forward(self.name, self.inputs, &launch, layout.shape().elem_count())?;
-        Ok((output, stacked(layout.shape(), M)))
+        let shape = layout.shape();
+        let stacked = if M == 1 { shape.clone() } else { candle_core::Shape::from([&[M], shape.dims()].concat()) };
+        Ok((super::shaders::forward(self.name, self.inputs, &launch, shape.elem_count())?, stacked))
     }
 }
 
