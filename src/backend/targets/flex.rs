@@ -51,7 +51,8 @@ fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send +
     let unfinished = AtomicUsize::new(pieces.len());
     let standing_by = rayon::current_num_threads().saturating_sub(pieces.len());
     let pieces = pieces.into_iter().map(Some).chain((0..standing_by).map(|_| None));
-    let results = pieces.collect::<Vec<_>>().into_par_iter().with_max_len(1).map(|piece| {
+    let pieces: Vec<Option<T>> = pieces.collect();
+    let run = |piece: Option<T>| {
         let Some(piece) = piece else {
             while unfinished.load(Ordering::Acquire) > 0 {
                 if rayon::yield_now() != Some(rayon::Yield::Executed) {
@@ -63,8 +64,10 @@ fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send +
         };
         let _finished = Finished(&unfinished);
         Some(work(piece))
-    });
-    results.collect::<Vec<_>>().into_iter().flatten().collect()
+    };
+    // A single piece would stay on the thread that calls, outside of the pool, and each of its ops would wait for one of the pool to wake up.
+    let results: Vec<Option<R>> = rayon::scope(|_| pieces.into_par_iter().with_max_len(1).map(run).collect::<Vec<_>>());
+    results.into_iter().flatten().collect()
 }
 
 /// Counts a piece as finished, also when it panics.
