@@ -221,7 +221,7 @@ impl Ahead {
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = here;
+        let _ = (self.0, here);
     }
 
     /// As [`fetch`](Self::fetch) for values that will be overwritten: their lines come to be this processor's alone.
@@ -237,7 +237,7 @@ impl Ahead {
             }
         }
         #[cfg(not(target_arch = "x86_64"))]
-        let _ = here;
+        let _ = (self.0, here);
     }
 }
 
