@@ -46,6 +46,12 @@ impl Format {
         }
     }
 
+    /// What is added to `scale · signed integer` in a block with this offset, which goes with unsigned ones.
+    #[inline(always)]
+    pub(crate) fn added(self, scale: f32, offset: Option<f16>) -> f32 {
+        offset.map_or(0.0, |offset| offset.to_f32() + self.zero() * scale)
+    }
+
     /// The dtype of a tensor in blocks of so many values.
     pub fn dtype(self, block: usize) -> DType {
         DType::QFloat(QuantScheme {
@@ -148,8 +154,8 @@ impl Packed {
         let blocks = self.integers.chunks_exact(bytes).zip(out.chunks_exact_mut(self.block));
         for (at, (integers, out)) in blocks.enumerate() {
             let scale = self.scales[at].to_f32();
-            let of_block = |offsets: &Vec<f16>| offsets[at].to_f32() + self.format.zero() * scale;
-            unpack_block(self.format, integers, scale, self.offsets.as_ref().map_or(0.0, of_block), out);
+            let added = self.format.added(scale, self.offsets.as_ref().map(|offsets| offsets[at]));
+            unpack_block(self.format, integers, scale, added, out);
         }
         out
     }

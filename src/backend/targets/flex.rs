@@ -50,8 +50,7 @@ const PAUSES: usize = 8;
 fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
     let unfinished = AtomicUsize::new(pieces.len());
     let standing_by = rayon::current_num_threads().saturating_sub(pieces.len());
-    let pieces = pieces.into_iter().map(Some).chain((0..standing_by).map(|_| None));
-    let pieces: Vec<Option<T>> = pieces.collect();
+    let pieces: Vec<Option<T>> = pieces.into_iter().map(Some).chain((0..standing_by).map(|_| None)).collect();
     let run = |piece: Option<T>| {
         let Some(piece) = piece else {
             while unfinished.load(Ordering::Acquire) > 0 {

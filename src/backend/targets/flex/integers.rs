@@ -107,13 +107,7 @@ unsafe fn multiply(
         for (row, sums) in (row..row + height).zip(sums.chunks_exact(kernel.width)) {
             // SAFETY: the caller's promise.
             let out = unsafe { out.part_of_row(row, first, group.outputs()) };
-            match into {
-                Into::Overwrite => out.copy_from_slice(&sums[..out.len()]),
-                Into::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-                Into::Bias(bias) => {
-                    out.iter_mut().zip(bias).zip(sums).for_each(|((out, bias), sum)| *out = bias + sum);
-                }
-            }
+            into.write(out, sums);
         }
     }
 }

@@ -52,18 +52,14 @@ impl<'a> MatrixMut<'a> {
 }
 
 impl MatrixMut<'_> {
-    /// Writes the bias, to which the product is added then.
-    fn begin(&mut self, into: Into) -> Into<'static> {
-        match into {
-            Into::Overwrite => Into::Overwrite,
-            Into::Add => Into::Add,
-            Into::Bias(bias) => {
-                assert_eq!(bias.len(), self.columns);
-                let rows = self.data.chunks_mut(self.row_stride.max(1)).take(self.rows);
-                rows.for_each(|row| row[..bias.len()].copy_from_slice(bias));
-                Into::Add
-            }
+    /// Writes a bias, and says whether the product is to be added to what is there then.
+    fn begin(&mut self, into: Into) -> bool {
+        assert!(into.fits(self.columns));
+        if let Into::Bias(bias) = into {
+            let rows = self.data.chunks_mut(self.row_stride.max(1)).take(self.rows);
+            rows.for_each(|row| row[..bias.len()].copy_from_slice(bias));
         }
+        !matches!(into, Into::Overwrite)
     }
 }
 
@@ -99,6 +95,17 @@ impl Into<'_> {
             other => other,
         }
     }
+
+    /// Puts sums into a part of a row that has these columns.
+    #[inline(always)]
+    pub(crate) fn write<'s>(self, out: &mut [f32], sums: impl IntoIterator<Item = &'s f32>) {
+        let out = out.iter_mut().zip(sums);
+        match self {
+            Self::Overwrite => out.for_each(|(out, sum)| *out = *sum),
+            Self::Add => out.for_each(|(out, sum)| *out += sum),
+            Self::Bias(bias) => out.zip(bias).for_each(|((out, sum), bias)| *out = bias + sum),
+        }
+    }
 }
 
 /// `destination (+)= left · right`, on every thread of the pool if `parallel`.
@@ -107,13 +114,13 @@ impl Into<'_> {
 /// If the shapes do not fit.
 pub(crate) fn multiply(mut destination: MatrixMut, into: Into, left: MatrixRef, right: MatrixRef, parallel: bool) {
     assert_eq!(left.columns, right.rows);
-    let into = destination.begin(into);
     assert_eq!((destination.rows, destination.columns), (left.rows, right.columns));
+    let add = destination.begin(into);
     let parallelism =
         if parallel && rayon::current_num_threads() > 1 { Parallelism::Rayon(0) } else { Parallelism::None };
     // SAFETY: `check` proved that every element the strides reach lies inside the slices, the shapes agree, and the
     // destination is borrowed mutably, so it overlaps neither operand.
-    unsafe { raw(destination.data.as_mut_ptr(), destination.row_stride, into, left, right, parallelism) };
+    unsafe { raw(destination.data.as_mut_ptr(), destination.row_stride, add, left, right, parallelism) };
 }
 
 /// # Safety
@@ -121,7 +128,7 @@ pub(crate) fn multiply(mut destination: MatrixMut, into: Into, left: MatrixRef, 
 unsafe fn raw(
     destination: *mut f32,
     stride: usize,
-    into: Into,
+    add: bool,
     left: MatrixRef,
     right: MatrixRef,
     parallelism: Parallelism,
@@ -135,7 +142,7 @@ unsafe fn raw(
             destination,
             1,
             stride as isize,
-            into == Into::Add,
+            add,
             left.data.as_ptr(),
             left.column_stride as isize,
             left.row_stride as isize,
@@ -178,7 +185,7 @@ pub(crate) fn multiply_by_column_blocks(
         let right = right.columns(0..columns, &mut scratch);
         return multiply(destination, into, left, right, true);
     }
-    let into = destination.begin(into);
+    let add = destination.begin(into);
     let length = destination.data.len();
     let shared = SharedColumns::new(destination.data, stride);
     (0..columns.div_ceil(block)).into_par_iter().for_each_init(Vec::new, |scratch, index| {
@@ -188,7 +195,7 @@ pub(crate) fn multiply_by_column_blocks(
         assert!((rows - 1) * stride + range.end <= length);
         // SAFETY: the blocks are disjoint ranges of columns of the destination, which is borrowed for as long as this runs;
         // the assertions above prove that the strides stay inside it and inside the operands.
-        unsafe { raw(shared.at(range.start), stride, into, left, right, Parallelism::None) };
+        unsafe { raw(shared.at(range.start), stride, add, left, right, Parallelism::None) };
     });
 }
 

@@ -214,10 +214,7 @@ impl<'a> PackedRows<'a> {
         let lines = panel.lines.as_chunks::<LINE>().0.chunks_exact(self.plan.block_bytes() / LINE);
         for (at, (to, lines)) in to.chunks_exact_mut(block).zip(lines).enumerate() {
             let scale = panel.scales[at * LANES + lane].to_f32();
-            let mut added = 0.0;
-            if let Some(offsets) = panel.offsets {
-                added = offsets[at * LANES + lane].to_f32() + format.zero() * scale;
-            }
+            let added = format.added(scale, panel.offsets.map(|offsets| offsets[at * LANES + lane]));
             let value = |integer: u8| (f32::from(integer) - format.zero()) * scale + added;
             let fours = lines.iter().map(|line| &line[4 * lane..4 * lane + 4]);
             match format {

@@ -54,9 +54,9 @@ pub(crate) fn rows_times_weight<'a>(
                     (&widened[..], 0)
                 }
             };
+            let into = into.columns(first..first + group_rows.outputs());
             // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably for as
             // long as this runs; their number fits, as the lengths agree.
-            let into = into.columns(first..first + group_rows.outputs());
             unsafe { group(&kernel, &panels, (values, ahead), into, &destination, first) };
         }
     };
@@ -94,13 +94,8 @@ unsafe fn group(
                 // SAFETY: the caller's promise.
                 let out = unsafe { out.part_of_row(row, first, height) };
                 let sums = sums[lane..].iter().step_by(kernel.width);
-                match if start > 0 { Into::Add } else { into } {
-                    Into::Add => out.iter_mut().zip(sums).for_each(|(out, sum)| *out += sum),
-                    Into::Overwrite => out.iter_mut().zip(sums).for_each(|(out, sum)| *out = *sum),
-                    Into::Bias(bias) => {
-                        out.iter_mut().zip(bias).zip(sums).for_each(|((out, bias), sum)| *out = bias + sum);
-                    }
-                }
+                let into = if start > 0 { Into::Add } else { into };
+                into.write(out, sums);
             }
         }
     }
