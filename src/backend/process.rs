@@ -146,6 +146,18 @@ pub fn cpu_instructions() -> &'static str {
     }
 }
 
+/// Their name as `FIREBRICK_CPU` has it, if the kernels know wider ones: of another processor, or not to be used.
+pub fn narrower_instructions() -> Option<&'static str> {
+    #[cfg(feature = "cpu")]
+    {
+        crate::targets::cpu::InstructionSet::detect().narrower()
+    }
+    #[cfg(not(feature = "cpu"))]
+    {
+        None
+    }
+}
+
 /// Bytes from which a buffer is worth large pages: smaller ones come from memory that was used before.
 #[cfg(target_os = "linux")]
 const LARGE_BYTES: usize = 16 << 20;

@@ -184,7 +184,7 @@ mod cpu {
     fn sum(part: &[f32]) -> f32 {
         lanes::vectorised(
             #[inline(always)]
-            |_| lanes::sum(part),
+            |math| math.sum(part),
         )
     }
 

@@ -6,11 +6,12 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use firebrick_backend::device::{DeviceInfo, DeviceKind};
-use firebrick_backend::process::{cpu_name, memory_bytes, os_name, threads};
+use firebrick_backend::process::{cpu_name, memory_bytes, narrower_instructions, os_name, threads};
 
 use super::record::{Device, Kind, Machine};
 
-/// The computer, as far as it may be used: with fewer threads than cores it counts as another one, with figures of its own.
+/// The computer, as far as it is used: with fewer threads than cores, or narrower instructions than the kernels know, it counts as another
+/// one, with figures of its own.
 pub fn machine() -> Machine {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);
     let used = match threads() {
@@ -18,8 +19,9 @@ pub fn machine() -> Machine {
         1 => "-1-thread".to_owned(),
         some => format!("-{some}-threads"),
     };
+    let instructions = narrower_instructions().map_or(String::new(), |name| format!("-{name}"));
     Machine {
-        name: format!("{}-{cores}-cores{used}", std::env::consts::OS),
+        name: format!("{}-{cores}-cores{instructions}{used}", std::env::consts::OS),
         cpu: cpu_name(),
         cores,
         memory_bytes: memory_bytes().unwrap_or(0),

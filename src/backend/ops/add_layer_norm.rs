@@ -108,27 +108,30 @@ pub(crate) mod autodiff {
 pub(crate) mod cpu {
     //! The sum is written where the result will be, and normed there; rows in parallel.
     use crate::ops::layer_norm::cpu::statistics;
+    use crate::targets::cpu::lanes::Sum;
     use crate::targets::cpu::{RowTensor, Rows};
 
     pub(crate) fn forward<T: RowTensor>(x: T, residual: T, weight: T, bias: T, epsilon: f64) -> T::Output {
         let residuals = Rows::new(&residual);
         let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
         let (weight, bias) = (weight.all(), bias.all());
-        Rows::new(&x).map_ahead(
+        Rows::new(&x).map(
             #[inline(always)]
-            |_, index, ahead, row, out| {
-                for ((row, out), residual) in ahead.pieces(row, out).zip(ahead.parts(residuals.row(index))) {
-                    for ((out, &x), &r) in out.iter_mut().zip(row).zip(residual) {
-                        *out = x + r;
-                    }
-                }
-                let (mean, inverse) = statistics(out, epsilon as f32);
-                // The next residual is asked for here, where there is less to wait for.
-                let affine = ahead.parts(weight).zip(ahead.parts(bias)).zip(residuals.pieces(index));
-                for (out, ((weight, bias), _)) in ahead.parts_mut(out).zip(affine) {
-                    for ((out, &w), &b) in out.iter_mut().zip(weight).zip(bias) {
-                        *out = (*out - mean) * inverse * w + b;
-                    }
+            |math, index, ahead, row, out| {
+                let (fetch, next) = (ahead.fetch(row, out), residuals.next(index));
+                math.map(
+                    &Sum,
+                    [row, residuals.row(index)],
+                    [&mut *out],
+                    #[inline(always)]
+                    |here| {
+                        next.fetch(here.clone());
+                        fetch(here);
+                    },
+                );
+                let (mean, inverse) = statistics(math, out, epsilon as f32);
+                for ((out, &w), &b) in out.iter_mut().zip(weight).zip(bias) {
+                    *out = (*out - mean) * inverse * w + b;
                 }
             },
         )

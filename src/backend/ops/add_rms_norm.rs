@@ -87,7 +87,8 @@ pub(crate) mod autodiff {
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
     //! The sum is written, summed up and normed while its row is in the first-level cache; rows in parallel.
-    use crate::ops::rms_norm::cpu::inverse_rms;
+    use crate::ops::rms_norm::cpu::{Scale, inverse_rms};
+    use crate::targets::cpu::lanes::Sum;
     use crate::targets::cpu::{RowTensor, Rows};
 
     pub(crate) fn forward<T: RowTensor>(x: T, residual: T, weight: T, epsilon: f64) -> (T::Output, T::Output) {
@@ -96,20 +97,13 @@ pub(crate) mod cpu {
         let weight = weight.all();
         Rows::new(&x).map_to_two(
             #[inline(always)]
-            |_, index, ahead, row, sum, normed| {
-                for ((row, sum), residual) in ahead.pieces(row, sum).zip(ahead.parts(residuals.row(index))) {
-                    for ((sum, &x), &r) in sum.iter_mut().zip(row).zip(residual) {
-                        *sum = x + r;
-                    }
-                }
-                let inverse = inverse_rms(sum, epsilon as f32);
+            |math, index, ahead, row, sum, normed| {
+                let fetch = ahead.fetch(row, sum);
+                math.map(&Sum, [row, residuals.row(index)], [&mut *sum], fetch);
+                let inverse = inverse_rms(math, sum, epsilon as f32);
                 // The next residual is asked for here, where there is less to wait for.
-                let outs = ahead.pieces(sum, normed).zip(residuals.pieces(index));
-                for (((sum, normed), _), weight) in outs.zip(ahead.parts(weight)) {
-                    for ((normed, &sum), &w) in normed.iter_mut().zip(sum).zip(weight) {
-                        *normed = sum * inverse * w;
-                    }
-                }
+                let fetch = ahead.fetch(residuals.row(index), normed);
+                math.map(&Scale { inverse }, [sum, weight], [normed], fetch);
             },
         )
     }

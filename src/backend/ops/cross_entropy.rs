@@ -179,7 +179,7 @@ pub(crate) mod flex {
                 #[inline(always)]
                 |math| {
                     let target = id as usize;
-                    let (shift, chosen) = (lanes::max_but_nan(row), row[target]);
+                    let (shift, chosen) = (math.max_but_nan(row), row[target]);
                     let sum = math.exponentials_in_place(row, 1.0, -shift);
                     if gradient {
                         let factor = weight / sum;

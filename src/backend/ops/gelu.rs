@@ -112,32 +112,70 @@ pub(crate) mod autodiff {
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
     //! One pass with a vectorised normal distribution function, rows in parallel.
-    use crate::targets::cpu::{RowTensor, Rows, lanes::Math};
+    use crate::targets::cpu::functions::{exp, normal_distribution};
+    use crate::targets::cpu::lanes::Elementwise;
+    use crate::targets::cpu::vector::Vector;
+    use crate::targets::cpu::{RowTensor, Rows};
+
+    /// `gelu(x)`.
+    struct Gelu;
+
+    impl Elementwise<1, 1> for Gelu {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x]: [V; 1]) -> [V; 1] {
+            [x * normal_distribution(x)]
+        }
+    }
+
+    /// `gelu(x + b)`.
+    struct OfSum;
+
+    impl Elementwise<2, 1> for OfSum {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x, b]: [V; 2]) -> [V; 1] {
+            Gelu.of([x + b])
+        }
+    }
+
+    /// `d · gelu'(x)`.
+    struct Slope;
+
+    impl Elementwise<2, 1> for Slope {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x, d]: [V; 2]) -> [V; 1] {
+            let density = exp(x * x * V::splat(-0.5)) * V::splat(0.398_942_3);
+            // Where the density is zero so is the product, whatever `x` is.
+            [d * x.mul_add(density, normal_distribution(x))]
+        }
+    }
+
+    /// `d · gelu'(x + b)`.
+    struct SlopeOfSum;
+
+    impl Elementwise<3, 1> for SlopeOfSum {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x, b, d]: [V; 3]) -> [V; 1] {
+            Slope.of([x + b, d])
+        }
+    }
 
     pub(crate) fn forward<T: RowTensor>(x: T, bias: Option<T>) -> T::Output {
         let Some(bias) = bias else {
-            return Rows::new(&x).map_ahead(
+            return Rows::new(&x).map(
                 #[inline(always)]
                 |math, _, ahead, row, out| {
-                    for (row, out) in ahead.pieces(row, out) {
-                        for (out, &x) in out.iter_mut().zip(row) {
-                            *out = x * math.normal_distribution(x);
-                        }
-                    }
+                    let fetch = ahead.fetch(row, out);
+                    math.map(&Gelu, [row], [out], fetch);
                 },
             );
         };
         let bias = Rows::new(&bias);
         let bias = bias.all();
-        Rows::new(&x).map_ahead(
+        Rows::new(&x).map(
             #[inline(always)]
             |math, _, ahead, row, out| {
-                for ((row, out), bias) in ahead.pieces(row, out).zip(ahead.parts(bias)) {
-                    for ((out, &x), &b) in out.iter_mut().zip(row).zip(bias) {
-                        let x = x + b;
-                        *out = x * math.normal_distribution(x);
-                    }
-                }
+                let fetch = ahead.fetch(row, out);
+                math.map(&OfSum, [row, bias], [out], fetch);
             },
         )
     }
@@ -148,10 +186,9 @@ pub(crate) mod cpu {
         let Some(bias) = bias else {
             return rows.map(
                 #[inline(always)]
-                |math, index, row, out| {
-                    for ((out, &x), &d) in out.iter_mut().zip(row).zip(grads.row(index)) {
-                        *out = d * slope(math, x);
-                    }
+                |math, index, ahead, row, out| {
+                    let fetch = ahead.fetch(row, out);
+                    math.map(&Slope, [row, grads.row(index)], [out], fetch);
                 },
             );
         };
@@ -159,20 +196,11 @@ pub(crate) mod cpu {
         let bias = bias.all();
         rows.map(
             #[inline(always)]
-            |math, index, row, out| {
-                for (((out, &x), &b), &d) in out.iter_mut().zip(row).zip(bias).zip(grads.row(index)) {
-                    *out = d * slope(math, x + b);
-                }
+            |math, index, ahead, row, out| {
+                let fetch = ahead.fetch(row, out);
+                math.map(&SlopeOfSum, [row, bias, grads.row(index)], [out], fetch);
             },
         )
-    }
-
-    /// `gelu'(x)`.
-    #[inline(always)]
-    fn slope(math: Math, x: f32) -> f32 {
-        let density = math.exp(-0.5 * x * x) * 0.398_942_3;
-        // Where the density is zero so is the product, whatever `x` is.
-        math.normal_distribution(x) + x * density
     }
 }
 

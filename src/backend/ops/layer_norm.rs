@@ -136,22 +136,49 @@ pub(crate) mod autodiff {
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
     //! Two passes over a row that fits the first-level cache, rows in parallel.
-    use crate::targets::cpu::{RowTensor, Rows, lanes};
+    use crate::targets::cpu::lanes::{Elementwise, Math};
+    use crate::targets::cpu::vector::Vector;
+    use crate::targets::cpu::{RowTensor, Rows};
+
+    /// `(x − μ) · r · w + b`.
+    struct Affine {
+        mean: f32,
+        inverse: f32,
+    }
+
+    impl Elementwise<3, 1> for Affine {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x, w, b]: [V; 3]) -> [V; 1] {
+            [((x - V::splat(self.mean)) * V::splat(self.inverse)).mul_add(w, b)]
+        }
+    }
+
+    /// The gradient of `x`.
+    struct Slope {
+        mean: f32,
+        inverse: f32,
+        mean_h: f32,
+        along: f32,
+    }
+
+    impl Elementwise<3, 1> for Slope {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x, g, w]: [V; 3]) -> [V; 1] {
+            let beyond = (x - V::splat(self.mean)) * V::splat(self.along);
+            [V::splat(self.inverse) * (g * w - V::splat(self.mean_h) - beyond)]
+        }
+    }
 
     pub(crate) fn forward<T: RowTensor>(x: T, weight: T, bias: T, epsilon: f64) -> T::Output {
         let rows = Rows::new(&x);
         let (weight, bias) = (Rows::new(&weight), Rows::new(&bias));
         let (weight, bias) = (weight.all(), bias.all());
-        rows.map_ahead(
+        rows.map(
             #[inline(always)]
-            |_, _, ahead, row, out| {
-                let (mean, inverse) = statistics(row, epsilon as f32);
-                let affine = ahead.parts(weight).zip(ahead.parts(bias));
-                for ((row, out), (weight, bias)) in ahead.pieces(row, out).zip(affine) {
-                    for (((out, &x), &w), &b) in out.iter_mut().zip(row).zip(weight).zip(bias) {
-                        *out = (x - mean) * inverse * w + b;
-                    }
-                }
+            |math, _, ahead, row, out| {
+                let (mean, inverse) = statistics(math, row, epsilon as f32);
+                let fetch = ahead.fetch(row, out);
+                math.map(&Affine { mean, inverse }, [row, weight, bias], [out], fetch);
             },
         )
     }
@@ -163,23 +190,31 @@ pub(crate) mod cpu {
         let weight = weight.all();
         rows.map(
             #[inline(always)]
-            |_, index, row, out| {
-                let grad = grads.row(index);
-                let (mean, inverse) = statistics(row, epsilon as f32);
+            |math, index, ahead, row, out| {
+                let (grad, next) = (grads.row(index), grads.next(index));
+                let (mean, inverse) = statistics(math, row, epsilon as f32);
                 let length = row.len() as f32;
-                let mean_h = lanes::sum2(grad, weight) / length;
-                let along = lanes::sum3_about(row, mean, grad, weight) / length * inverse * inverse;
-                for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
-                    *out = inverse * (g * w - mean_h - (x - mean) * along);
-                }
+                let mean_h = math.sum2(grad, weight) / length;
+                let along = math.sum3_about(row, mean, grad, weight) / length * inverse * inverse;
+                let fetch = ahead.fetch(row, out);
+                math.map(
+                    &Slope { mean, inverse, mean_h, along },
+                    [row, grad, weight],
+                    [out],
+                    #[inline(always)]
+                    |here| {
+                        next.fetch(here.clone());
+                        fetch(here);
+                    },
+                );
             },
         )
     }
 
     /// Mean and inverse standard deviation.
     #[inline(always)]
-    pub(crate) fn statistics(row: &[f32], epsilon: f32) -> (f32, f32) {
-        let (mean, variance) = lanes::mean_and_variance(row);
+    pub(crate) fn statistics(math: Math, row: &[f32], epsilon: f32) -> (f32, f32) {
+        let (mean, variance) = math.mean_and_variance(row);
         (mean, 1.0 / (variance + epsilon).sqrt())
     }
 }

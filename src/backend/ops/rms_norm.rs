@@ -124,21 +124,45 @@ pub(crate) mod autodiff {
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
     //! Two passes over a row that fits the first-level cache, rows in parallel.
-    use crate::targets::cpu::{RowTensor, Rows, lanes};
+    use crate::targets::cpu::lanes::{Elementwise, Math};
+    use crate::targets::cpu::vector::Vector;
+    use crate::targets::cpu::{RowTensor, Rows};
+
+    /// `x · r · w`.
+    pub(crate) struct Scale {
+        pub(crate) inverse: f32,
+    }
+
+    impl Elementwise<2, 1> for Scale {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x, w]: [V; 2]) -> [V; 1] {
+            [x * V::splat(self.inverse) * w]
+        }
+    }
+
+    /// The gradient of `x`.
+    struct Slope {
+        inverse: f32,
+        dot: f32,
+    }
+
+    impl Elementwise<3, 1> for Slope {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x, g, w]: [V; 3]) -> [V; 1] {
+            [V::splat(self.inverse) * (g * w - x * V::splat(self.dot))]
+        }
+    }
 
     pub(crate) fn forward<T: RowTensor>(x: T, weight: T, epsilon: f64) -> T::Output {
         let rows = Rows::new(&x);
         let weight = Rows::new(&weight);
         let weight = weight.all();
-        rows.map_ahead(
+        rows.map(
             #[inline(always)]
-            |_, _, ahead, row, out| {
-                let inverse = inverse_rms(row, epsilon as f32);
-                for ((row, out), weight) in ahead.pieces(row, out).zip(ahead.parts(weight)) {
-                    for ((out, &x), &w) in out.iter_mut().zip(row).zip(weight) {
-                        *out = x * inverse * w;
-                    }
-                }
+            |math, _, ahead, row, out| {
+                let inverse = inverse_rms(math, row, epsilon as f32);
+                let fetch = ahead.fetch(row, out);
+                math.map(&Scale { inverse }, [row, weight], [out], fetch);
             },
         )
     }
@@ -150,21 +174,29 @@ pub(crate) mod cpu {
         let weight = weight.all();
         rows.map(
             #[inline(always)]
-            |_, index, row, out| {
-                let grad = grads.row(index);
-                let inverse = inverse_rms(row, epsilon as f32);
-                let dot = lanes::sum3(row, grad, weight) * inverse * inverse / row.len() as f32;
-                for (((out, &x), &g), &w) in out.iter_mut().zip(row).zip(grad).zip(weight) {
-                    *out = inverse * (g * w - x * dot);
-                }
+            |math, index, ahead, row, out| {
+                let (grad, next) = (grads.row(index), grads.next(index));
+                let inverse = inverse_rms(math, row, epsilon as f32);
+                let dot = math.sum3(row, grad, weight) * inverse * inverse / row.len() as f32;
+                let fetch = ahead.fetch(row, out);
+                math.map(
+                    &Slope { inverse, dot },
+                    [row, grad, weight],
+                    [out],
+                    #[inline(always)]
+                    |here| {
+                        next.fetch(here.clone());
+                        fetch(here);
+                    },
+                );
             },
         )
     }
 
     /// `1 / sqrt(mean(x²) + ε)`.
     #[inline(always)]
-    pub(crate) fn inverse_rms(row: &[f32], epsilon: f32) -> f32 {
-        1.0 / (lanes::sum2(row, row) / row.len() as f32 + epsilon).sqrt()
+    pub(crate) fn inverse_rms(math: Math, row: &[f32], epsilon: f32) -> f32 {
+        1.0 / (math.sum2(row, row) / row.len() as f32 + epsilon).sqrt()
     }
 }
 

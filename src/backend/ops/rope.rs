@@ -116,7 +116,7 @@ pub(crate) mod cpu {
         let (cos, sin) = (Rows::new(&cos), Rows::new(&sin));
         Rows::of_width(&x, heads * dim).map(
             #[inline(always)]
-            |_, token, row, out| {
+            |_, token, _, row, out| {
                 let (cos, sin) = (cos.row(token), sin.row(token));
                 for (head, out) in row.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
                     let (first, second) = head.split_at(dim / 2);

@@ -109,12 +109,27 @@ pub(crate) mod autodiff {
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
     //! Maximum, exponentials with their sum, division: three passes over a row that fits the cache, rows in parallel.
-    use crate::targets::cpu::{RowTensor, Rows, lanes};
+    use crate::targets::cpu::lanes::Elementwise;
+    use crate::targets::cpu::vector::Vector;
+    use crate::targets::cpu::{RowTensor, Rows};
+
+    /// The gradient of what was scaled.
+    struct Slope {
+        scale: f32,
+        dot: f32,
+    }
+
+    impl Elementwise<2, 1> for Slope {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [y, g]: [V; 2]) -> [V; 1] {
+            [V::splat(self.scale) * y * (g - V::splat(self.dot))]
+        }
+    }
 
     pub(crate) fn forward<T: RowTensor>(x: T, scale: f64, mask: Option<T>) -> T::Output {
         let scale = scale as f32;
         let masks = mask.as_ref().map(Rows::new);
-        Rows::new(&x).map_ahead(
+        Rows::new(&x).map(
             #[inline(always)]
             |math, index, ahead, row, out| match &masks {
                 None => math.softmax_into(row, scale, ahead, out),
@@ -134,12 +149,20 @@ pub(crate) mod cpu {
         let grads = Rows::new(&grad);
         Rows::new(&y).map(
             #[inline(always)]
-            |_, index, row, out| {
-                let grad = grads.row(index);
-                let dot = lanes::sum2(row, grad);
-                for ((out, &y), &g) in out.iter_mut().zip(row).zip(grad) {
-                    *out = scale * y * (g - dot);
-                }
+            |math, index, ahead, row, out| {
+                let (grad, next) = (grads.row(index), grads.next(index));
+                let dot = math.sum2(row, grad);
+                let fetch = ahead.fetch(row, out);
+                math.map(
+                    &Slope { scale, dot },
+                    [row, grad],
+                    [out],
+                    #[inline(always)]
+                    |here| {
+                        next.fetch(here.clone());
+                        fetch(here);
+                    },
+                );
             },
         )
     }

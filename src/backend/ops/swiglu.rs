@@ -87,44 +87,75 @@ pub(crate) mod autodiff {
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
     //! One pass with a vectorised exponential, rows in parallel.
+    use crate::targets::cpu::functions::exp;
+    use crate::targets::cpu::lanes::Elementwise;
+    use crate::targets::cpu::vector::Vector;
     use crate::targets::cpu::{RowTensor, Rows};
+
+    /// `silu(gate) · up`.
+    struct Swiglu;
+
+    impl Elementwise<2, 1> for Swiglu {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [gate, up]: [V; 2]) -> [V; 1] {
+            let one = V::splat(1.0);
+            // In this order: `gate · up` may overflow where the result does not.
+            [gate / (one + exp(V::splat(0.0) - gate)) * up]
+        }
+    }
+
+    /// The gradients of `gate` and `up`.
+    struct Slopes;
+
+    impl Elementwise<3, 2> for Slopes {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [gate, up, d]: [V; 3]) -> [V; 2] {
+            let one = V::splat(1.0);
+            let s = one / (one + exp(V::splat(0.0) - gate));
+            [d * up * (s * gate.mul_add(one - s, one)), d * (gate * s)]
+        }
+    }
 
     pub(crate) fn forward<T: RowTensor>(gate: T, up: T) -> T::Output {
         let ups = Rows::new(&up);
-        Rows::new(&gate).map_ahead(
+        Rows::new(&gate).map(
             #[inline(always)]
             |math, index, ahead, gate, out| {
-                for ((gate, out), up) in ahead.pieces(gate, out).zip(ups.pieces(index)) {
-                    for ((out, &g), &u) in out.iter_mut().zip(gate).zip(up) {
-                        // In this order: `g · u` may overflow where the result does not.
-                        *out = g / (1.0 + math.exp(-g)) * u;
-                    }
-                }
+                let (fetch, next) = (ahead.fetch(gate, out), ups.next(index));
+                math.map(
+                    &Swiglu,
+                    [gate, ups.row(index)],
+                    [out],
+                    #[inline(always)]
+                    |here| {
+                        next.fetch(here.clone());
+                        fetch(here);
+                    },
+                );
             },
         )
     }
 
     pub(crate) fn backward<T: RowTensor>(gate: T, up: T, grad: T) -> (T::Output, T::Output) {
         let (ups, grads) = (Rows::new(&up), Rows::new(&grad));
-        let gates = Rows::new(&gate);
-        let d_gate = gates.map(
+        Rows::new(&gate).map_to_two(
             #[inline(always)]
-            |math, index, gate, out| {
-                for (((out, &g), &u), &d) in out.iter_mut().zip(gate).zip(ups.row(index)).zip(grads.row(index)) {
-                    let s = 1.0 / (1.0 + math.exp(-g));
-                    *out = d * u * (s * (1.0 + g * (1.0 - s)));
-                }
+            |math, index, ahead, gate, d_gate, d_up| {
+                let (fetch, ups_next) = (ahead.fetch(gate, d_gate), ups.next(index));
+                let fetch_others = ahead.fetch(grads.row(index), d_up);
+                math.map(
+                    &Slopes,
+                    [gate, ups.row(index), grads.row(index)],
+                    [d_gate, d_up],
+                    #[inline(always)]
+                    |here| {
+                        ups_next.fetch(here.clone());
+                        fetch_others(here.clone());
+                        fetch(here);
+                    },
+                );
             },
-        );
-        let d_up = gates.map(
-            #[inline(always)]
-            |math, index, gate, out| {
-                for ((out, &g), &d) in out.iter_mut().zip(gate).zip(grads.row(index)) {
-                    *out = d * (g / (1.0 + math.exp(-g)));
-                }
-            },
-        );
-        (d_gate, d_up)
+        )
     }
 }
 

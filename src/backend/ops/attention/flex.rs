@@ -208,9 +208,9 @@ fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> 
         let scale = inputs.layout.scale as f32;
         lanes::vectorised(
             #[inline(always)]
-            |_| {
+            |math| {
                 for (d, p) in d_scores.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
-                    let dot = lanes::sum2(d, p);
+                    let dot = math.sum2(d, p);
                     d.iter_mut().zip(p).for_each(|(d, p)| *d = scale * p * (*d - dot));
                 }
             },

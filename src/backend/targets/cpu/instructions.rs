@@ -61,6 +61,12 @@ impl InstructionSet {
         Self::NAMES.iter().rev().map(|(_, set)| *set).filter(|set| *set <= Self::detect()).collect()
     }
 
+    /// As `FIREBRICK_CPU` calls it, if kernels exist for a wider one.
+    pub(crate) fn narrower(self) -> Option<&'static str> {
+        let [others @ .., _] = &Self::NAMES;
+        others.iter().find(|(_, set)| *set == self).map(|(name, _)| *name)
+    }
+
     /// As people call it.
     pub(crate) fn name(self) -> &'static str {
         match self {

@@ -1,5 +1,7 @@
 //! A float tensor seen as rows of its last axis: the shape every norm-like kernel works on.
 
+use std::ops::Range;
+
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
@@ -64,14 +66,10 @@ impl<T: RowTensor> Rows<T> {
         &self.tensor.buffer()[start..start + self.width]
     }
 
-    /// One row piece by piece, each of which asks for that of the next row.
+    /// The row after this one.
     #[inline(always)]
-    pub(crate) fn pieces(&self, index: usize) -> impl Iterator<Item = &[f32]> {
-        let ahead = Ahead(if index + 1 < self.count() { self.width } else { 0 });
-        ahead.parts(self.row(index)).inspect(
-            #[inline(always)]
-            move |row| ahead.fetch(row),
-        )
+    pub(crate) fn next(&self, index: usize) -> Next {
+        Ahead(if index + 1 < self.count() { self.width } else { 0 }).next(self.row(index))
     }
 
     /// How many rows there are.
@@ -79,26 +77,12 @@ impl<T: RowTensor> Rows<T> {
         self.elements.checked_div(self.width).unwrap_or(0)
     }
 
-    /// A tensor of the same shape, each row computed by `kernel(math, index, row, out)`, in parallel when it pays. `out` holds something to
-    /// be overwritten.
+    /// A tensor of the same shape, each row computed by `kernel(math, index, ahead, row, out)`, in parallel when it pays. `out` holds something
+    /// to be overwritten. The kernel asks for what lies ahead while it computes, as [`Ahead`] says.
     ///
     /// The kernel's closure must say `#[inline(always)]`, for the reason given at [`lanes::vectorised`].
     #[inline(always)]
-    pub(crate) fn map(&self, kernel: impl Fn(Math, usize, &[f32], &mut [f32]) + Sync) -> T::Output {
-        self.map_ahead(
-            #[inline(always)]
-            |math, index, ahead, row, out| {
-                ahead.fetch(row);
-                ahead.fetch_to_write(out);
-                kernel(math, index, row, out);
-            },
-        )
-    }
-
-    /// As [`map`](Self::map) for kernels that ask for the next row themselves, piece by piece: `kernel(math, index, ahead, row, out)`. All that
-    /// at once would be waited for.
-    #[inline(always)]
-    pub(crate) fn map_ahead(&self, kernel: impl Fn(Math, usize, Ahead, &[f32], &mut [f32]) + Sync) -> T::Output {
+    pub(crate) fn map(&self, kernel: impl Fn(Math, usize, Ahead, &[f32], &mut [f32]) + Sync) -> T::Output {
         let data = self.all();
         let width = self.width.max(1);
         let mut out = T::stale(data.len());
@@ -124,7 +108,7 @@ impl<T: RowTensor> Rows<T> {
         T::output(out, self.tensor.shape())
     }
 
-    /// As [`map_ahead`](Self::map_ahead), to two tensors: `kernel(math, index, ahead, row, first, second)`.
+    /// As [`map`](Self::map), to two tensors: `kernel(math, index, ahead, row, first, second)`.
     #[inline(always)]
     pub(crate) fn map_to_two(
         &self,
@@ -167,77 +151,76 @@ impl<T: RowTensor> Rows<T> {
 pub(crate) fn copied<T: RowTensor>(x: &T) -> T::Output {
     Rows::new(x).map(
         #[inline(always)]
-        |_, _, row, out| out.copy_from_slice(row),
+        |_, _, _, row, out| out.copy_from_slice(row),
     )
 }
 
-/// How many elements further the next row is; 0 if there is none. While a row is computed the memory would have nothing to do: so each piece of
-/// it asks for that of the next, the values to be read and the place of those to be written.
+/// How many elements further the next row is; 0 if there is none. While a row is computed the memory would have nothing to do: so after each
+/// few elements those of the next are asked for, the values to be read and the place of those to be written. All at once would be waited for.
 #[derive(Clone, Copy)]
 pub(crate) struct Ahead(usize);
 
+/// The row after another, to be asked for.
+#[derive(Clone, Copy)]
+pub(crate) struct Next(Option<*const f32>);
+
 impl Ahead {
-    /// Elements of a piece.
-    const PIECE: usize = 256;
-
-    /// A row and where its values go, piece by piece.
-    #[inline(always)]
-    pub(crate) fn pieces<'a>(
-        self,
-        row: &'a [f32],
-        out: &'a mut [f32],
-    ) -> impl Iterator<Item = (&'a [f32], &'a mut [f32])> {
-        self.parts(row).zip(out.chunks_mut(Self::PIECE)).inspect(
-            #[inline(always)]
-            move |(row, out)| {
-                self.fetch(row);
-                self.fetch_to_write(out);
-            },
-        )
+    /// There is no next row.
+    #[cfg(test)]
+    pub(super) fn nowhere() -> Self {
+        Self(0)
     }
 
-    /// The pieces of what is the same for all rows.
+    /// What asks for the elements after those of `row`, which will be read, and of `out`, which will be overwritten.
     #[inline(always)]
-    pub(crate) fn parts(self, row: &[f32]) -> std::slice::Chunks<'_, f32> {
-        row.chunks(Self::PIECE)
-    }
-
-    /// The pieces of what is changed in place.
-    #[inline(always)]
-    pub(crate) fn parts_mut(self, row: &mut [f32]) -> std::slice::ChunksMut<'_, f32> {
-        row.chunks_mut(Self::PIECE)
-    }
-
-    /// Asks for what follows on `here`.
-    #[inline(always)]
-    fn fetch(self, here: &[f32]) {
-        #[cfg(target_arch = "x86_64")]
-        if self.0 > 0 {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            let start = here.as_ptr().wrapping_add(self.0);
-            for line in (0..here.len()).step_by(16) {
-                // SAFETY: a hint, which reads nothing and cannot fault.
-                unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(line).cast()) };
-            }
+    pub(crate) fn fetch(self, row: &[f32], out: &[f32]) -> impl Fn(Range<usize>) + use<> {
+        let (row, out) = (self.next(row), self.next(out));
+        #[inline(always)]
+        move |here| {
+            row.fetch(here.clone());
+            out.fetch_to_write(here);
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (self.0, here);
+    }
+
+    /// What follows on `row`.
+    #[inline(always)]
+    fn next(self, row: &[f32]) -> Next {
+        Next((self.0 > 0).then(|| row.as_ptr().wrapping_add(self.0)))
+    }
+}
+
+#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "no other processor is asked for anything"))]
+impl Next {
+    /// Asks for these elements.
+    #[inline(always)]
+    pub(crate) fn fetch(self, here: Range<usize>) {
+        #[cfg(target_arch = "x86_64")]
+        for line in self.lines(here) {
+            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+            // SAFETY: a hint, which reads nothing and cannot fault.
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+        }
     }
 
     /// As [`fetch`](Self::fetch) for values that will be overwritten: their lines come to be this processor's alone.
     #[inline(always)]
-    fn fetch_to_write(self, here: &[f32]) {
+    fn fetch_to_write(self, here: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
-        if self.0 > 0 {
-            let start = here.as_ptr().wrapping_add(self.0);
-            for line in (0..here.len()).step_by(16) {
-                let line = start.wrapping_add(line);
-                // SAFETY: a hint, which changes nothing and cannot fault; a processor that does not know it does nothing.
-                unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) };
-            }
+        for line in self.lines(here) {
+            // SAFETY: a hint, which changes nothing and cannot fault; a processor that does not know it does nothing.
+            unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) };
         }
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = (self.0, here);
+    }
+
+    /// One address of each cache line.
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    fn lines(self, here: Range<usize>) -> impl Iterator<Item = *const f32> {
+        let start = self.0;
+        here.step_by(16).filter_map(
+            #[inline(always)]
+            move |element| start.map(|start| start.wrapping_add(element)),
+        )
     }
 }
 
@@ -280,7 +263,7 @@ mod tests {
     fn every_row_is_mapped_once_with_its_own_index() {
         for [rows, width] in [[1, 1], [7, 3], [1, 1 << 16], [1 << 16, 1], [257, 131], [0, 4], [4, 0]] {
             let x = counted([rows, width]);
-            let y = Rows::new(&x).map(|_, index, row, out| {
+            let y = Rows::new(&x).map(|_, index, _, row, out| {
                 out.iter_mut().zip(row).for_each(|(out, x)| *out = x - (index * width) as f32);
             });
             let expected: Vec<f32> = (0..rows).flat_map(|_| (0..width).map(|i| i as f32)).collect();

@@ -1,0 +1,215 @@
+//! A register of f32, under one name for each instruction set, so that what is computed is written once and comes out as it was written: what
+//! a compiler makes of loops over arrays depends on their length and on what it unrolled first, by factors of two to eight.
+
+use std::ops::{Add, Div, Mul, Sub};
+
+/// A register of f32. Values of it must only be made where the processor has its instructions, inside of a function that is compiled for them:
+/// [`Math`](super::lanes::Math) sees to both.
+pub(crate) trait Vector:
+    Copy + Add<Output = Self> + Sub<Output = Self> + Mul<Output = Self> + Div<Output = Self>
+{
+    /// Values in it, 16 at most.
+    const COUNT: usize;
+
+    /// The same value everywhere.
+    fn splat(value: f32) -> Self;
+    /// # Safety
+    /// `COUNT` values can be read.
+    unsafe fn load(at: *const f32) -> Self;
+    /// # Safety
+    /// `COUNT` values can be written.
+    unsafe fn store(self, at: *mut f32);
+    /// `self · b + c`, rounded once where that is one instruction.
+    fn mul_add(self, b: Self, c: Self) -> Self;
+    /// `other` where it is larger, else `self`: a NaN in `other` is passed over.
+    fn larger(self, other: Self) -> Self;
+    /// Not below `low` nor above `high`; NaN stays NaN.
+    fn clamped(self, low: f32, high: f32) -> Self;
+    /// 0 where `x` is below `limit`, else `self`.
+    fn zero_below(self, x: Self, limit: f32) -> Self;
+    /// ∞ where `x` is above `limit`, else `self`.
+    fn infinite_above(self, x: Self, limit: f32) -> Self;
+    /// 2ⁿ for an integer n in the low bits of the value, which are moved to the exponent; outside of −126 to 127 it is rubbish.
+    fn power_of_two(self) -> Self;
+
+    /// `values`, as many as fit, behind them `fill`.
+    #[inline(always)]
+    fn load_some(values: &[f32], fill: f32) -> Self {
+        let mut all = [fill; 16];
+        all[..values.len()].copy_from_slice(values);
+        // SAFETY: sixteen values.
+        unsafe { Self::load(all.as_ptr()) }
+    }
+
+    /// As many as fit into `values`.
+    #[inline(always)]
+    fn store_some(self, values: &mut [f32]) {
+        let mut all = [0.0; 16];
+        // SAFETY: sixteen values.
+        unsafe { self.store(all.as_mut_ptr()) };
+        values.copy_from_slice(&all[..values.len()]);
+    }
+
+    /// The polynomial of these coefficients, the highest power's first.
+    #[inline(always)]
+    fn polynomial<const N: usize>(self, coefficients: [f32; N]) -> Self {
+        let mut value = Self::splat(coefficients[0]);
+        for &coefficient in &coefficients[1..] {
+            value = value.mul_add(self, Self::splat(coefficient));
+        }
+        value
+    }
+}
+
+/// The exponent's zero.
+const ONE: i32 = 1.0f32.to_bits() as i32;
+
+/// A register, its operators and the rest.
+macro_rules! vector {
+    ($(#[$about:meta])* $name:ident($register:ty), $count:literal, [$splat:expr, $load:expr, $store:expr],
+     [$add:expr, $sub:expr, $mul:expr, $div:expr], $mul_add:expr, $larger:expr, [$at_least:expr, $at_most:expr],
+     $zero_below:expr, $infinite_above:expr, $power_of_two:expr) => {
+        $(#[$about])*
+        #[derive(Clone, Copy)]
+        pub(crate) struct $name($register);
+
+        vector!(operator $name, Add, add, $add);
+        vector!(operator $name, Sub, sub, $sub);
+        vector!(operator $name, Mul, mul, $mul);
+        vector!(operator $name, Div, div, $div);
+
+        // SAFETY, of every call: values of this type are only made where the processor has the instructions.
+        #[allow(unused_unsafe, clippy::redundant_closure_call, reason = "one macro for intrinsics and plain operators")]
+        impl Vector for $name {
+            const COUNT: usize = $count;
+            #[inline(always)]
+            fn splat(value: f32) -> Self {
+                Self(unsafe { $splat(value) })
+            }
+            #[inline(always)]
+            unsafe fn load(at: *const f32) -> Self {
+                Self(unsafe { $load(at) })
+            }
+            #[inline(always)]
+            unsafe fn store(self, at: *mut f32) {
+                unsafe { $store(at, self.0) }
+            }
+            #[inline(always)]
+            fn mul_add(self, b: Self, c: Self) -> Self {
+                Self(unsafe { $mul_add(self.0, b.0, c.0) })
+            }
+            #[inline(always)]
+            fn larger(self, other: Self) -> Self {
+                Self(unsafe { $larger(self.0, other.0) })
+            }
+            #[inline(always)]
+            fn clamped(self, low: f32, high: f32) -> Self {
+                Self(unsafe { $at_most($at_least(self.0, Self::splat(low).0), Self::splat(high).0) })
+            }
+            #[inline(always)]
+            fn zero_below(self, x: Self, limit: f32) -> Self {
+                Self(unsafe { $zero_below(self.0, x.0, Self::splat(limit).0) })
+            }
+            #[inline(always)]
+            fn infinite_above(self, x: Self, limit: f32) -> Self {
+                Self(unsafe { $infinite_above(self.0, x.0, Self::splat(limit).0, Self::splat(f32::INFINITY).0) })
+            }
+            #[inline(always)]
+            fn power_of_two(self) -> Self {
+                Self(unsafe { $power_of_two(self.0) })
+            }
+        }
+    };
+    (operator $name:ident, $operator:ident, $method:ident, $do:expr) => {
+        #[allow(unused_unsafe, clippy::redundant_closure_call, reason = "as above")]
+        impl $operator for $name {
+            type Output = Self;
+            #[inline(always)]
+            fn $method(self, other: Self) -> Self {
+                // SAFETY: as above.
+                Self(unsafe { $do(self.0, other.0) })
+            }
+        }
+    };
+}
+
+#[cfg(target_arch = "x86_64")]
+mod x86 {
+    use std::arch::x86_64::*;
+
+    use super::*;
+
+    // Of two operands the comparing instructions return the second where one of them is NaN.
+    vector!(
+        /// AVX-512F.
+        F32x16(__m512), 16, [_mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps],
+        [_mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps], _mm512_fmadd_ps,
+        |a, b| _mm512_max_ps(b, a), [|a, b| _mm512_max_ps(b, a), |a, b| _mm512_min_ps(b, a)],
+        |a, x, limit| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, limit), a),
+        |a, x, limit, infinity| _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, limit), infinity),
+        |a| _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<23>(_mm512_castps_si512(a)), _mm512_set1_epi32(ONE)))
+    );
+
+    vector!(
+        /// AVX2 and FMA.
+        F32x8(__m256), 8, [_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps],
+        [_mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps], _mm256_fmadd_ps,
+        |a, b| _mm256_max_ps(b, a), [|a, b| _mm256_max_ps(b, a), |a, b| _mm256_min_ps(b, a)],
+        |a, x, limit| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, limit), a),
+        |a, x, limit, infinity| _mm256_blendv_ps(a, infinity, _mm256_cmp_ps::<_CMP_GT_OQ>(x, limit)),
+        |a| _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(a)), _mm256_set1_epi32(ONE)))
+    );
+
+    vector!(
+        /// SSE2, which every processor of the architecture has.
+        F32x4(__m128), 4, [_mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps],
+        [_mm_add_ps, _mm_sub_ps, _mm_mul_ps, _mm_div_ps], |a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c),
+        |a, b| _mm_max_ps(b, a), [|a, b| _mm_max_ps(b, a), |a, b| _mm_min_ps(b, a)],
+        |a, x, limit| _mm_andnot_ps(_mm_cmplt_ps(x, limit), a),
+        |a, x, limit, infinity| {
+            let above = _mm_cmpgt_ps(x, limit);
+            _mm_or_ps(_mm_andnot_ps(above, a), _mm_and_ps(above, infinity))
+        },
+        |a| _mm_castsi128_ps(_mm_add_epi32(_mm_slli_epi32::<23>(_mm_castps_si128(a)), _mm_set1_epi32(ONE)))
+    );
+}
+#[cfg(target_arch = "x86_64")]
+pub(crate) use x86::{F32x4 as Baseline, F32x8, F32x16};
+
+#[cfg(target_arch = "aarch64")]
+mod neon {
+    use std::arch::aarch64::*;
+
+    use super::*;
+
+    vector!(
+        /// NEON, which every processor of the architecture has.
+        F32x4(float32x4_t), 4, [vdupq_n_f32, vld1q_f32, vst1q_f32],
+        [vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32], |a, b, c| vfmaq_f32(c, a, b),
+        vmaxnmq_f32, [vmaxq_f32, vminq_f32],
+        |a, x, limit| vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltq_f32(x, limit))),
+        |a, x, limit, infinity| vbslq_f32(vcgtq_f32(x, limit), infinity, a),
+        |a| vreinterpretq_f32_s32(vaddq_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(a)), vdupq_n_s32(ONE)))
+    );
+}
+#[cfg(target_arch = "aarch64")]
+pub(crate) use neon::F32x4 as Baseline;
+
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+mod single {
+    use super::*;
+
+    vector!(
+        /// One value.
+        F32x1(f32), 1, [|value| value, |at: *const f32| *at, |at: *mut f32, value| *at = value],
+        [|a: f32, b: f32| a + b, |a: f32, b: f32| a - b, |a: f32, b: f32| a * b, |a: f32, b: f32| a / b],
+        |a: f32, b: f32, c: f32| a * b + c,
+        |a: f32, b: f32| if b > a { b } else { a },
+        [|a: f32, b: f32| if b > a { b } else { a }, |a: f32, b: f32| if b < a { b } else { a }],
+        |a: f32, x: f32, limit: f32| if x < limit { 0.0 } else { a },
+        |a: f32, x: f32, limit: f32, infinity: f32| if x > limit { infinity } else { a },
+        |a: f32| f32::from_bits((a.to_bits() << 23).wrapping_add(ONE as u32))
+    );
+}
+#[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
+pub(crate) use single::F32x1 as Baseline;
