@@ -182,9 +182,11 @@ mod cpu {
     }
 
     fn sum(part: &[f32]) -> f32 {
+        let quarter = part.len() / 4;
+        let [a, b, c, d] = [0, 1, 2, 3].map(|index| &part[index * quarter..][..quarter]);
         lanes::vectorised(
             #[inline(always)]
-            |math| math.sum(part),
+            |math| math.sum_of_four([a, b, c, d]) + math.sum(&part[4 * quarter..]),
         )
     }
 

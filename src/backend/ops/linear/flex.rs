@@ -12,7 +12,7 @@ use rayon::prelude::*;
 
 use crate::packed::Format;
 use crate::targets::cpu::ByteProducts;
-use crate::targets::flex::dot::{InstructionSet, Stored, VECTORS};
+use crate::targets::flex::dot::{InstructionSet, STREAMS, Stored, VECTORS};
 use crate::targets::flex::integers::rows_times_packed;
 use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
 use crate::targets::flex::packed::PackedRows;
@@ -25,8 +25,10 @@ use crate::targets::flex::{Rows, memory, tensor};
 const FEW_ROWS: usize = 4;
 /// Beyond, packing the weight for a matrix product pays.
 const SOME_ROWS: usize = 512;
-/// Bytes of weight rows taken at a time by a thread: they stay in its first-level cache while every vector meets them.
-const BLOCK_BYTES: usize = 1 << 15;
+/// Blocks of weight rows for each thread, where there are only few vectors: enough for a late one to be waited for briefly.
+const BLOCKS_PER_THREAD: usize = 4;
+/// Weight rows of such a block at least: streams from memory are fast when they are long.
+const BLOCK_ROWS: usize = 32 * STREAMS;
 /// A product this small is done before another thread has woken up.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
 /// Weight rows widened at a time where the sum runs over them.
@@ -161,7 +163,7 @@ fn few_rows<T: Stored>(Forward { x, rows, bias, update }: Forward, weights: Dens
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
     let mut products = memory::stale(outputs * rows);
-    let block = (BLOCK_BYTES / weights.bytes_of_row()).clamp(16, outputs.max(16));
+    let block = outputs.div_ceil(BLOCKS_PER_THREAD * rayon::current_num_threads()).max(BLOCK_ROWS);
     let run = |first: usize, out: &mut [f32]| {
         let count = out.len() / rows;
         every_row_dot(set, x, rows, weights.rows(first..first + count), out);

@@ -109,6 +109,17 @@ impl Math {
         ))
     }
 
+    /// Σ of four rows, side by side: four streams come faster from memory than one.
+    #[inline(always)]
+    pub(crate) fn sum_of_four(self, rows: [&[f32]; 4]) -> f32 {
+        with_registers!(self, V => add_up::<V, 4>(
+            rows,
+            [0.0; 4],
+            #[inline(always)]
+            |sum, [a, b, c, d]| sum + ((a + b) + (c + d)),
+        ))
+    }
+
     /// Σ x·y
     #[inline(always)]
     pub(crate) fn sum2(self, x: &[f32], y: &[f32]) -> f32 {

@@ -9,6 +9,10 @@ pub(crate) use crate::targets::cpu::InstructionSet;
 /// Vectors taken at once: a weight row is loaded once for all of them.
 pub(crate) const VECTORS: usize = 4;
 
+/// Rows far from each other that are read at the same time: a processor gets more from memory in several long streams than in one, up to a
+/// fifth more than by adding up all of it from the beginning to the end.
+pub(crate) const STREAMS: usize = 4;
+
 /// A format weights are stored in.
 pub(crate) trait Stored: Copy + Send + Sync + bytemuck::Pod + burn::tensor::Element {
     /// The value as f32.
@@ -165,11 +169,16 @@ fn portable<T: Stored>(vector: &[f32], row: &[T]) -> f32 {
 mod x86 {
     use std::arch::x86_64::*;
 
-    use super::Stored;
+    use super::{STREAMS, Stored};
+
+    /// How far ahead of what is read each stream is asked for.
+    const AHEAD: usize = 512;
+    /// A cache line.
+    const LINE: usize = 64;
 
     /// The rows of an instruction set.
     macro_rules! rows {
-        ($name:ident, $some:ident, $features:literal, $count:literal, $together:expr,
+        ($name:ident, $some:ident, $features:literal, $count:literal, $most:expr,
          [$load:ident $zero:ident $loadu:ident $fma:ident $sum:ident]) => {
             /// # Safety
             /// The processor has the features, and `weights` is made of rows as long as each vector, one for each `stride` elements of `out`,
@@ -182,57 +191,64 @@ mod x86 {
                 stride: usize,
             ) {
                 let length = vectors[0].len();
-                let mut rows = weights.chunks_exact(length * if M <= $together { 2 } else { 1 });
-                let mut out = out.chunks_mut(stride);
-                // SAFETY: as many rows as are said, and the features.
-                unsafe {
-                    for rows in &mut rows {
-                        match M <= $together {
-                            true => $some::<T, M, 2>(vectors, rows, &mut out),
-                            false => $some::<T, M, 1>(vectors, rows, &mut out),
+                let rows = weights.len() / length;
+                let streams = if M <= $most { STREAMS } else { STREAMS / 2 };
+                let each = rows / streams;
+                for row in 0..each {
+                    // SAFETY: so many streams of so many rows are there, and the features.
+                    unsafe {
+                        if M <= $most {
+                            $some::<T, M, STREAMS>(vectors, weights, (row, each), out, stride);
+                        } else {
+                            $some::<T, M, { STREAMS / 2 }>(vectors, weights, (row, each), out, stride);
                         }
                     }
-                    if !rows.remainder().is_empty() {
-                        $some::<T, M, 1>(vectors, rows.remainder(), &mut out);
-                    }
+                }
+                for row in each * streams..rows {
+                    // SAFETY: as above.
+                    unsafe { $some::<T, M, 1>(vectors, weights, (row, 0), out, stride) };
                 }
             }
 
-            /// `R` rows at once: what is loaded of a vector serves all, and several streams come from memory. The next rows are asked for.
+            /// A row of each of `R` streams, which lie so many rows apart.
             ///
             /// # Safety
-            /// As above, for `R` rows.
+            /// As above, of rows that are there.
             #[inline]
             #[target_feature(enable = $features)]
-            unsafe fn $some<'o, T: Stored, const M: usize, const R: usize>(
+            unsafe fn $some<T: Stored, const M: usize, const R: usize>(
                 vectors: [&[f32]; M],
-                rows: &[T],
-                out: &mut impl Iterator<Item = &'o mut [f32]>,
+                weights: &[T],
+                (first, apart): (usize, usize),
+                out: &mut [f32],
+                stride: usize,
             ) {
                 let length = vectors[0].len();
-                // Two chains for each sum hide the latency of the multiply-add.
+                let values = const { LINE / size_of::<T>() };
+                // A second chain for each sum, where there are few, hides the latency of the multiply-add.
+                let chains = if M == 1 { 2 } else { 1 };
                 let mut sums = [[[$zero(); 2]; M]; R];
                 let mut at = 0;
-                while at + 2 * $count <= length {
+                while at + values <= length {
                     for (r, sums) in sums.iter_mut().enumerate() {
-                        let row = unsafe { rows.as_ptr().add(r * length + at) };
-                        let next = row.wrapping_add(R * length).cast::<i8>();
-                        for line in (0..2 * $count * size_of::<T>()).step_by(64) {
-                            _mm_prefetch::<_MM_HINT_T0>(next.wrapping_add(line));
-                        }
-                        let (low, high) = unsafe { (T::$load(row), T::$load(row.add($count))) };
-                        for (vector, sums) in vectors.iter().zip(sums) {
-                            let x = unsafe { vector.as_ptr().add(at) };
-                            sums[0] = $fma(unsafe { $loadu(x) }, low, sums[0]);
-                            sums[1] = $fma(unsafe { $loadu(x.add($count)) }, high, sums[1]);
+                        let line = unsafe { weights.as_ptr().add((first + r * apart) * length + at) };
+                        _mm_prefetch::<_MM_HINT_T0>(line.cast::<i8>().wrapping_add(AHEAD));
+                        for part in 0..values / $count {
+                            let weight = unsafe { T::$load(line.add(part * $count)) };
+                            for (vector, sums) in vectors.iter().zip(sums.iter_mut()) {
+                                let x = unsafe { $loadu(vector.as_ptr().add(at + part * $count)) };
+                                sums[part % chains] = $fma(x, weight, sums[part % chains]);
+                            }
                         }
                     }
-                    at += 2 * $count;
+                    at += values;
                 }
-                for ((row, sums), out) in rows.chunks_exact(length).zip(sums).zip(out) {
-                    for ((vector, sums), out) in vectors.iter().zip(sums).zip(out) {
-                        let rest: f32 = vector[at..].iter().zip(&row[at..]).map(|(x, weight)| x * weight.widen()).sum();
-                        *out = $sum(sums[0], sums[1]) + rest;
+                for (r, sums) in sums.into_iter().enumerate() {
+                    let row = first + r * apart;
+                    let weights = &weights[row * length + at..(row + 1) * length];
+                    for (m, (vector, sums)) in vectors.iter().zip(sums).enumerate() {
+                        let rest: f32 = vector[at..].iter().zip(weights).map(|(x, weight)| x * weight.widen()).sum();
+                        out[row * stride + m] = $sum(sums[0], sums[1]) + rest;
                     }
                 }
             }
@@ -244,7 +260,7 @@ mod x86 {
     );
     // Sixteen registers hold no more sums.
     rows!(
-        rows_avx2, some_avx2, "avx2,fma,f16c", 8, 2,
+        rows_avx2, some_avx2, "avx2,fma,f16c", 8, 3,
         [load8 _mm256_setzero_ps _mm256_loadu_ps _mm256_fmadd_ps sum_avx2]
     );
 

@@ -38,11 +38,6 @@ impl<'a, T: Stored> Dense<'a, T> {
         Self { values, inputs }
     }
 
-    /// Bytes that a row takes.
-    pub(crate) fn bytes_of_row(self) -> usize {
-        self.inputs * size_of::<T>()
-    }
-
     /// `out[row · stride + m] = vectors[m] · row`, for one to [`VECTORS`](super::dot::VECTORS) vectors.
     pub(crate) fn dots(self, set: InstructionSet, vectors: &[&[f32]], out: &mut [f32], stride: usize) {
         rows_dot(set, vectors, self.values, self.inputs, out, stride);

@@ -161,7 +161,8 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize, const BITS: usize, cons
             let block_lines = (lines.0.add(at * bytes_of_block), lines.1);
             if ahead > 0 {
                 for line in (0..bytes_of_block).step_by(LINE) {
-                    for v in 0..V {
+                    // Vectors of the same panel lie in the same lines.
+                    for v in 0..if lines.1 < LINE { 1 } else { V } {
                         L::prefetch(block_lines.0.wrapping_add(v * lines.1 + line + ahead));
                     }
                 }
