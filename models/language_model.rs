@@ -30,6 +30,8 @@ pub struct GenerateOptions {
     pub stop: Vec<String>,
     /// How many of the likeliest tokens to report with each.
     pub logprobs: usize,
+    /// What the keys and values of the context are stored in; `None` for f32.
+    pub cache_dtype: Option<DType>,
 }
 
 impl GenerateOptions {
@@ -206,6 +208,7 @@ impl<B: KernelBackend> LanguageModel<B> {
             max_tokens: options.max_tokens.or(own).unwrap_or(DEFAULT_MAX_TOKENS),
             eos: self.eos(),
             logprobs: options.logprobs,
+            cache_dtype: options.cache_dtype,
         };
         let stop = [&options.stop[..], &self.generation.stop_strings[..]].concat();
         Generation::new(&*self.model, &self.tokenizer, prompt, decode, &stop, session)

@@ -2,6 +2,7 @@
 
 mod support;
 
+use burn::tensor::DType;
 use firebrick::KernelBackend;
 use firebrick::backend::packed::{BLOCK, Format};
 use firebrick::core::checkpoint::{Checkpoint, DTypePolicy};
@@ -127,6 +128,38 @@ contract! {
                 chunked.extend(floats(model.head(model.hidden(&tokens, Some(&mut cache)))));
             }
             assert_near(&chunked, &whole, 1e-4, 1e-4, name);
+        }
+    }
+}
+
+contract! {
+    fn a_narrow_cache_costs_its_rounding_or_is_refused<B>(device) {
+        for name in DECODERS {
+            let golden = Golden::open(name);
+            let model = golden.load::<Inner<B>>(&device);
+            let ids = golden.rows("single.input_ids").remove(0);
+            let whole = logits(&*model, std::slice::from_ref(&ids));
+            let largest = whole.iter().fold(0.0f32, |most, logit| most.max(logit.abs()));
+            for (dtype, step) in [(DType::F16, 1.0 / 2048.0), (DType::BF16, 1.0 / 256.0)] {
+                let options = DecodeOptions { max_tokens: 3, cache_dtype: Some(dtype), ..Default::default() };
+                let decode = Decode::new(&*model, &ids, options);
+                if !<Inner<B> as KernelBackend>::reads_cache(&device, dtype) {
+                    let problem = decode.err().expect("no such cache here").to_string();
+                    assert!(problem.contains(dtype.name()) && problem.contains("leave"), "{problem}");
+                    continue;
+                }
+                assert_eq!(decode.unwrap().count(), 3);
+                // It grows on the way.
+                let mut cache = model.new_cache_in(1, 2, dtype);
+                let mut cached = Vec::new();
+                for chunk in ids.chunks(5) {
+                    let segments = Segments::continuing([(chunk.len(), cache.len(0))]);
+                    let tokens = Sequences::new(chunk, segments, &device);
+                    cached.extend(floats(model.head(model.hidden(&tokens, Some(&mut cache)))));
+                }
+                let error = cached.iter().zip(&whole).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
+                assert!(error > 0.0 && error <= 8.0 * step * largest, "{name} {dtype:?}: {error} of {largest}");
+            }
         }
     }
 }

@@ -64,6 +64,13 @@ pub trait KernelBackend: Backend {
         dtype == DType::F32 || dtype == DType::F64 && Self::has_f64()
     }
 
+    /// Whether [`write_rows`](Self::write_rows) writes, and [`attention`](Self::attention) reads, keys and values that are stored in this dtype
+    /// while everything else is computed in f32.
+    fn reads_cache(device: &Self::Device, dtype: DType) -> bool {
+        let _ = device;
+        dtype == DType::F32
+    }
+
     /// How many pieces of independent work go well side by side: the threads of a CPU, one on a device that is parallel in itself.
     fn workers() -> usize {
         1

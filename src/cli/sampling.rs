@@ -1,8 +1,16 @@
 //! Sampling options: what the command line says goes before what `generation_config.json` says.
 
-use clap::Args;
 use clap::builder::NonEmptyStringValueParser;
+use clap::{Args, ValueEnum};
 use firebrick::prelude::*;
+
+/// Dtypes of a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum CacheDtype {
+    F32,
+    F16,
+    Bf16,
+}
 
 /// How tokens are chosen.
 #[derive(Args, Clone, Debug)]
@@ -35,6 +43,9 @@ pub struct SamplingOptions {
     /// Seed of the random choice [default: another one each time]
     #[arg(long, value_name = "N")]
     seed: Option<u64>,
+    /// What keys and values of the context are stored in: f16 and bf16 take half the memory
+    #[arg(long, value_enum, value_name = "DTYPE", default_value = "f32")]
+    cache_dtype: CacheDtype,
     /// Text that ends the answer; may be given more than once
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = NonEmptyStringValueParser::new())]
     stop: Vec<String>,
@@ -65,6 +76,11 @@ impl SamplingOptions {
             sampling: Some(sampling),
             max_tokens: self.max_tokens,
             stop: self.stop.clone(),
+            cache_dtype: match self.cache_dtype {
+                CacheDtype::F32 => None,
+                CacheDtype::F16 => Some(DType::F16),
+                CacheDtype::Bf16 => Some(DType::BF16),
+            },
             ..GenerateOptions::default()
         }
     }

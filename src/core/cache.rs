@@ -28,7 +28,8 @@ pub struct LayerCache<B: KernelBackend> {
 }
 
 impl<B: KernelBackend> KvCache<B> {
-    /// Room for `capacity` tokens in each of `slots` sequences; it grows when that is not enough. f32 unless the model computes in f64.
+    /// Room for `capacity` tokens in each of `slots` sequences; it grows when that is not enough. Keys and values are stored in
+    /// `dtype`.
     pub fn new(
         layers: usize,
         slots: usize,

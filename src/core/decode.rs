@@ -2,6 +2,7 @@
 
 use burn::tensor::{DType, Tensor};
 use firebrick_backend::KernelBackend;
+use firebrick_backend::packed::dtype_name;
 
 use crate::cache::KvCache;
 use crate::error::{Error, Result};
@@ -26,11 +27,13 @@ pub struct DecodeOptions {
     pub eos: Vec<u32>,
     /// How many of the likeliest tokens to report with each, 0 for none.
     pub logprobs: usize,
+    /// What keys and values are stored in; `None` for what the model computes in. f16 and bf16 take half the memory of f32.
+    pub cache_dtype: Option<DType>,
 }
 
 impl Default for DecodeOptions {
     fn default() -> Self {
-        Self { sampling: Sampling::greedy(), max_tokens: 128, eos: Vec::new(), logprobs: 0 }
+        Self { sampling: Sampling::greedy(), max_tokens: 128, eos: Vec::new(), logprobs: 0, cache_dtype: None }
     }
 }
 
@@ -83,19 +86,25 @@ impl<'m, B: KernelBackend> Decode<'m, B> {
     /// Decodes from `prompt`.
     ///
     /// # Errors
-    /// If the prompt is empty or longer than the context, an id is outside the vocabulary, or a sampling option is out of bounds.
+    /// If the prompt is empty or longer than the context, an id is outside the vocabulary, a sampling option is out of bounds, or the backend
+    /// does not read a cache of this dtype.
     ///
     /// # Panics
     /// On an autodiff backend, whose graph would grow with each token: decode on `model.valid()`.
     pub fn new(model: &'m dyn CausalLm<B>, prompt: &[u32], options: DecodeOptions) -> Result<Self> {
         // A long answer may end early: the cache grows when it does not.
         let room = (prompt.len() + options.max_tokens.min(RESERVED)).min(model.facts().context);
-        let cache = model.new_cache(1, room);
+        let (own, device) = (model.compute_dtype(), model.device());
+        let dtype = options.cache_dtype.unwrap_or(own);
+        if dtype != own && !B::reads_cache(&device, dtype) {
+            return Err(Error::CacheDType { dtype: dtype_name(dtype).to_owned(), backend: B::name(&device) });
+        }
+        let cache = model.new_cache_in(1, room, dtype);
         Self::with_cache(model, cache, prompt, options)
     }
 
     /// Decodes from `prompt`, of whose tokens the cache holds the first ones already: those both begin with are not computed again
-    /// as long as `cache` was filled by this model from the same tokens.
+    /// as long as `cache` was filled by this model from the same tokens. It keeps its dtype.
     ///
     /// # Errors
     /// As [`new`](Self::new).

@@ -135,6 +135,14 @@ pub enum Error {
         /// Positions the model has.
         limit: usize,
     },
+    /// A cache in a dtype that the backend does not read.
+    #[error("a cache in {dtype} is not supported on {backend}; leave the cache's dtype out for f32")]
+    CacheDType {
+        /// The dtype.
+        dtype: String,
+        /// The backend.
+        backend: String,
+    },
     /// A token id the model has no embedding for.
     #[error("token id {id} is outside the model's vocabulary of {vocabulary}")]
     UnknownToken {

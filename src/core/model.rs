@@ -109,8 +109,12 @@ pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
     }
     /// An empty cache with room for `capacity` tokens in each of `slots` sequences.
     fn new_cache(&self, slots: usize, capacity: usize) -> KvCache<B> {
+        self.new_cache_in(slots, capacity, self.compute_dtype())
+    }
+    /// The same that stores keys and values in `dtype`, one that [`KernelBackend::reads_cache`].
+    fn new_cache_in(&self, slots: usize, capacity: usize, dtype: DType) -> KvCache<B> {
         let DecoderFacts { layers, kv_heads, head_dim, .. } = self.facts();
-        KvCache::new(layers, slots, capacity, kv_heads, head_dim, self.compute_dtype(), &self.device())
+        KvCache::new(layers, slots, capacity, kv_heads, head_dim, dtype, &self.device())
     }
 }
 

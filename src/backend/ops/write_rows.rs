@@ -41,18 +41,33 @@ pub(crate) fn reference<B: Backend>(target: FloatTensor<B>, rows: FloatTensor<B>
 #[cfg(feature = "flex")]
 pub(crate) mod flex {
     //! A copy of the new rows alone; Burn's `slice_assign` copies the whole cache each time.
-    use burn::tensor::TensorMetadata;
+    use burn::tensor::{DType, TensorMetadata};
     use burn_flex::{Flex, FlexTensor};
+    use half::slice::HalfFloatSliceExt;
+    use half::{bf16, f16};
 
     use crate::targets::flex::Rows;
 
-    pub(crate) fn forward(mut target: FlexTensor, rows: FlexTensor, start: usize) -> FlexTensor {
+    pub(crate) fn forward(target: FlexTensor, rows: FlexTensor, start: usize) -> FlexTensor {
+        match target.dtype() {
+            DType::F16 => write::<f16>(target, rows, start, |to, from| to.convert_from_f32_slice(from)),
+            DType::BF16 => write::<bf16>(target, rows, start, |to, from| to.convert_from_f32_slice(from)),
+            _ => write::<f32>(target, rows, start, <[f32]>::copy_from_slice),
+        }
+    }
+
+    fn write<T: burn::tensor::Element + bytemuck::Pod>(
+        mut target: FlexTensor,
+        rows: FlexTensor,
+        start: usize,
+        copy: impl FnOnce(&mut [T], &[f32]),
+    ) -> FlexTensor {
         let width = rows.shape().num_elements() / rows.shape()[0].max(1);
         let contiguous = target.layout().is_contiguous() && target.layout().start_offset() == 0;
-        if contiguous && let Some(storage) = target.try_storage_mut::<f32>() {
+        if contiguous && let Some(storage) = target.try_storage_mut::<T>() {
             let rows = Rows::new(&rows);
             let source = rows.all();
-            storage[start * width..start * width + source.len()].copy_from_slice(source);
+            copy(&mut storage[start * width..start * width + source.len()], source);
             return target;
         }
         super::reference::<Flex>(target, rows, start)

@@ -124,6 +124,10 @@ impl KernelBackend for Flex {
         linear::flex::reads(dtype) || dtype == DType::F64
     }
 
+    fn reads_cache(_: &FlexDevice, dtype: DType) -> bool {
+        matches!(dtype, DType::F32 | DType::F16 | DType::BF16)
+    }
+
     fn workers() -> usize {
         rayon::current_num_threads()
     }
@@ -277,7 +281,8 @@ impl KernelBackend for Flex {
     }
 
     fn attention(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &AttentionLayout) -> FlexTensor {
-        if all_f32([&q, &k, &v]) {
+        // Keys and values may come from a cache that is narrower.
+        if all_f32([&q]) && [&k, &v].iter().all(|tensor| Self::reads_cache(&FlexDevice, tensor.dtype())) {
             return attention::flex::forward(q, k, v, layout);
         }
         attention::reference::<Self>(q, k, v, layout)
@@ -308,7 +313,7 @@ impl KernelBackend for Flex {
     }
 
     fn write_rows(target: FlexTensor, rows: FlexTensor, start: usize) -> FlexTensor {
-        if all_f32([&target, &rows]) {
+        if all_f32([&rows]) && Self::reads_cache(&FlexDevice, target.dtype()) {
             return write_rows::flex::forward(target, rows, start);
         }
         write_rows::reference::<Self>(target, rows, start)

@@ -3,24 +3,61 @@
 
 use std::ops::Range;
 
-use burn::tensor::TensorMetadata;
+use burn::tensor::{DType, TensorMetadata};
 use burn_flex::FlexTensor;
+use half::slice::HalfFloatSliceExt;
+use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{AttentionLayout, Span};
 use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
-use crate::targets::flex::{Rows, lanes, memory, tensor};
+use crate::targets::flex::{Rows, contiguous, lanes, memory, tensor};
 
 /// Rows of a tile: enough for the matrix product to run well, few enough for its scores to stay in the second-level cache.
 const TILE_ROWS: usize = 64;
 /// Scores below which another thread is not worth waking.
 const PARALLEL_SCORES: usize = 1 << 12;
 
+/// Keys or values as they are stored.
+enum Side {
+    F32(Rows),
+    F16(FlexTensor),
+    BF16(FlexTensor),
+}
+
+impl Side {
+    fn new(tensor: &FlexTensor) -> Self {
+        match tensor.dtype() {
+            DType::F16 => Self::F16(contiguous(tensor)),
+            DType::BF16 => Self::BF16(contiguous(tensor)),
+            _ => Self::F32(Rows::new(tensor)),
+        }
+    }
+
+    /// Some rows of `dim` values, the first at `start` and the others `stride` apart: where they are, or as f32 in `scratch`.
+    fn rows<'r>(&'r self, start: usize, [rows, dim, stride]: [usize; 3], scratch: &'r mut Vec<f32>) -> MatrixRef<'r> {
+        let widen: &dyn Fn(usize, &mut [f32]) = match self {
+            Self::F32(all) => return MatrixRef::new(&all.all()[start..], rows, dim, stride),
+            Self::F16(all) => {
+                let values = &all.storage::<f16>()[all.layout().start_offset() + start..];
+                &move |at, to| values[at..at + dim].convert_to_f32_slice(to)
+            }
+            Self::BF16(all) => {
+                let values = &all.storage::<bf16>()[all.layout().start_offset() + start..];
+                &move |at, to| values[at..at + dim].convert_to_f32_slice(to)
+            }
+        };
+        scratch.resize(rows * dim, 0.0);
+        scratch.chunks_exact_mut(dim).enumerate().for_each(|(row, to)| widen(row * stride, to));
+        MatrixRef::new(scratch, rows, dim, dim)
+    }
+}
+
 /// The three inputs with their sizes.
 struct Inputs<'a> {
     q: Rows,
-    k: Rows,
-    v: Rows,
+    k: Side,
+    v: Side,
     heads: usize,
     kv_heads: usize,
     dim: usize,
@@ -37,7 +74,7 @@ struct Tile<'a> {
 impl Inputs<'_> {
     fn new<'a>(q: &FlexTensor, k: &FlexTensor, v: &FlexTensor, layout: &'a AttentionLayout) -> Inputs<'a> {
         let (heads, kv_heads, dim) = (q.shape()[1], k.shape()[1], q.shape()[2]);
-        Inputs { q: Rows::new(q), k: Rows::new(k), v: Rows::new(v), heads, kv_heads, dim, layout }
+        Inputs { q: Rows::new(q), k: Side::new(k), v: Side::new(v), heads, kv_heads, dim, layout }
     }
 
     fn group(&self) -> usize {
@@ -59,10 +96,10 @@ impl Inputs<'_> {
     }
 
     /// `k` or `v` of the tile's head over `keys`, `[keys, dim]`.
-    fn side<'r>(&self, rows: &'r Rows, tile: &Tile, keys: &Range<usize>) -> MatrixRef<'r> {
+    fn side<'r>(&self, side: &'r Side, tile: &Tile, keys: &Range<usize>, scratch: &'r mut Vec<f32>) -> MatrixRef<'r> {
         let stride = self.kv_heads * self.dim;
         let start = (tile.span.key_start + keys.start) * stride + tile.kv_head * self.dim;
-        MatrixRef::new(&rows.all()[start..], keys.len(), self.dim, stride)
+        side.rows(start, [keys.len(), self.dim, stride], scratch)
     }
 
     /// The tile's rows of a tensor shaped like `q`, copied together: `[queries · group, dim]`.
@@ -89,7 +126,8 @@ impl Inputs<'_> {
     fn probabilities(&self, q: &[f32], tile: &Tile, keys: &Range<usize>) -> Vec<f32> {
         let (rows, width) = (tile.queries.len() * self.group(), keys.len());
         let mut scores = vec![0.0; rows * width];
-        let k = self.side(&self.k, tile, keys).transposed();
+        let mut scratch = Vec::new();
+        let k = self.side(&self.k, tile, keys, &mut scratch).transposed();
         let q = MatrixRef::new(q, rows, self.dim, self.dim);
         multiply(MatrixMut::new(&mut scores, rows, width, width), Into::Overwrite, q, k, false);
         let scale = self.layout.scale as f32;
@@ -129,7 +167,8 @@ pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &Atte
         let rows = tile.queries.len() * inputs.group();
         let mut product = q;
         let p = MatrixRef::new(&p, rows, keys.len(), keys.len());
-        let v = inputs.side(&inputs.v, tile, &keys);
+        let mut scratch = Vec::new();
+        let v = inputs.side(&inputs.v, tile, &keys, &mut scratch);
         multiply(MatrixMut::new(&mut product, rows, inputs.dim, inputs.dim), Into::Overwrite, p, v, false);
         product
     };
@@ -203,7 +242,8 @@ fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> 
         multiply(into, Into::Add, p_matrix.transposed(), grad, false);
 
         d_scores.resize(rows * width, 0.0);
-        let v = inputs.side(&inputs.v, &tile, &keys).transposed();
+        let mut scratch = Vec::new();
+        let v = inputs.side(&inputs.v, &tile, &keys, &mut scratch).transposed();
         multiply(MatrixMut::new(&mut d_scores, rows, width, width), Into::Overwrite, grad, v, false);
         let scale = inputs.layout.scale as f32;
         lanes::vectorised(
@@ -217,7 +257,7 @@ fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> 
         );
         let d_matrix = MatrixRef::new(&d_scores[..rows * width], rows, width, width);
         let mut d_q = vec![0.0; rows * dim];
-        let k = inputs.side(&inputs.k, &tile, &keys);
+        let k = inputs.side(&inputs.k, &tile, &keys, &mut scratch);
         multiply(MatrixMut::new(&mut d_q, rows, dim, dim), Into::Overwrite, d_matrix, k, false);
         queries.push(d_q);
         let into = MatrixMut::new(&mut d_keys[part], width, dim, dim);

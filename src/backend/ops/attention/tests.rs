@@ -176,6 +176,26 @@ fn few_queries_over_a_cache_agree_with_the_definition<B: TrainBackend>(device: &
     }
 }
 
+fn a_narrow_cache_is_read_as_it_is_stored<B: TrainBackend>(device: &B::Device) {
+    let reads = |dtype: &DType| <B::InnerBackend as KernelBackend>::reads_cache(device, *dtype);
+    for dtype in [DType::F16, DType::BF16].into_iter().filter(reads) {
+        for case in [
+            Case::new(4, 2, 16, &[[0, 1, 3, 129]]).capacity(140),
+            Case::new(6, 3, 20, &[[0, 1, 300, 290], [1, 3, 0, 5], [4, 8, 640, 150]]).capacity(1000),
+            Case::new(14, 2, 16, &[[0, 150, 0, 150], [150, 67, 200, 129]]),
+            Case::new(4, 1, 8, &[[0, 1, 0, 300]]).window(33),
+        ] {
+            let [q, k, v] = case.arrays();
+            let [k, v] = [k, v].map(|array| array.stored(dtype));
+            let precise = q.on::<B::InnerBackend>(device, DType::F32, View::Plain);
+            let [keys, values] = [&k, &v].map(|array| array.on::<B::InnerBackend>(device, dtype, View::Plain));
+            let output = <B::InnerBackend as KernelBackend>::attention(precise, keys, values, &case.layout);
+            assert_eq!(output.dtype(), DType::F32);
+            compare("a narrow cache", &read::<B::InnerBackend>(output), &case.oracle(&[&q, &k, &v]), 1e-5);
+        }
+    }
+}
+
 fn no_queries_have_no_answers<B: TrainBackend>(device: &B::Device) {
     let case = Case::new(2, 1, 4, &[[0, 0, 0, 5]]);
     let [q, k, v] = case.arrays().map(|array| array.on::<B::InnerBackend>(device, DType::F32, View::Plain));
@@ -230,6 +250,7 @@ on_every_backend!(
     every_layout_agrees_with_the_definition,
     sequences_of_several_tiles_agree_with_the_definition,
     few_queries_over_a_cache_agree_with_the_definition,
+    a_narrow_cache_is_read_as_it_is_stored,
     no_queries_have_no_answers,
     gradients_agree_with_differences,
     large_scores_do_not_overflow,

@@ -288,12 +288,14 @@ mod tests {
         for length in [1, 7, 16, 31, 32, 33, 96, 131] {
             let vectors: Vec<Vec<f32>> =
                 (0..VECTORS).map(|m| (0..length).map(|i| ((i * 7 + m * 3) % 13) as f32 - 6.0).collect()).collect();
-            let weights: Vec<T> = (0..5 * length).map(|i| narrow(((i * 5) % 17) as f32 - 8.0)).collect();
+            // Rows that are shared out among the streams, and some that are left over.
+            let rows = 2 * STREAMS + 3;
+            let weights: Vec<T> = (0..rows * length).map(|i| narrow(((i * 5) % 17) as f32 - 8.0)).collect();
             let cases = (1..=VECTORS).flat_map(|count| [(count, count), (count, count + 3)]);
             for (count, stride) in cases {
                 let views: Vec<&[f32]> = vectors[..count].iter().map(Vec::as_slice).collect();
                 for set in InstructionSet::available() {
-                    let mut out = vec![f32::NAN; 4 * stride + count];
+                    let mut out = vec![f32::NAN; (rows - 1) * stride + count];
                     rows_dot(set, &views, &weights, length, &mut out, stride);
                     for (row, out) in weights.chunks_exact(length).zip(out.chunks(stride)) {
                         for (vector, &out) in views.iter().zip(out) {

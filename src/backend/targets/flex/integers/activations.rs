@@ -47,7 +47,12 @@ impl Activations {
                 // SAFETY: the instruction set is there.
                 #[cfg(target_arch = "x86_64")]
                 ByteProducts::Avx512Vnni => unsafe {
-                    x86::round_row::<BLOCK>(x, zero, integers, scales, sums, corrections);
+                    x86::round_row_avx512::<BLOCK>(x, zero, integers, scales, sums, corrections);
+                },
+                // SAFETY: as above.
+                #[cfg(target_arch = "x86_64")]
+                ByteProducts::AvxVnni | ByteProducts::Avx2 => unsafe {
+                    x86::round_row_avx2::<BLOCK>(x, zero, integers, scales, sums, corrections);
                 },
                 _ => lanes::vectorised(
                     #[inline(always)]
@@ -150,30 +155,78 @@ mod x86 {
 
     /// As [`round_row`](super::round_row) with [`round_block`](super::round_block), to the same bits: the compiler takes that block by block
     /// for too short to be worth vectors.
-    #[target_feature(enable = "avx512f")]
-    pub(super) fn round_row<const BLOCK: usize>(
-        x: &[f32],
-        zero: i32,
-        integers: &mut [i8],
-        scales: &mut [f32],
-        sums: &mut [f32],
-        corrections: &mut [i32],
-    ) {
-        super::round_row(
-            #[inline(always)]
-            |x: &[f32; BLOCK], integers: &mut [i8; BLOCK]| round_block(x, integers),
-            x,
-            zero,
-            integers,
-            scales,
-            sums,
-            corrections,
-        );
+    macro_rules! round_row {
+        ($name:ident, $block:ident, $features:literal) => {
+            #[target_feature(enable = $features)]
+            pub(super) fn $name<const BLOCK: usize>(
+                x: &[f32],
+                zero: i32,
+                integers: &mut [i8],
+                scales: &mut [f32],
+                sums: &mut [f32],
+                corrections: &mut [i32],
+            ) {
+                super::round_row(
+                    #[inline(always)]
+                    |x: &[f32; BLOCK], integers: &mut [i8; BLOCK]| $block(x, integers),
+                    x,
+                    zero,
+                    integers,
+                    scales,
+                    sums,
+                    corrections,
+                );
+            }
+        };
+    }
+    round_row!(round_row_avx512, round_block_avx512, "avx512f");
+    round_row!(round_row_avx2, round_block_avx2, "avx2");
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn round_block_avx2<const BLOCK: usize>(x: &[f32; BLOCK], integers: &mut [i8; BLOCK]) -> (f32, i32) {
+        let (x, to) = (x.as_chunks::<8>().0, integers.as_chunks_mut::<16>().0);
+        let magnitude = _mm256_set1_epi32(MAGNITUDE as i32);
+        let mut most = _mm256_setzero_si256();
+        for x in x {
+            // SAFETY: eight values.
+            let bits = unsafe { _mm256_loadu_si256(x.as_ptr().cast()) };
+            most = _mm256_max_epi32(most, _mm256_and_si256(bits, magnitude));
+        }
+        let largest = f32::from_bits(lanes(most).into_iter().fold(0, i32::max) as u32);
+        let (inverse, round) = (_mm256_set1_ps(inverse(largest)), _mm256_set1_ps(ROUND));
+        let mut sum = _mm256_setzero_si256();
+        for (x, to) in x.as_chunks::<2>().0.iter().zip(to) {
+            let [low, high] = x.each_ref().map(|x| {
+                // SAFETY: eight values.
+                let x = unsafe { _mm256_loadu_ps(x.as_ptr()) };
+                let shifted = _mm256_castps_si256(_mm256_add_ps(_mm256_mul_ps(x, inverse), round));
+                _mm256_sub_epi32(shifted, _mm256_castps_si256(round))
+            });
+            sum = _mm256_add_epi32(sum, _mm256_add_epi32(low, high));
+            // The lowest byte of each; packing leaves the halves of either register apart.
+            let byte = _mm256_set1_epi32(255);
+            let words = _mm256_packus_epi32(_mm256_and_si256(low, byte), _mm256_and_si256(high, byte));
+            let order = _mm256_setr_epi32(0, 4, 1, 5, 0, 4, 1, 5);
+            let bytes = _mm256_permutevar8x32_epi32(_mm256_packus_epi16(words, words), order);
+            // SAFETY: sixteen bytes.
+            unsafe { _mm_storeu_si128(to.as_mut_ptr().cast(), _mm256_castsi256_si128(bytes)) };
+        }
+        (largest, lanes(sum).into_iter().fold(0, i32::wrapping_add))
+    }
+
+    #[inline]
+    #[target_feature(enable = "avx2")]
+    fn lanes(register: __m256i) -> [i32; 8] {
+        let mut lanes = [0; 8];
+        // SAFETY: eight values.
+        unsafe { _mm256_storeu_si256(lanes.as_mut_ptr().cast(), register) };
+        lanes
     }
 
     #[inline]
     #[target_feature(enable = "avx512f")]
-    fn round_block<const BLOCK: usize>(x: &[f32; BLOCK], integers: &mut [i8; BLOCK]) -> (f32, i32) {
+    fn round_block_avx512<const BLOCK: usize>(x: &[f32; BLOCK], integers: &mut [i8; BLOCK]) -> (f32, i32) {
         let (x, to) = (x.as_chunks::<16>().0, integers.as_chunks_mut::<16>().0);
         let magnitude = _mm512_set1_epi32(MAGNITUDE as i32);
         let mut most = _mm512_setzero_si512();
