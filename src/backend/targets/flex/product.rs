@@ -13,8 +13,6 @@ use super::matrix::{Into, SharedColumns};
 use super::memory::{self, Lent};
 use super::weights::Weights;
 
-/// Columns after which sums are parked in the output, so that a panel and the weight rows beside it stay in the nearest caches.
-const DEPTH: usize = 512;
 /// Products below which another thread is not worth waking.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
 /// Blocks of weight rows for each thread: enough for a late one to be waited for briefly.
@@ -43,21 +41,21 @@ pub(crate) fn rows_times_weight<'a>(
     let destination = SharedColumns::new(out, outputs);
     let compute = |block: Range<usize>| {
         let mut widened = Vec::new();
-        for first in block.clone().step_by(kernel.height) {
-            let group_rows = weights.rows(first..block.end.min(first + kernel.height));
+        for first in block.clone().step_by(kernel.height * kernel.groups) {
+            let some = weights.rows(first..block.end.min(first + kernel.height * kernel.groups));
             // Weights in place are fetched a group ahead: the rows of a group are too short for the processor to foresee the next.
-            let (values, ahead) = match group_rows.as_f32() {
-                Some(values) => (values, values.len()),
+            let (values, ahead) = match some.as_f32() {
+                Some(values) => (values, kernel.height * inputs),
                 None => {
-                    widened.resize(group_rows.outputs() * inputs, 0.0);
-                    group_rows.widen(0..inputs, &mut widened);
+                    widened.resize(some.outputs() * inputs, 0.0);
+                    some.widen(0..inputs, &mut widened);
                     (&widened[..], 0)
                 }
             };
-            let into = into.columns(first..first + group_rows.outputs());
+            let into = into.columns(first..first + some.outputs());
             // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably for as
             // long as this runs; their number fits, as the lengths agree.
-            unsafe { group(&kernel, &panels, (values, ahead), into, &destination, first) };
+            unsafe { groups(&kernel, &panels, (values, ahead), into, &destination, first) };
         }
     };
     if rows * inputs * outputs < PARALLEL_PRODUCTS {
@@ -69,11 +67,11 @@ pub(crate) fn rows_times_weight<'a>(
     blocks.for_each(|index| compute(index * block..outputs.min((index + 1) * block)));
 }
 
-/// The sums of one group of weight rows for every row of `x`.
+/// The sums of some groups of weight rows for every row of `x`: a part of a panel stays in the nearest cache while all groups meet it.
 ///
 /// # Safety
 /// No other thread may touch these columns of the destination, and they must lie inside it.
-unsafe fn group(
+unsafe fn groups(
     kernel: &Kernel,
     panels: &Panels,
     (weights, ahead): (&[f32], usize),
@@ -81,21 +79,25 @@ unsafe fn group(
     out: &SharedColumns,
     first: usize,
 ) {
-    let height = weights.len() / panels.inputs;
+    let inputs = panels.inputs;
     let mut sums = [0.0; TILE];
-    for start in (0..panels.inputs).step_by(DEPTH) {
-        let depth = DEPTH.min(panels.inputs - start);
-        for (index, panel) in panels.data.chunks_exact(panels.inputs * kernel.width).enumerate() {
+    for start in (0..inputs).step_by(kernel.depth) {
+        let depth = kernel.depth.min(inputs - start);
+        for (index, panel) in panels.data.chunks_exact(inputs * kernel.width).enumerate() {
             let rows = index * kernel.width..panels.rows.min((index + 1) * kernel.width);
             let panel = &panel[start * kernel.width..(start + depth) * kernel.width];
-            let (left, ahead) = (&weights[start..], if index == 0 { ahead } else { 0 });
-            kernel.tile((left, panels.inputs, ahead), height, panel, rows.len() <= kernel.width / 2, &mut sums);
-            for (lane, row) in rows.enumerate() {
-                // SAFETY: the caller's promise.
-                let out = unsafe { out.part_of_row(row, first, height) };
-                let sums = sums[lane..].iter().step_by(kernel.width);
-                let into = if start > 0 { Into::Add } else { into };
-                into.write(out, sums);
+            let ahead = if index == 0 { ahead } else { 0 };
+            for (group, weights) in weights.chunks(kernel.height * inputs).enumerate() {
+                let (height, first_of_group) = (weights.len() / inputs, group * kernel.height);
+                let half = rows.len() <= kernel.width / 2;
+                kernel.tile((&weights[start..], inputs, ahead), height, panel, half, &mut sums);
+                let columns = first_of_group..first_of_group + height;
+                let into = if start > 0 { Into::Add } else { into.columns(columns) };
+                for (lane, row) in rows.clone().enumerate() {
+                    // SAFETY: the caller's promise.
+                    let out = unsafe { out.part_of_row(row, first + first_of_group, height) };
+                    into.write(out, sums[lane..].iter().step_by(kernel.width));
+                }
             }
         }
     }
@@ -143,6 +145,10 @@ struct Kernel {
     height: usize,
     /// Rows of `x`.
     width: usize,
+    /// Columns after which sums are parked in the output, so that a panel and the weight rows beside it stay in the nearest caches.
+    depth: usize,
+    /// Groups of weight rows that meet a part of a panel one after another, before the next part takes its place in the nearest cache.
+    groups: usize,
 }
 
 /// Calls `$tile` with the number of weight rows as a constant.
@@ -159,14 +165,14 @@ macro_rules! with_height {
 impl Kernel {
     /// As many sums as fit the registers beside the operands.
     fn of(set: InstructionSet) -> Self {
-        let (height, width) = match set {
+        let (height, width, depth, groups) = match set {
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => (12, 32),
+            InstructionSet::Avx512 => (12, 32, 512, 1),
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => (6, 16),
-            InstructionSet::Portable => (4, 16),
+            InstructionSet::Avx2 => (6, 16, 512, 4),
+            InstructionSet::Portable => (4, 16, 512, 1),
         };
-        Self { set, height, width }
+        Self { set, height, width, depth, groups }
     }
 
     /// `sums[h · width + lane] = Σ weights[h · stride + k] · panel[k · width + lane]`, of which the upper half of the lanes may be left
