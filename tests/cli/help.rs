@@ -3,8 +3,8 @@
 use crate::command::run;
 
 const EVERYWHERE: &str = "backend dtype strict threads json quiet verbose help";
-const SAMPLING: &str =
-    "max-tokens temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed stop";
+const SAMPLING: &str = "max-tokens temperature top-k top-p min-p repetition-penalty presence-penalty frequency-penalty seed stop \
+     cache-dtype";
 
 fn verbs() -> Vec<(&'static str, String)> {
     let train = "model data output config init-adapter resume dry-run rank alpha dropout target rslora learning-rate schedule warmup-steps \
