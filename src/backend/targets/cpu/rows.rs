@@ -162,6 +162,7 @@ pub(crate) struct Ahead(usize);
 
 /// The row after another, to be asked for.
 #[derive(Clone, Copy)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other processor is asked for anything"))]
 pub(crate) struct Next(Option<*const f32>);
 
 impl Ahead {
