@@ -11,7 +11,7 @@ use firebrick::core::lora::Adapter;
 use firebrick::core::model::CausalLm;
 use firebrick::core::sequence::{Segments, Sequences};
 use firebrick::models::load_causal_lm;
-use support::{DECODERS, Golden, Inner, assert_golden, assert_near, cached_logits, floats, logits};
+use support::{DECODERS, Golden, Inner, assert_golden, assert_near, cached_logits, floats, logits, logits_through};
 
 const ADAPTERS: [&str; 2] = ["lora_qv", "lora_all_rslora"];
 
@@ -150,13 +150,7 @@ contract! {
                 }
                 assert_eq!(decode.unwrap().count(), 3);
                 // It grows on the way.
-                let mut cache = model.new_cache_in(1, 2, dtype);
-                let mut cached = Vec::new();
-                for chunk in ids.chunks(5) {
-                    let segments = Segments::continuing([(chunk.len(), cache.len(0))]);
-                    let tokens = Sequences::new(chunk, segments, &device);
-                    cached.extend(floats(model.head(model.hidden(&tokens, Some(&mut cache)))));
-                }
+                let cached = logits_through(&*model, model.new_cache_in(1, 2, dtype), &ids, 5);
                 let error = cached.iter().zip(&whole).fold(0.0f32, |most, (a, b)| most.max((a - b).abs()));
                 assert!(error > 0.0 && error <= 8.0 * step * largest, "{name} {dtype:?}: {error} of {largest}");
             }

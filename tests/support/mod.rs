@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use burn::tensor::{Tensor, TensorData};
 use firebrick::KernelBackend;
+use firebrick::core::cache::KvCache;
 use firebrick::core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick::core::lora::{Adapter, LoraConfig};
 use firebrick::core::model::{CausalLm, Handle};
@@ -103,7 +104,16 @@ pub fn load<B: KernelBackend>(folder: &Path, device: &B::Device) -> Box<dyn Caus
 
 /// Logits of every position of one sequence that passes through a cache, `chunk` tokens at a time.
 pub fn cached_logits<B: KernelBackend>(model: &dyn CausalLm<B>, ids: &[u32], chunk: usize) -> Vec<f32> {
-    let mut cache = model.new_cache(1, 2);
+    logits_through(model, model.new_cache(1, 2), ids, chunk)
+}
+
+/// The same through this cache.
+pub fn logits_through<B: KernelBackend>(
+    model: &dyn CausalLm<B>,
+    mut cache: KvCache<B>,
+    ids: &[u32],
+    chunk: usize,
+) -> Vec<f32> {
     let step = |chunk: &[u32]| {
         let tokens = Sequences::new(chunk, Segments::continuing([(chunk.len(), cache.len(0))]), &model.device());
         floats(model.head(model.hidden(&tokens, Some(&mut cache))))

@@ -118,17 +118,9 @@ pub(crate) mod cpu {
         Rows::new(&x).map(
             #[inline(always)]
             |math, index, ahead, row, out| {
-                let (fetch, next) = (ahead.fetch(row, out), residuals.next(index));
-                math.map(
-                    &Sum,
-                    [row, residuals.row(index)],
-                    [&mut *out],
-                    #[inline(always)]
-                    |here| {
-                        next.fetch(here.clone());
-                        fetch(here);
-                    },
-                );
+                let rows = [row, residuals.row(index)];
+                let fetch = ahead.fetch(rows, [out]);
+                math.map(&Sum, rows, [&mut *out], fetch);
                 let (mean, inverse) = statistics(math, out, epsilon as f32);
                 for ((out, &w), &b) in out.iter_mut().zip(weight).zip(bias) {
                     *out = (*out - mean) * inverse * w + b;

@@ -164,7 +164,7 @@ pub(crate) mod cpu {
             return Rows::new(&x).map(
                 #[inline(always)]
                 |math, _, ahead, row, out| {
-                    let fetch = ahead.fetch(row, out);
+                    let fetch = ahead.fetch([row], [out]);
                     math.map(&Gelu, [row], [out], fetch);
                 },
             );
@@ -174,7 +174,7 @@ pub(crate) mod cpu {
         Rows::new(&x).map(
             #[inline(always)]
             |math, _, ahead, row, out| {
-                let fetch = ahead.fetch(row, out);
+                let fetch = ahead.fetch([row], [out]);
                 math.map(&OfSum, [row, bias], [out], fetch);
             },
         )
@@ -187,7 +187,7 @@ pub(crate) mod cpu {
             return rows.map(
                 #[inline(always)]
                 |math, index, ahead, row, out| {
-                    let fetch = ahead.fetch(row, out);
+                    let fetch = ahead.fetch([row], [out]);
                     math.map(&Slope, [row, grads.row(index)], [out], fetch);
                 },
             );
@@ -197,7 +197,7 @@ pub(crate) mod cpu {
         rows.map(
             #[inline(always)]
             |math, index, ahead, row, out| {
-                let fetch = ahead.fetch(row, out);
+                let fetch = ahead.fetch([row], [out]);
                 math.map(&SlopeOfSum, [row, bias, grads.row(index)], [out], fetch);
             },
         )

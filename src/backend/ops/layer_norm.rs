@@ -177,7 +177,7 @@ pub(crate) mod cpu {
             #[inline(always)]
             |math, _, ahead, row, out| {
                 let (mean, inverse) = statistics(math, row, epsilon as f32);
-                let fetch = ahead.fetch(row, out);
+                let fetch = ahead.fetch([row], [out]);
                 math.map(&Affine { mean, inverse }, [row, weight, bias], [out], fetch);
             },
         )
@@ -191,22 +191,13 @@ pub(crate) mod cpu {
         rows.map(
             #[inline(always)]
             |math, index, ahead, row, out| {
-                let (grad, next) = (grads.row(index), grads.next(index));
+                let grad = grads.row(index);
                 let (mean, inverse) = statistics(math, row, epsilon as f32);
                 let length = row.len() as f32;
                 let mean_h = math.sum2(grad, weight) / length;
                 let along = math.sum3_about(row, mean, grad, weight) / length * inverse * inverse;
-                let fetch = ahead.fetch(row, out);
-                math.map(
-                    &Slope { mean, inverse, mean_h, along },
-                    [row, grad, weight],
-                    [out],
-                    #[inline(always)]
-                    |here| {
-                        next.fetch(here.clone());
-                        fetch(here);
-                    },
-                );
+                let fetch = ahead.fetch([row, grad], [out]);
+                math.map(&Slope { mean, inverse, mean_h, along }, [row, grad, weight], [out], fetch);
             },
         )
     }

@@ -161,7 +161,7 @@ pub(crate) mod cpu {
             #[inline(always)]
             |math, _, ahead, row, out| {
                 let inverse = inverse_rms(math, row, epsilon as f32);
-                let fetch = ahead.fetch(row, out);
+                let fetch = ahead.fetch([row], [out]);
                 math.map(&Scale { inverse }, [row, weight], [out], fetch);
             },
         )
@@ -175,20 +175,11 @@ pub(crate) mod cpu {
         rows.map(
             #[inline(always)]
             |math, index, ahead, row, out| {
-                let (grad, next) = (grads.row(index), grads.next(index));
+                let grad = grads.row(index);
                 let inverse = inverse_rms(math, row, epsilon as f32);
                 let dot = math.sum3(row, grad, weight) * inverse * inverse / row.len() as f32;
-                let fetch = ahead.fetch(row, out);
-                math.map(
-                    &Slope { inverse, dot },
-                    [row, grad, weight],
-                    [out],
-                    #[inline(always)]
-                    |here| {
-                        next.fetch(here.clone());
-                        fetch(here);
-                    },
-                );
+                let fetch = ahead.fetch([row, grad], [out]);
+                math.map(&Slope { inverse, dot }, [row, grad, weight], [out], fetch);
             },
         )
     }

@@ -150,19 +150,10 @@ pub(crate) mod cpu {
         Rows::new(&y).map(
             #[inline(always)]
             |math, index, ahead, row, out| {
-                let (grad, next) = (grads.row(index), grads.next(index));
+                let grad = grads.row(index);
                 let dot = math.sum2(row, grad);
-                let fetch = ahead.fetch(row, out);
-                math.map(
-                    &Slope { scale, dot },
-                    [row, grad],
-                    [out],
-                    #[inline(always)]
-                    |here| {
-                        next.fetch(here.clone());
-                        fetch(here);
-                    },
-                );
+                let fetch = ahead.fetch([row, grad], [out]);
+                math.map(&Slope { scale, dot }, [row, grad], [out], fetch);
             },
         )
     }

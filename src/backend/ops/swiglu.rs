@@ -121,17 +121,9 @@ pub(crate) mod cpu {
         Rows::new(&gate).map(
             #[inline(always)]
             |math, index, ahead, gate, out| {
-                let (fetch, next) = (ahead.fetch(gate, out), ups.next(index));
-                math.map(
-                    &Swiglu,
-                    [gate, ups.row(index)],
-                    [out],
-                    #[inline(always)]
-                    |here| {
-                        next.fetch(here.clone());
-                        fetch(here);
-                    },
-                );
+                let rows = [gate, ups.row(index)];
+                let fetch = ahead.fetch(rows, [out]);
+                math.map(&Swiglu, rows, [out], fetch);
             },
         )
     }
@@ -141,19 +133,9 @@ pub(crate) mod cpu {
         Rows::new(&gate).map_to_two(
             #[inline(always)]
             |math, index, ahead, gate, d_gate, d_up| {
-                let (fetch, ups_next) = (ahead.fetch(gate, d_gate), ups.next(index));
-                let fetch_others = ahead.fetch(grads.row(index), d_up);
-                math.map(
-                    &Slopes,
-                    [gate, ups.row(index), grads.row(index)],
-                    [d_gate, d_up],
-                    #[inline(always)]
-                    |here| {
-                        ups_next.fetch(here.clone());
-                        fetch_others(here.clone());
-                        fetch(here);
-                    },
-                );
+                let rows = [gate, ups.row(index), grads.row(index)];
+                let fetch = ahead.fetch(rows, [d_gate, d_up]);
+                math.map(&Slopes, rows, [d_gate, d_up], fetch);
             },
         )
     }

@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use burn::tensor::{DType, TensorMetadata};
 use burn_flex::FlexTensor;
-use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{AttentionLayout, Span};
+use crate::targets::flex::dot::Stored;
 use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
 use crate::targets::flex::{Rows, contiguous, lanes, memory, tensor};
 
@@ -36,21 +36,26 @@ impl Side {
 
     /// Some rows of `dim` values, the first at `start` and the others `stride` apart: where they are, or as f32 in `scratch`.
     fn rows<'r>(&'r self, start: usize, [rows, dim, stride]: [usize; 3], scratch: &'r mut Vec<f32>) -> MatrixRef<'r> {
-        let widen: &dyn Fn(usize, &mut [f32]) = match self {
-            Self::F32(all) => return MatrixRef::new(&all.all()[start..], rows, dim, stride),
-            Self::F16(all) => {
-                let values = &all.storage::<f16>()[all.layout().start_offset() + start..];
-                &move |at, to| values[at..at + dim].convert_to_f32_slice(to)
-            }
-            Self::BF16(all) => {
-                let values = &all.storage::<bf16>()[all.layout().start_offset() + start..];
-                &move |at, to| values[at..at + dim].convert_to_f32_slice(to)
-            }
-        };
-        scratch.resize(rows * dim, 0.0);
-        scratch.chunks_exact_mut(dim).enumerate().for_each(|(row, to)| widen(row * stride, to));
-        MatrixRef::new(scratch, rows, dim, dim)
+        match self {
+            Self::F32(all) => MatrixRef::new(&all.all()[start..], rows, dim, stride),
+            Self::F16(all) => widened::<f16>(all, start, [rows, dim, stride], scratch),
+            Self::BF16(all) => widened::<bf16>(all, start, [rows, dim, stride], scratch),
+        }
     }
+}
+
+fn widened<'r, T: Stored>(
+    all: &FlexTensor,
+    start: usize,
+    [rows, dim, stride]: [usize; 3],
+    scratch: &'r mut Vec<f32>,
+) -> MatrixRef<'r> {
+    let values = &all.storage::<T>()[all.layout().start_offset() + start..];
+    scratch.resize(rows * dim, 0.0);
+    for (row, to) in scratch.chunks_exact_mut(dim).enumerate() {
+        T::widen_into(&values[row * stride..][..dim], to);
+    }
+    MatrixRef::new(scratch, rows, dim, dim)
 }
 
 /// The three inputs with their sizes.

@@ -227,7 +227,7 @@ impl Math {
         }
         let shift = -scale * self.max_but_nan(row);
         let (from, to) = (row.as_ptr(), out.as_mut_ptr());
-        let done = ahead.fetch(row, out);
+        let done = ahead.fetch([row], [out]);
         // SAFETY: as many elements of either.
         let sum = with_registers!(self, V => unsafe { exponentials::<V>(from, to, row.len(), scale, shift, done) });
         divide(out, sum);
@@ -324,8 +324,14 @@ fn reduce<V: Vector, const N: usize>(
         *lane = step(*lane, elements);
         at = end;
     }
+    spread(lanes)
+}
+
+/// The lanes one by one.
+#[inline(always)]
+fn spread<V: Vector>(lanes: [V; REGISTERS]) -> [f32; LANES] {
     let mut all = [0.0; LANES];
-    for (register, lane) in lanes[..registers].iter().enumerate() {
+    for (register, lane) in lanes[..LANES / V::COUNT].iter().enumerate() {
         // SAFETY: as many registers as have room.
         unsafe { lane.store(all.as_mut_ptr().add(register * V::COUNT)) };
     }
@@ -373,12 +379,8 @@ unsafe fn exponentials<V: Vector>(
             *lane = *lane + y;
             at += count;
         }
-        let mut all = [0.0; LANES];
-        for (register, lane) in lanes[..registers].iter().enumerate() {
-            lane.store(all.as_mut_ptr().add(register * V::COUNT));
-        }
         fold(
-            all,
+            spread(lanes),
             #[inline(always)]
             |a, b| a + b,
         )

@@ -66,12 +66,6 @@ impl<T: RowTensor> Rows<T> {
         &self.tensor.buffer()[start..start + self.width]
     }
 
-    /// The row after this one.
-    #[inline(always)]
-    pub(crate) fn next(&self, index: usize) -> Next {
-        Ahead(if index + 1 < self.count() { self.width } else { 0 }).next(self.row(index))
-    }
-
     /// How many rows there are.
     pub(crate) fn count(&self) -> usize {
         self.elements.checked_div(self.width).unwrap_or(0)
@@ -163,7 +157,7 @@ pub(crate) struct Ahead(usize);
 /// The row after another, to be asked for.
 #[derive(Clone, Copy)]
 #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other processor is asked for anything"))]
-pub(crate) struct Next(Option<*const f32>);
+struct Next(Option<*const f32>);
 
 impl Ahead {
     /// There is no next row.
@@ -172,14 +166,22 @@ impl Ahead {
         Self(0)
     }
 
-    /// What asks for the elements after those of `row`, which will be read, and of `out`, which will be overwritten.
+    /// What asks for the elements after those of `rows`, which will be read, and of `outs`, which will be overwritten.
     #[inline(always)]
-    pub(crate) fn fetch(self, row: &[f32], out: &[f32]) -> impl Fn(Range<usize>) + use<> {
-        let (row, out) = (self.next(row), self.next(out));
+    pub(crate) fn fetch<const IN: usize, const OUT: usize>(
+        self,
+        rows: [&[f32]; IN],
+        outs: [&[f32]; OUT],
+    ) -> impl Fn(Range<usize>) + use<IN, OUT> {
+        let (rows, outs) = (rows.map(|row| self.next(row)), outs.map(|out| self.next(out)));
         #[inline(always)]
         move |here| {
-            row.fetch(here.clone());
-            out.fetch_to_write(here);
+            for row in rows {
+                row.fetch(here.clone());
+            }
+            for out in outs {
+                out.fetch_to_write(here.clone());
+            }
         }
     }
 
@@ -194,7 +196,7 @@ impl Ahead {
 impl Next {
     /// Asks for these elements.
     #[inline(always)]
-    pub(crate) fn fetch(self, here: Range<usize>) {
+    fn fetch(self, here: Range<usize>) {
         #[cfg(target_arch = "x86_64")]
         for line in self.lines(here) {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
