@@ -5,6 +5,10 @@
 #![warn(missing_docs)]
 #![recursion_limit = "256"]
 
+// The ops are tested on the backends of the build: with none, all tests would pass.
+#[cfg(all(test, not(any(feature = "flex", feature = "candle", feature = "wgpu", feature = "cuda"))))]
+compile_error!("no backend to test: name one, such as `--features flex`, or test the whole workspace");
+
 /// The backends of this build, and Burn's autodiff to train on them.
 pub mod backends {
     /// burn-candle, on whatever device it is given.
