@@ -208,9 +208,9 @@ contract! {
         let header = 8 + u64::from_le_bytes(whole[..8].try_into().unwrap()) as usize;
         let mut refused = [0usize; 2];
         // Every bit of the header, then bits drawn anywhere.
-        let flips = header * 8 + 5_000;
+        const FLIPS: usize = 100_000;
         let mut drawn = 1u64;
-        for flip in 0..flips {
+        for flip in 0..FLIPS {
             drawn = drawn.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             let bit = if flip < header * 8 { flip } else { (drawn >> 33) as usize % (whole.len() * 8) };
             let mut bytes = whole.clone();
@@ -219,7 +219,7 @@ contract! {
             let is_number = usize::from(bit >= header * 8);
             refused[is_number] += usize::from(Adapter::<Inner<B>>::load(folder.path(), &device).is_err());
         }
-        println!("{flips} flips: {} of the header and {} of the numbers were refused, the others gave an adapter", refused[0], refused[1]);
+        println!("{FLIPS} flips: {} of the header and {} of the numbers were refused, the others gave an adapter", refused[0], refused[1]);
         // A letter of a note may change, and a number: one bit makes none of these infinite.
         assert!(refused[0] > header * 8 / 2, "{refused:?}");
     }
