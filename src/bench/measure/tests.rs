@@ -124,7 +124,11 @@ fn contender<'r>(runner: impl Runner + 'r) -> Contender<'r> {
 }
 
 fn measure(contender: Contender<'_>) -> Result<Measured, Refusal> {
-    interleaved(&mut [contender], &PLAN, |input| Some(answer(input)), &same).remove(0)
+    measure_by(&PLAN, contender)
+}
+
+fn measure_by(plan: &Plan, contender: Contender<'_>) -> Result<Measured, Refusal> {
+    interleaved(&mut [contender], plan, |input| Some(answer(input)), &same).remove(0)
 }
 
 #[test]
@@ -165,9 +169,8 @@ fn an_answer_that_was_kept_is_refused() {
 
 #[test]
 fn calls_that_are_not_computed_are_refused() {
-    let plan = Plan { rounds: 3, sample_seconds: 0.5 };
-    let mut contenders = [contender(Timed(Skipping(0)))];
-    let refusal = interleaved(&mut contenders, &plan, |input| Some(answer(input)), &same).remove(0).unwrap_err();
+    let plan = Plan { sample_seconds: 0.5, ..PLAN };
+    let refusal = measure_by(&plan, contender(Timed(Skipping(0)))).unwrap_err();
     assert!(matches!(refusal, Refusal::Skipped { .. }), "{refusal}");
 }
 
