@@ -46,11 +46,13 @@ pub struct Reply {
     pub cut: Option<usize>,
     /// Silence before the connection ends.
     pub silence: Duration,
+    /// A file that the hub has from the next request on.
+    pub publish: Option<(String, Vec<u8>)>,
 }
 
 impl Reply {
     pub fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        Self { status, headers: Vec::new(), body: body.into(), cut: None, silence: Duration::ZERO }
+        Self { status, headers: Vec::new(), body: body.into(), cut: None, silence: Duration::ZERO, publish: None }
     }
 
     pub fn with(mut self, name: &str, value: impl ToString) -> Self {
@@ -71,6 +73,11 @@ impl Reply {
 
     pub fn silent(mut self, silence: Duration) -> Self {
         self.silence = silence;
+        self
+    }
+
+    pub fn publish(mut self, name: &str, bytes: impl Into<Vec<u8>>) -> Self {
+        self.publish = Some((name.to_owned(), bytes.into()));
         self
     }
 }
@@ -202,7 +209,9 @@ impl FakeHub {
             let mut state = self.state.lock().unwrap();
             state.requests.push(request.clone());
             let reply = if is_cdn { cdn(&state, &request) } else { self.hub(&state, &request) };
-            (state.change)(&request, reply)
+            let mut reply = (state.change)(&request, reply);
+            state.files.extend(reply.publish.take());
+            reply
         };
         self.send(stream, &request, reply)
     }
