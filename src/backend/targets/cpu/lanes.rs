@@ -12,6 +12,8 @@ use super::{Ahead, InstructionSet, functions::exp_below};
 
 /// Sums that run beside each other: eight registers of AVX2, which leave as many for operands.
 const LANES: usize = 64;
+/// Sums of exponentials that run beside each other: more leave no registers for the constants.
+const EXPONENTIALS: usize = 16;
 /// Of the narrowest registers there are so many for them.
 const REGISTERS: usize = LANES / Baseline::COUNT;
 
@@ -324,14 +326,14 @@ fn reduce<V: Vector, const N: usize>(
         *lane = step(*lane, elements);
         at = end;
     }
-    spread(lanes)
+    spread::<V, LANES, _>(lanes)
 }
 
 /// The lanes one by one.
 #[inline(always)]
-fn spread<V: Vector>(lanes: [V; REGISTERS]) -> [f32; LANES] {
-    let mut all = [0.0; LANES];
-    for (register, lane) in lanes[..LANES / V::COUNT].iter().enumerate() {
+fn spread<V: Vector, const WIDTH: usize, const REGISTERS: usize>(lanes: [V; REGISTERS]) -> [f32; WIDTH] {
+    let mut all = [0.0; WIDTH];
+    for (register, lane) in lanes[..WIDTH / V::COUNT].iter().enumerate() {
         // SAFETY: as many registers as have room.
         unsafe { lane.store(all.as_mut_ptr().add(register * V::COUNT)) };
     }
@@ -352,20 +354,20 @@ unsafe fn exponentials<V: Vector>(
     mut done: impl FnMut(Range<usize>),
 ) -> f32 {
     let (scale, shift) = (V::splat(scale), V::splat(shift));
-    let mut lanes = [V::splat(0.0); REGISTERS];
-    let registers = LANES / V::COUNT;
+    let mut lanes = [V::splat(0.0); EXPONENTIALS / Baseline::COUNT];
+    let registers = EXPONENTIALS / V::COUNT;
     let mut at = 0;
     // SAFETY: the caller's promise.
     unsafe {
-        while at + LANES <= length {
+        while at + EXPONENTIALS <= length {
             for (register, lane) in lanes[..registers].iter_mut().enumerate() {
                 let here = at + register * V::COUNT;
                 let y = exp_below(V::load(from.add(here)).mul_add(scale, shift));
                 y.store(to.add(here));
                 *lane = *lane + y;
             }
-            done(at..at + LANES);
-            at += LANES;
+            done(at..at + EXPONENTIALS);
+            at += EXPONENTIALS;
         }
         for lane in &mut lanes[..registers] {
             let count = V::COUNT.min(length - at);
@@ -380,7 +382,7 @@ unsafe fn exponentials<V: Vector>(
             at += count;
         }
         fold(
-            spread(lanes),
+            spread::<V, EXPONENTIALS, _>(lanes),
             #[inline(always)]
             |a, b| a + b,
         )
@@ -389,8 +391,8 @@ unsafe fn exponentials<V: Vector>(
 
 /// The lanes as one, always in the same order.
 #[inline(always)]
-fn fold(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = LANES / 2;
+fn fold<const WIDTH: usize>(mut lanes: [f32; WIDTH], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut width = WIDTH / 2;
     while width > 0 {
         let (low, high) = lanes.split_at_mut(width);
         low.iter_mut().zip(high).for_each(|(low, high)| *low = join(*low, *high));

@@ -23,13 +23,13 @@ pub(crate) trait Vector:
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// `other` where it is larger, else `self`: a NaN in `other` is passed over.
     fn larger(self, other: Self) -> Self;
-    /// Not below `low` nor above `high`; NaN stays NaN.
-    fn clamped(self, low: f32, high: f32) -> Self;
+    /// `limit` where `self` is below; NaN stays NaN.
+    fn at_least(self, limit: f32) -> Self;
+    /// `limit` where `self` is above; NaN stays NaN.
+    fn at_most(self, limit: f32) -> Self;
     /// 0 where `x` is below `limit`, else `self`.
     fn zero_below(self, x: Self, limit: f32) -> Self;
-    /// ∞ where `x` is above `limit`, else `self`.
-    fn infinite_above(self, x: Self, limit: f32) -> Self;
-    /// 2ⁿ for an integer n in the low bits of the value, which are moved to the exponent; outside of −126 to 127 it is rubbish.
+    /// 2ⁿ for an integer n in the low bits of the value, which are moved to the exponent: 0 for −127 and ∞ for 128; beyond it is rubbish.
     fn power_of_two(self) -> Self;
 
     /// `values`, as many as fit, behind them `fill`.
@@ -68,7 +68,7 @@ const ONE: i32 = 1.0f32.to_bits() as i32;
 macro_rules! vector {
     ($(#[$about:meta])* $name:ident($register:ty), $count:literal, [$splat:expr, $load:expr, $store:expr],
      [$add:expr, $sub:expr, $mul:expr, $div:expr], $mul_add:expr, $larger:expr, [$at_least:expr, $at_most:expr],
-     $zero_below:expr, $infinite_above:expr, $power_of_two:expr) => {
+     $zero_below:expr, $power_of_two:expr) => {
         $(#[$about])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name($register);
@@ -103,16 +103,16 @@ macro_rules! vector {
                 Self(unsafe { $larger(self.0, other.0) })
             }
             #[inline(always)]
-            fn clamped(self, low: f32, high: f32) -> Self {
-                Self(unsafe { $at_most($at_least(self.0, Self::splat(low).0), Self::splat(high).0) })
+            fn at_least(self, limit: f32) -> Self {
+                Self(unsafe { $at_least(self.0, Self::splat(limit).0) })
+            }
+            #[inline(always)]
+            fn at_most(self, limit: f32) -> Self {
+                Self(unsafe { $at_most(self.0, Self::splat(limit).0) })
             }
             #[inline(always)]
             fn zero_below(self, x: Self, limit: f32) -> Self {
                 Self(unsafe { $zero_below(self.0, x.0, Self::splat(limit).0) })
-            }
-            #[inline(always)]
-            fn infinite_above(self, x: Self, limit: f32) -> Self {
-                Self(unsafe { $infinite_above(self.0, x.0, Self::splat(limit).0, Self::splat(f32::INFINITY).0) })
             }
             #[inline(always)]
             fn power_of_two(self) -> Self {
@@ -146,7 +146,6 @@ mod x86 {
         [_mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps], _mm512_fmadd_ps,
         |a, b| _mm512_max_ps(b, a), [|a, b| _mm512_max_ps(b, a), |a, b| _mm512_min_ps(b, a)],
         |a, x, limit| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, limit), a),
-        |a, x, limit, infinity| _mm512_mask_mov_ps(a, _mm512_cmp_ps_mask::<_CMP_GT_OQ>(x, limit), infinity),
         |a| _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<23>(_mm512_castps_si512(a)), _mm512_set1_epi32(ONE)))
     );
 
@@ -156,7 +155,6 @@ mod x86 {
         [_mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps], _mm256_fmadd_ps,
         |a, b| _mm256_max_ps(b, a), [|a, b| _mm256_max_ps(b, a), |a, b| _mm256_min_ps(b, a)],
         |a, x, limit| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, limit), a),
-        |a, x, limit, infinity| _mm256_blendv_ps(a, infinity, _mm256_cmp_ps::<_CMP_GT_OQ>(x, limit)),
         |a| _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(a)), _mm256_set1_epi32(ONE)))
     );
 
@@ -166,10 +164,6 @@ mod x86 {
         [_mm_add_ps, _mm_sub_ps, _mm_mul_ps, _mm_div_ps], |a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c),
         |a, b| _mm_max_ps(b, a), [|a, b| _mm_max_ps(b, a), |a, b| _mm_min_ps(b, a)],
         |a, x, limit| _mm_andnot_ps(_mm_cmplt_ps(x, limit), a),
-        |a, x, limit, infinity| {
-            let above = _mm_cmpgt_ps(x, limit);
-            _mm_or_ps(_mm_andnot_ps(above, a), _mm_and_ps(above, infinity))
-        },
         |a| _mm_castsi128_ps(_mm_add_epi32(_mm_slli_epi32::<23>(_mm_castps_si128(a)), _mm_set1_epi32(ONE)))
     );
 }
@@ -188,7 +182,6 @@ mod neon {
         [vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32], |a, b, c| vfmaq_f32(c, a, b),
         vmaxnmq_f32, [vmaxq_f32, vminq_f32],
         |a, x, limit| vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltq_f32(x, limit))),
-        |a, x, limit, infinity| vbslq_f32(vcgtq_f32(x, limit), infinity, a),
         |a| vreinterpretq_f32_s32(vaddq_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(a)), vdupq_n_s32(ONE)))
     );
 }
@@ -207,7 +200,6 @@ mod single {
         |a: f32, b: f32| if b > a { b } else { a },
         [|a: f32, b: f32| if b > a { b } else { a }, |a: f32, b: f32| if b < a { b } else { a }],
         |a: f32, x: f32, limit: f32| if x < limit { 0.0 } else { a },
-        |a: f32, x: f32, limit: f32, infinity: f32| if x > limit { infinity } else { a },
         |a: f32| f32::from_bits((a.to_bits() << 23).wrapping_add(ONE as u32))
     );
 }
