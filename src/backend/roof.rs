@@ -37,6 +37,25 @@ pub fn read_bandwidth<B: KernelBackend>(device: &B::Device, kind: DeviceKind, by
     bytes_of(elements) / synchronised::<B>(device, || B::float_sum(x.clone()))
 }
 
+/// Memory that a processor reads from its beginning to its end, on all threads and once, as it does the weights of a model for each token.
+pub struct Reading(Vec<f32>);
+
+impl Reading {
+    /// Of so many bytes.
+    pub fn new(bytes: usize) -> Self {
+        Self(vec![1.0; (bytes / size_of::<f32>()).max(1)])
+    }
+
+    /// Reads all of it.
+    pub fn read<B: KernelBackend>(&self) -> f32 {
+        #[cfg(feature = "cpu")]
+        let sum = |()| cpu::sum_by_all(&self.0);
+        #[cfg(not(feature = "cpu"))]
+        let sum = |()| self.0.iter().sum();
+        B::concurrently(vec![()], sum).into_iter().sum()
+    }
+}
+
 /// Bytes read and written in a second by copies of a buffer, both together so many bytes.
 ///
 /// # Panics
@@ -165,7 +184,6 @@ mod cpu {
 
     /// By one thread or by all of them, whichever is faster: what a small cache holds is read before another thread has woken up.
     pub(super) fn seconds_to_read<B: KernelBackend>(values: &[f32]) -> f64 {
-        let part = values.len().div_ceil(rayon::current_num_threads());
         let by_one = |calls| {
             for _ in 0..calls {
                 black_box(sum(black_box(values)));
@@ -173,12 +191,16 @@ mod cpu {
         };
         let by_all = |calls| {
             for _ in 0..calls {
-                black_box(black_box(values).par_chunks(part).map(sum).sum::<f32>());
+                black_box(sum_by_all(black_box(values)));
             }
         };
         // From inside the pool, as the ops of a model are called.
         let best = |()| super::fastest(by_one).min(super::fastest(by_all));
         B::concurrently(vec![()], best).into_iter().fold(f64::INFINITY, f64::min)
+    }
+
+    pub(super) fn sum_by_all(values: &[f32]) -> f32 {
+        values.par_chunks(values.len().div_ceil(rayon::current_num_threads())).map(sum).sum()
     }
 
     fn sum(part: &[f32]) -> f32 {
@@ -221,6 +243,8 @@ mod cpu {
             ByteProducts::AvxVnni => (|turns| unsafe { bytes::avx_vnni(turns) }, 32 * bytes::SUMS),
             #[cfg(target_arch = "x86_64")]
             ByteProducts::Avx2 => (|turns| unsafe { bytes::avx2(turns) }, 32 * bytes::SUMS),
+            #[cfg(target_arch = "aarch64")]
+            ByteProducts::Dot => (|turns| unsafe { bytes::dot(turns) }, 16 * bytes::SUMS),
             ByteProducts::Portable => (plain_integers, NARROW),
         }
     }
@@ -267,6 +291,28 @@ mod cpu {
             _mm256_dpbusd_avx_epi32(sum, factor, factor)
         });
         turn_over!(avx2, "avx2", _mm256_set1_epi32, |sum, factor| _mm256_maddubs_epi16(sum, factor));
+    }
+
+    #[cfg(target_arch = "aarch64")]
+    mod bytes {
+        use std::arch::aarch64::*;
+        use std::hint::black_box;
+
+        /// Registers: enough to hide the latency of a product behind the others.
+        pub(super) const SUMS: usize = 16;
+
+        #[target_feature(enable = "dotprod")]
+        pub(super) fn dot(turns: usize) {
+            let factor = vdupq_n_s8(black_box(3));
+            let mut sums = [vdupq_n_s32(black_box(1)); SUMS];
+            for _ in 0..turns {
+                for sum in &mut sums {
+                    // SAFETY: this function is compiled for it.
+                    *sum = unsafe { crate::targets::cpu::neon::dot::<0>(*sum, factor, factor) };
+                }
+            }
+            black_box(sums);
+        }
     }
 
     /// The loop for this processor, and how many sums it turns over at once.

@@ -61,23 +61,22 @@ impl<S: Subject> Runner for Timed<S> {
     }
 }
 
-/// What a copy is called among the parts of a sample.
-pub const COPY: &str = "copy";
-
-/// An op and a copy of a tensor of that size, in turns, so that whatever else the memory does at the time falls on both.
-pub struct BesideCopy<R> {
+/// Something and what it is held against, in turns, so that whatever else the machine does at the time falls on both.
+pub struct Beside<R, S> {
     /// What is measured.
-    pub op: R,
+    pub subject: R,
     /// What it is held against.
-    pub copy: R,
+    pub yardstick: S,
+    /// What the seconds of a call of that are called among the parts of a sample.
+    pub name: &'static str,
 }
 
-impl<R: DerefMut<Target: Runner>> Runner for BesideCopy<R> {
+impl<R: DerefMut<Target: Runner>, S: DerefMut<Target: Runner>> Runner for Beside<R, S> {
     fn sample(&mut self, calls: usize, input: usize) -> Result<Sample, String> {
-        let mut sample = self.op.sample(calls, input)?;
+        let mut sample = self.subject.sample(calls, input)?;
         if calls > 0 {
-            let copy = self.copy.sample(calls, input)?;
-            sample.parts.insert(COPY.to_owned(), copy.seconds / calls as f64);
+            let yardstick = self.yardstick.sample(calls, input)?;
+            sample.parts.insert(self.name.to_owned(), yardstick.seconds / calls as f64);
         }
         Ok(sample)
     }

@@ -11,11 +11,11 @@ use firebrick_backend::select::{BackendName, Job, devices, dispatch};
 use firebrick_backend::{KernelBackend, TrainBackend, roof};
 use serde_json::{Value, json};
 
-use super::measure::{BesideCopy, COPY, Contender, Measured, Plan, Refusal, Runner, close, interleaved};
+use super::measure::{Beside, Contender, Measured, Plan, Refusal, Runner, close, interleaved};
 use super::peers::{Absent, Peer};
 use super::probe::Probe;
 use super::record::{Rate, Record, Roof, Spread, Status, Unit, Work};
-use super::subject::{Models, runner, texts};
+use super::subject::{Models, reading, runner, texts};
 use super::workload::{Kind, Workload, dtype_name, lengths};
 use super::{expected, machine};
 
@@ -223,8 +223,8 @@ fn one(
         match result {
             Err(refusal) => record = refused(record, &refusal),
             Ok(measured) => {
-                record = filled(record, workload, measured);
                 record.roof = backend.and_then(|backend| roofs.borrow().known(workload, backend));
+                record = filled(record, workload, measured);
             }
         }
         records.push(record);
@@ -275,7 +275,12 @@ pub fn enter<'r>(
     let mut runner = make(workload).map_err(|reason| left(record.clone(), reason))?;
     if let Some(copy) = workload.copy() {
         let copy = make(&copy).map_err(|reason| left(record.clone(), reason))?;
-        runner = Box::new(BesideCopy { op: runner, copy });
+        runner = Box::new(Beside { subject: runner, yardstick: copy, name: COPY });
+    }
+    if let (Some(step), DeviceKind::Cpu) = (workload.step(), device.kind) {
+        let yardstick = dispatch(backend, Read { bytes: step.cost().bytes })
+            .map_err(|problem| left(record.clone(), problem.to_string()))?;
+        runner = Box::new(Beside { subject: runner, yardstick, name: READ });
     }
     // A second copy of a model would not leave room for the peers.
     let quarter = workload.quarter().filter(|_| !workload.is_model());
@@ -321,6 +326,10 @@ impl Entry<'_> {
         record
     }
 }
+
+/// The parts of a sample that are no part of the workload: a copy of a tensor of that size, and reading the bytes of a step.
+const COPY: &str = "copy";
+const READ: &str = "read";
 
 /// MLX's wheel for Linux computes matrix products with the reference BLAS, at some GFLOP/s.
 const MLX: &str = "its build for this processor has the reference BLAS, with which a pass of the model takes minutes";
@@ -415,6 +424,15 @@ fn filled(mut record: Record, workload: &Workload, measured: Measured) -> Record
         _ => (cost.bytes as f64 / median / 1e9, Unit::GigabytesPerSecond),
     };
     record.rate = Some(Rate { value, unit });
+    // The rate of a text is that of its steps, which are held against reading in turns with them.
+    if let (Some(step), Some(read), Some(took)) =
+        (workload.step(), record.parts.remove(READ), record.parts.get("per_token").copied())
+    {
+        if let Some(roof) = &mut record.roof {
+            roof.bytes_per_second = step.cost().bytes as f64 / read;
+        }
+        record.of_roof = Some(read / took);
+    }
     record
 }
 
@@ -429,6 +447,18 @@ impl Job for Prepare<'_> {
 
     fn run<B: TrainBackend>(self, device: B::Device) -> Self::Output {
         runner::<B>(self.workload, self.models, &device, self.eager)
+    }
+}
+
+struct Read {
+    bytes: usize,
+}
+
+impl Job for Read {
+    type Output = Box<dyn Runner + Send>;
+
+    fn run<B: TrainBackend>(self, _: B::Device) -> Self::Output {
+        reading::<B::InnerBackend>(self.bytes)
     }
 }
 

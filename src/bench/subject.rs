@@ -4,14 +4,17 @@ mod model;
 mod op;
 mod texts;
 
+use std::marker::PhantomData;
+use std::ops::Range;
 use std::path::PathBuf;
 
+use firebrick_backend::roof::Reading;
 use firebrick_backend::{KernelBackend, TrainBackend};
 
 pub(super) use model::decoder;
 pub use texts::texts;
 
-use super::measure::{Runner, Timed};
+use super::measure::{Runner, Subject, Timed};
 use super::workload::{Kind, Workload};
 
 /// The folders that peers load too; without them weights are random, of the same shape.
@@ -67,4 +70,22 @@ pub fn runner<B: TrainBackend>(
             Box::new(Timed(model::embed::<B::InnerBackend>(workload, texts, mixed, models, device)?))
         }
     })
+}
+
+/// Reading so many bytes of memory, on the threads that this backend computes on.
+pub fn reading<B: KernelBackend>(bytes: usize) -> Box<dyn Runner + Send> {
+    struct Reader<B>(Reading, f32, PhantomData<fn(B)>);
+
+    impl<B: KernelBackend> Subject for Reader<B> {
+        fn call(&mut self, inputs: Range<usize>) {
+            inputs.for_each(|_| self.1 = self.0.read::<B>());
+        }
+        fn finish(&mut self) -> Result<(), String> {
+            Ok(())
+        }
+        fn read(&mut self) -> Vec<f64> {
+            vec![f64::from(self.1)]
+        }
+    }
+    Box::new(Timed(Reader(Reading::new(bytes), 0.0, PhantomData::<fn(B)>)))
 }

@@ -396,6 +396,16 @@ impl Workload {
         }
     }
 
+    /// One of the steps that a text is made of, in the middle of it.
+    pub fn step(&self) -> Option<Self> {
+        match self.kind {
+            Kind::Generate { prompt, tokens } => {
+                Some(Self { kind: Kind::NextToken { after: prompt + tokens / 2, cached: true }, dtype: self.dtype })
+            }
+            _ => None,
+        }
+    }
+
     /// A quarter of the work, where it can be divided.
     pub fn quarter(&self) -> Option<Self> {
         let kind = match self.kind {

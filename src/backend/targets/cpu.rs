@@ -3,8 +3,22 @@
 pub(crate) mod functions;
 mod instructions;
 pub(crate) mod lanes;
+#[cfg(target_arch = "aarch64")]
+pub(crate) mod neon;
 mod rows;
 pub(crate) mod vector;
 
 pub(crate) use instructions::{ByteProducts, InstructionSet};
 pub(crate) use rows::{Ahead, RowTensor, Rows, copied, zeros};
+
+/// Asks for a cache line, wherever it is.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other processor is asked for anything"))]
+pub(crate) fn prefetch<T>(at: *const T) {
+    // SAFETY: a hint, which reads nothing and cannot fault.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T0, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T0>(at.cast());
+    }
+}

@@ -104,13 +104,14 @@ impl Subject for Skipping {
 }
 
 #[test]
-fn a_copy_is_timed_beside_an_op_and_counts_for_nothing_else() {
-    let mut beside = BesideCopy { op: Box::new(honest(2.0)), copy: Box::new(honest(6.0)) };
+fn a_yardstick_is_timed_beside_the_subject_and_counts_for_nothing_else() {
+    let (subject, yardstick) = (Box::new(honest(2.0)), Box::new(honest(6.0)));
+    let mut beside = Beside { subject, yardstick, name: "copy" };
     let sample = beside.sample(3, 5).unwrap();
     assert!((0.006..0.016).contains(&sample.seconds), "{sample:?}");
-    assert!(sample.parts[COPY] >= 0.006 && sample.parts.contains_key("half"), "{sample:?}");
+    assert!(sample.parts["copy"] >= 0.006 && sample.parts.contains_key("half"), "{sample:?}");
     assert_eq!(sample.values, answer(7));
-    assert!(!beside.sample(0, 0).unwrap().parts.contains_key(COPY));
+    assert!(!beside.sample(0, 0).unwrap().parts.contains_key("copy"));
 }
 
 const PLAN: Plan = Plan { rounds: 3, sample_seconds: 0.004 };

@@ -68,7 +68,8 @@ pub fn roof(shown: &Shown) -> String {
     format!(
         "### Share of the roof\n\nThe roof is what each device was measured to do at best in this run. A workload is held against reading as
 many bytes over and over, out of whichever cache holds them, and against multiplying and adding in registers, or on a GPU the best product
-of large matrices; its share is the larger of both. What would be above 100 % is refused.\n\n{roofs}\n{text}"
+of large matrices; its share is the larger of both. What would be above 100 % is refused. A generated text is held against its steps: how much
+of the time of one reading the weights and the cache out of memory takes, in turns with it.\n\n{roofs}\n{text}"
     )
 }
 

@@ -18,19 +18,17 @@ use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, mul
 use crate::targets::flex::packed::PackedRows;
 use crate::targets::flex::product::rows_times_weight;
 pub(crate) use crate::targets::flex::weights::reads;
-use crate::targets::flex::weights::{Dense, OnDense, OnWeights, Weights, on_dense, on_weights};
+use crate::targets::flex::weights::{Dense, OnDense, OnWeights, Weights, on_dense, on_weights, share};
 use crate::targets::flex::{Rows, memory, tensor};
 
 /// Up to here dot products win.
 const FEW_ROWS: usize = 4;
 /// Beyond, packing the weight for a matrix product pays.
 const SOME_ROWS: usize = 512;
-/// Blocks of weight rows for each thread, where there are only few vectors: enough for a late one to be waited for briefly.
-const BLOCKS_PER_THREAD: usize = 4;
-/// Weight rows of such a block at least: streams from memory are fast when they are long.
-const BLOCK_ROWS: usize = 32 * STREAMS;
-/// A product this small is done before another thread has woken up.
-const PARALLEL_PRODUCTS: usize = 1 << 17;
+/// Weight rows that a thread takes at a time at least, where there are only few vectors: streams from memory are fast when they are long.
+const SHARE_ROWS: usize = 32 * STREAMS;
+/// A product this small is done before another thread has begun.
+const PARALLEL_PRODUCTS: usize = 1 << 16;
 /// Weight rows widened at a time where the sum runs over them.
 const DEPTH: usize = 4096;
 
@@ -163,7 +161,7 @@ fn few_rows<T: Stored>(Forward { x, rows, bias, update }: Forward, weights: Dens
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
     let mut products = memory::stale(outputs * rows);
-    let block = outputs.div_ceil(BLOCKS_PER_THREAD * rayon::current_num_threads()).max(BLOCK_ROWS);
+    let block = share(outputs, STREAMS, SHARE_ROWS);
     let run = |first: usize, out: &mut [f32]| {
         let count = out.len() / rows;
         every_row_dot(set, x, rows, weights.rows(first..first + count), out);

@@ -102,6 +102,9 @@ impl InstructionSet {
 pub(crate) enum ByteProducts {
     /// What the compiler makes of a loop.
     Portable,
+    /// Sums of four products of ARM, in 128 bits.
+    #[cfg(target_arch = "aarch64")]
+    Dot,
     /// Sums of two products, in sixteen bits.
     #[cfg(target_arch = "x86_64")]
     Avx2,
@@ -146,6 +149,10 @@ impl ByteProducts {
                 all.push(Self::AvxVnni);
             }
             all.push(Self::Avx2);
+        }
+        #[cfg(target_arch = "aarch64")]
+        if std::arch::is_aarch64_feature_detected!("dotprod") {
+            all.push(Self::Dot);
         }
         all.push(Self::Portable);
         all

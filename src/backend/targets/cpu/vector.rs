@@ -3,6 +3,8 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
+use half::f16;
+
 /// A register of f32. Values of it must only be made where the processor has its instructions, inside of a function that is compiled for them:
 /// [`Math`](super::lanes::Math) sees to both.
 pub(crate) trait Vector:
@@ -10,12 +12,20 @@ pub(crate) trait Vector:
 {
     /// Values in it, 16 at most.
     const COUNT: usize;
+    /// How many such registers there are.
+    const REGISTERS: usize;
 
     /// The same value everywhere.
     fn splat(value: f32) -> Self;
     /// # Safety
     /// `COUNT` values can be read.
     unsafe fn load(at: *const f32) -> Self;
+    /// # Safety
+    /// `COUNT` values can be read.
+    unsafe fn load_f16(at: *const f16) -> Self;
+    /// # Safety
+    /// `COUNT` values can be read.
+    unsafe fn load_bf16(at: *const half::bf16) -> Self;
     /// # Safety
     /// `COUNT` values can be written.
     unsafe fn store(self, at: *mut f32);
@@ -50,6 +60,20 @@ pub(crate) trait Vector:
         values.copy_from_slice(&all[..values.len()]);
     }
 
+    /// The sum of its values.
+    #[inline(always)]
+    fn total(self) -> f32 {
+        let mut all = [0.0; 16];
+        // SAFETY: sixteen values.
+        unsafe { self.store(all.as_mut_ptr()) };
+        let mut width = Self::COUNT / 2;
+        while width > 0 {
+            (0..width).for_each(|at| all[at] += all[at + width]);
+            width /= 2;
+        }
+        all[0]
+    }
+
     /// The polynomial of these coefficients, the highest power's first.
     #[inline(always)]
     fn polynomial<const N: usize>(self, coefficients: [f32; N]) -> Self {
@@ -66,7 +90,7 @@ const ONE: i32 = 1.0f32.to_bits() as i32;
 
 /// A register, its operators and the rest.
 macro_rules! vector {
-    ($(#[$about:meta])* $name:ident($register:ty), $count:literal, [$splat:expr, $load:expr, $store:expr],
+    ($(#[$about:meta])* $name:ident($register:ty), $count:literal of $registers:literal, [$splat:expr, $load:expr, $store:expr], [$load_f16:expr, $load_bf16:expr],
      [$add:expr, $sub:expr, $mul:expr, $div:expr], $mul_add:expr, $larger:expr, [$at_least:expr, $at_most:expr],
      $zero_below:expr, $power_of_two:expr) => {
         $(#[$about])*
@@ -82,6 +106,7 @@ macro_rules! vector {
         #[allow(unused_unsafe, clippy::redundant_closure_call, reason = "one macro for intrinsics and plain operators")]
         impl Vector for $name {
             const COUNT: usize = $count;
+            const REGISTERS: usize = $registers;
             #[inline(always)]
             fn splat(value: f32) -> Self {
                 Self(unsafe { $splat(value) })
@@ -89,6 +114,14 @@ macro_rules! vector {
             #[inline(always)]
             unsafe fn load(at: *const f32) -> Self {
                 Self(unsafe { $load(at) })
+            }
+            #[inline(always)]
+            unsafe fn load_f16(at: *const f16) -> Self {
+                Self(unsafe { $load_f16(at) })
+            }
+            #[inline(always)]
+            unsafe fn load_bf16(at: *const half::bf16) -> Self {
+                Self(unsafe { $load_bf16(at) })
             }
             #[inline(always)]
             unsafe fn store(self, at: *mut f32) {
@@ -142,7 +175,11 @@ mod x86 {
     // Of two operands the comparing instructions return the second where one of them is NaN.
     vector!(
         /// AVX-512F.
-        F32x16(__m512), 16, [_mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps],
+        F32x16(__m512), 16 of 32, [_mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps],
+        [
+            |at: *const f16| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
+            |at: *const half::bf16| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())), 16))
+        ],
         [_mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps], _mm512_fmadd_ps,
         |a, b| _mm512_max_ps(b, a), [|a, b| _mm512_max_ps(b, a), |a, b| _mm512_min_ps(b, a)],
         |a, x, limit| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, limit), a),
@@ -150,8 +187,12 @@ mod x86 {
     );
 
     vector!(
-        /// AVX2 and FMA.
-        F32x8(__m256), 8, [_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps],
+        /// AVX2, FMA and F16C.
+        F32x8(__m256), 8 of 16, [_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps],
+        [
+            |at: *const f16| _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
+            |at: *const half::bf16| _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())), 16))
+        ],
         [_mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps], _mm256_fmadd_ps,
         |a, b| _mm256_max_ps(b, a), [|a, b| _mm256_max_ps(b, a), |a, b| _mm256_min_ps(b, a)],
         |a, x, limit| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, limit), a),
@@ -160,7 +201,14 @@ mod x86 {
 
     vector!(
         /// SSE2, which every processor of the architecture has.
-        F32x4(__m128), 4, [_mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps],
+        F32x4(__m128), 4 of 16, [_mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps],
+        [
+            |at: *const f16| {
+                let [a, b, c, d] = at.cast::<[f16; 4]>().read_unaligned().map(f16::to_f32);
+                _mm_setr_ps(a, b, c, d)
+            },
+            |at: *const half::bf16| _mm_castsi128_ps(_mm_unpacklo_epi16(_mm_setzero_si128(), _mm_loadl_epi64(at.cast())))
+        ],
         [_mm_add_ps, _mm_sub_ps, _mm_mul_ps, _mm_div_ps], |a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c),
         |a, b| _mm_max_ps(b, a), [|a, b| _mm_max_ps(b, a), |a, b| _mm_min_ps(b, a)],
         |a, x, limit| _mm_andnot_ps(_mm_cmplt_ps(x, limit), a),
@@ -174,11 +222,16 @@ pub(crate) use x86::{F32x4 as Baseline, F32x8, F32x16};
 mod neon {
     use std::arch::aarch64::*;
 
+    use super::super::neon::widen;
     use super::*;
 
     vector!(
         /// NEON, which every processor of the architecture has.
-        F32x4(float32x4_t), 4, [vdupq_n_f32, vld1q_f32, vst1q_f32],
+        F32x4(float32x4_t), 4 of 32, [vdupq_n_f32, vld1q_f32, vst1q_f32],
+        [
+            |at: *const f16| widen(vld1_u16(at.cast())),
+            |at: *const half::bf16| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(at.cast())))
+        ],
         [vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32], |a, b, c| vfmaq_f32(c, a, b),
         vmaxnmq_f32, [vmaxq_f32, vminq_f32],
         |a, x, limit| vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltq_f32(x, limit))),
@@ -194,7 +247,8 @@ mod single {
 
     vector!(
         /// One value.
-        F32x1(f32), 1, [|value| value, |at: *const f32| *at, |at: *mut f32, value| *at = value],
+        F32x1(f32), 1 of 16, [|value| value, |at: *const f32| *at, |at: *mut f32, value| *at = value],
+        [|at: *const f16| (*at).to_f32(), |at: *const half::bf16| (*at).to_f32()],
         [|a: f32, b: f32| a + b, |a: f32, b: f32| a - b, |a: f32, b: f32| a * b, |a: f32, b: f32| a / b],
         |a: f32, b: f32, c: f32| a * b + c,
         |a: f32, b: f32| if b > a { b } else { a },

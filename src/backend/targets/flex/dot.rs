@@ -1,10 +1,12 @@
 //! Rows of a stored matrix times a few vectors: what a decode step spends its time on. Reads f32, f16 and bf16 as they lie in memory,
-//! accumulates in f32, with AVX-512, AVX2 or whatever the compiler makes of the portable loop.
+//! accumulates in f32, in registers of any instruction set.
 
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
 pub(crate) use crate::targets::cpu::InstructionSet;
+use crate::targets::cpu::prefetch;
+use crate::targets::cpu::vector::{Baseline, Vector};
 
 /// Vectors taken at once: a weight row is loaded once for all of them.
 pub(crate) const VECTORS: usize = 4;
@@ -23,18 +25,11 @@ pub(crate) trait Stored: Copy + Send + Sync + bytemuck::Pod + burn::tensor::Elem
     fn as_f32(_values: &[Self]) -> Option<&[f32]> {
         None
     }
-    /// Sixteen values from `at` on.
+    /// As many values as fit, from `at` on.
     ///
     /// # Safety
-    /// Sixteen values must be readable, on a processor with AVX-512F.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn load16(at: *const Self) -> std::arch::x86_64::__m512;
-    /// Eight values from `at` on.
-    ///
-    /// # Safety
-    /// Eight values must be readable, on a processor with AVX2 and F16C.
-    #[cfg(target_arch = "x86_64")]
-    unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256;
+    /// They can be read.
+    unsafe fn load<V: Vector>(at: *const Self) -> V;
 }
 
 impl Stored for f32 {
@@ -47,15 +42,9 @@ impl Stored for f32 {
     fn as_f32(values: &[Self]) -> Option<&[f32]> {
         Some(values)
     }
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn load16(at: *const Self) -> std::arch::x86_64::__m512 {
-        unsafe { std::arch::x86_64::_mm512_loadu_ps(at) }
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256 {
-        unsafe { std::arch::x86_64::_mm256_loadu_ps(at) }
+    unsafe fn load<V: Vector>(at: *const Self) -> V {
+        unsafe { V::load(at) }
     }
 }
 
@@ -66,17 +55,9 @@ impl Stored for f16 {
     fn widen_into(from: &[Self], to: &mut [f32]) {
         from.convert_to_f32_slice(to);
     }
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn load16(at: *const Self) -> std::arch::x86_64::__m512 {
-        use std::arch::x86_64::*;
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())) }
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256 {
-        use std::arch::x86_64::*;
-        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(at.cast())) }
+    unsafe fn load<V: Vector>(at: *const Self) -> V {
+        unsafe { V::load_f16(at) }
     }
 }
 
@@ -90,17 +71,9 @@ impl Stored for bf16 {
             *to = f32::from_bits(u32::from(from.to_bits()) << 16);
         }
     }
-    #[cfg(target_arch = "x86_64")]
     #[inline(always)]
-    unsafe fn load16(at: *const Self) -> std::arch::x86_64::__m512 {
-        use std::arch::x86_64::*;
-        unsafe { _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())), 16)) }
-    }
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    unsafe fn load8(at: *const Self) -> std::arch::x86_64::__m256 {
-        use std::arch::x86_64::*;
-        unsafe { _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())), 16)) }
+    unsafe fn load<V: Vector>(at: *const Self) -> V {
+        unsafe { V::load_bf16(at) }
     }
 }
 
@@ -143,46 +116,97 @@ fn rows<T: Stored, const M: usize>(
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => unsafe { x86::rows_avx2(vectors, weights, out, stride) },
-        InstructionSet::Portable => {
-            for (row, out) in weights.chunks_exact(vectors[0].len()).zip(out.chunks_mut(stride)) {
-                for (vector, out) in vectors.iter().zip(out) {
-                    *out = portable(vector, row);
-                }
-            }
-        }
+        // SAFETY: as above.
+        InstructionSet::Portable => unsafe { rows_in::<Baseline, T, M>(vectors, weights, out, stride) },
     }
 }
 
-fn portable<T: Stored>(vector: &[f32], row: &[T]) -> f32 {
-    let mut lanes = [0.0f32; 16];
-    let (x, w) = (vector.chunks_exact(16), row.chunks_exact(16));
-    let rest: f32 = x.remainder().iter().zip(w.remainder()).map(|(x, w)| x * w.widen()).sum();
-    for (x, w) in x.zip(w) {
-        for lane in 0..16 {
-            lanes[lane] += x[lane] * w[lane].widen();
+/// How far ahead of what is read each stream is asked for.
+const AHEAD: usize = 512;
+/// A cache line.
+const LINE: usize = 64;
+
+/// # Safety
+/// `weights` is made of rows as long as each vector, one for each `stride` elements of `out`, of which the last are at least `M`.
+#[inline(always)]
+unsafe fn rows_in<V: Vector, T: Stored, const M: usize>(
+    vectors: [&[f32]; M],
+    weights: &[T],
+    out: &mut [f32],
+    stride: usize,
+) {
+    let rows = weights.len() / vectors[0].len();
+    // All sums, the vectors' values and the weights must find a register.
+    let streams = const { if M * STREAMS + M < V::REGISTERS { STREAMS } else { STREAMS / 2 } };
+    let each = rows / streams;
+    for row in 0..each {
+        // SAFETY: so many streams of so many rows are there.
+        unsafe {
+            if streams == STREAMS {
+                some_rows::<V, T, M, STREAMS>(vectors, weights, (row, each), out, stride);
+            } else {
+                some_rows::<V, T, M, { STREAMS / 2 }>(vectors, weights, (row, each), out, stride);
+            }
         }
     }
-    lanes.iter().sum::<f32>() + rest
+    for row in each * streams..rows {
+        // SAFETY: as above.
+        unsafe { some_rows::<V, T, M, 1>(vectors, weights, (row, 0), out, stride) };
+    }
+}
+
+/// A row of each of `R` streams, which lie so many rows apart.
+///
+/// # Safety
+/// As above, of rows that are there.
+#[inline(always)]
+unsafe fn some_rows<V: Vector, T: Stored, const M: usize, const R: usize>(
+    vectors: [&[f32]; M],
+    weights: &[T],
+    (first, apart): (usize, usize),
+    out: &mut [f32],
+    stride: usize,
+) {
+    let length = vectors[0].len();
+    let values = const { LINE / size_of::<T>() };
+    // A second chain for each sum, where there are few, hides the latency of the multiply-add.
+    let chains = if M == 1 { 2 } else { 1 };
+    let mut sums = [[[V::splat(0.0); 2]; M]; R];
+    let mut at = 0;
+    while at + values <= length {
+        for (r, sums) in sums.iter_mut().enumerate() {
+            // SAFETY: so many values are there, of the row and of each vector.
+            let line = unsafe { weights.as_ptr().add((first + r * apart) * length + at) };
+            prefetch(line.cast::<u8>().wrapping_add(AHEAD));
+            for part in 0..values / V::COUNT {
+                let weight: V = unsafe { T::load(line.add(part * V::COUNT)) };
+                for (vector, sums) in vectors.iter().zip(sums.iter_mut()) {
+                    let x = unsafe { V::load(vector.as_ptr().add(at + part * V::COUNT)) };
+                    sums[part % chains] = x.mul_add(weight, sums[part % chains]);
+                }
+            }
+        }
+        at += values;
+    }
+    for (r, sums) in sums.into_iter().enumerate() {
+        let row = first + r * apart;
+        let weights = &weights[row * length + at..(row + 1) * length];
+        for (m, (vector, sums)) in vectors.iter().zip(sums).enumerate() {
+            let rest: f32 = vector[at..].iter().zip(weights).map(|(x, weight)| x * weight.widen()).sum();
+            out[row * stride + m] = (sums[0] + sums[1]).total() + rest;
+        }
+    }
 }
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use std::arch::x86_64::*;
+    use super::{Stored, rows_in};
+    use crate::targets::cpu::vector::{F32x8, F32x16};
 
-    use super::{STREAMS, Stored};
-
-    /// How far ahead of what is read each stream is asked for.
-    const AHEAD: usize = 512;
-    /// A cache line.
-    const LINE: usize = 64;
-
-    /// The rows of an instruction set.
     macro_rules! rows {
-        ($name:ident, $some:ident, $features:literal, $count:literal, $most:expr,
-         [$load:ident $zero:ident $loadu:ident $fma:ident $sum:ident]) => {
+        ($name:ident, $features:literal, $vector:ty) => {
             /// # Safety
-            /// The processor has the features, and `weights` is made of rows as long as each vector, one for each `stride` elements of `out`,
-            /// of which the last are at least `M`.
+            /// As [`rows_in`], on a processor with these features.
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name<T: Stored, const M: usize>(
                 vectors: [&[f32]; M],
@@ -190,94 +214,12 @@ mod x86 {
                 out: &mut [f32],
                 stride: usize,
             ) {
-                let length = vectors[0].len();
-                let rows = weights.len() / length;
-                let streams = if M <= $most { STREAMS } else { STREAMS / 2 };
-                let each = rows / streams;
-                for row in 0..each {
-                    // SAFETY: so many streams of so many rows are there, and the features.
-                    unsafe {
-                        if M <= $most {
-                            $some::<T, M, STREAMS>(vectors, weights, (row, each), out, stride);
-                        } else {
-                            $some::<T, M, { STREAMS / 2 }>(vectors, weights, (row, each), out, stride);
-                        }
-                    }
-                }
-                for row in each * streams..rows {
-                    // SAFETY: as above.
-                    unsafe { $some::<T, M, 1>(vectors, weights, (row, 0), out, stride) };
-                }
-            }
-
-            /// A row of each of `R` streams, which lie so many rows apart.
-            ///
-            /// # Safety
-            /// As above, of rows that are there.
-            #[inline]
-            #[target_feature(enable = $features)]
-            unsafe fn $some<T: Stored, const M: usize, const R: usize>(
-                vectors: [&[f32]; M],
-                weights: &[T],
-                (first, apart): (usize, usize),
-                out: &mut [f32],
-                stride: usize,
-            ) {
-                let length = vectors[0].len();
-                let values = const { LINE / size_of::<T>() };
-                // A second chain for each sum, where there are few, hides the latency of the multiply-add.
-                let chains = if M == 1 { 2 } else { 1 };
-                let mut sums = [[[$zero(); 2]; M]; R];
-                let mut at = 0;
-                while at + values <= length {
-                    for (r, sums) in sums.iter_mut().enumerate() {
-                        let line = unsafe { weights.as_ptr().add((first + r * apart) * length + at) };
-                        _mm_prefetch::<_MM_HINT_T0>(line.cast::<i8>().wrapping_add(AHEAD));
-                        for part in 0..values / $count {
-                            let weight = unsafe { T::$load(line.add(part * $count)) };
-                            for (vector, sums) in vectors.iter().zip(sums.iter_mut()) {
-                                let x = unsafe { $loadu(vector.as_ptr().add(at + part * $count)) };
-                                sums[part % chains] = $fma(x, weight, sums[part % chains]);
-                            }
-                        }
-                    }
-                    at += values;
-                }
-                for (r, sums) in sums.into_iter().enumerate() {
-                    let row = first + r * apart;
-                    let weights = &weights[row * length + at..(row + 1) * length];
-                    for (m, (vector, sums)) in vectors.iter().zip(sums).enumerate() {
-                        let rest: f32 = vector[at..].iter().zip(weights).map(|(x, weight)| x * weight.widen()).sum();
-                        out[row * stride + m] = $sum(sums[0], sums[1]) + rest;
-                    }
-                }
+                unsafe { rows_in::<$vector, T, M>(vectors, weights, out, stride) }
             }
         };
     }
-    rows!(
-        rows_avx512, some_avx512, "avx512f", 16, 4,
-        [load16 _mm512_setzero_ps _mm512_loadu_ps _mm512_fmadd_ps sum_avx512]
-    );
-    // Sixteen registers hold no more sums.
-    rows!(
-        rows_avx2, some_avx2, "avx2,fma,f16c", 8, 3,
-        [load8 _mm256_setzero_ps _mm256_loadu_ps _mm256_fmadd_ps sum_avx2]
-    );
-
-    #[inline]
-    #[target_feature(enable = "avx512f")]
-    fn sum_avx512(a: __m512, b: __m512) -> f32 {
-        _mm512_reduce_add_ps(_mm512_add_ps(a, b))
-    }
-
-    #[inline]
-    #[target_feature(enable = "avx2")]
-    fn sum_avx2(a: __m256, b: __m256) -> f32 {
-        let mut lanes = [0.0f32; 8];
-        // SAFETY: eight values.
-        unsafe { _mm256_storeu_ps(lanes.as_mut_ptr(), _mm256_add_ps(a, b)) };
-        lanes.iter().sum()
-    }
+    rows!(rows_avx512, "avx512f", F32x16);
+    rows!(rows_avx2, "avx2,fma,f16c", F32x8);
 }
 
 #[cfg(test)]

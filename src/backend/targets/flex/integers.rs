@@ -17,17 +17,15 @@ use self::activations::Activations;
 use self::tile::{Kernel, Operands, TILE};
 use super::matrix::{Into, SharedColumns};
 use super::packed::{LANES, PackedRows};
-use super::weights::Weights;
+use super::weights::{Weights, share};
 use crate::targets::cpu::ByteProducts;
 
 /// Columns after which sums are parked in the output, so that the panels beside some rows of activations stay in the nearest cache.
 const DEPTH: usize = 1024;
 /// Rows of activations taken through a part of the weight together, so that they and what is written of the output stay in a cache.
 const ROWS: usize = 512;
-/// Products below which another thread is not worth waking.
-const PARALLEL_PRODUCTS: usize = 1 << 18;
-/// Parts of the weight for each thread: enough for a late one to be waited for briefly.
-const PARTS_PER_THREAD: usize = 4;
+/// Products that are done before another thread has begun.
+const PARALLEL_PRODUCTS: usize = 1 << 16;
 
 /// `out[row · outputs + o] (+)= Σ x[row · inputs + i] · weights[o, i]`, with `x` rounded to eight bits by blocks.
 ///
@@ -59,8 +57,7 @@ pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], weights: PackedRow
     if rows * inputs * outputs < PARALLEL_PRODUCTS {
         return compute(0..outputs);
     }
-    let parts = PARTS_PER_THREAD * rayon::current_num_threads();
-    let part = outputs.div_ceil(parts).next_multiple_of(kernel.width);
+    let part = share(outputs, kernel.width, 0);
     let parts = (0..outputs.div_ceil(part)).into_par_iter();
     parts.for_each(|index| compute(index * part..outputs.min((index + 1) * part)));
 }

@@ -11,12 +11,12 @@ use rayon::prelude::*;
 use super::dot::InstructionSet;
 use super::matrix::{Into, SharedColumns};
 use super::memory::{self, Lent};
-use super::weights::Weights;
+use super::weights::{Weights, share};
+use crate::targets::cpu::prefetch;
+use crate::targets::cpu::vector::{Baseline, Vector};
 
 /// Products below which another thread is not worth waking.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
-/// Blocks of weight rows for each thread: enough for a late one to be waited for briefly.
-const BLOCKS_PER_THREAD: usize = 4;
 /// Values in a cache line.
 const LINE: usize = 16;
 /// The largest tile of any instruction set.
@@ -61,8 +61,7 @@ pub(crate) fn rows_times_weight<'a>(
     if rows * inputs * outputs < PARALLEL_PRODUCTS {
         return compute(0..outputs);
     }
-    let tasks = BLOCKS_PER_THREAD * rayon::current_num_threads();
-    let block = outputs.div_ceil(tasks).next_multiple_of(kernel.height);
+    let block = share(outputs, kernel.height, 0);
     let blocks = (0..outputs.div_ceil(block)).into_par_iter();
     blocks.for_each(|index| compute(index * block..outputs.min((index + 1) * block)));
 }
@@ -151,7 +150,7 @@ struct Kernel {
     groups: usize,
 }
 
-/// Calls `$tile` with the number of weight rows as a constant.
+/// Calls `$tile` with the number of weight rows, and that of halves of a panel, as constants.
 macro_rules! with_height {
     ($height:expr, $half:expr, $tile:ident $arguments:tt, [$($count:literal)*]) => {
         match $height {
@@ -170,7 +169,7 @@ impl Kernel {
             InstructionSet::Avx512 => (12, 32, 512, 1),
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => (6, 16, 512, 4),
-            InstructionSet::Portable => (4, 16, 512, 1),
+            InstructionSet::Portable => (if Baseline::REGISTERS == 32 { 6 } else { 2 }, 16, 512, 1),
         };
         Self { set, height, width, depth, groups }
     }
@@ -194,44 +193,28 @@ impl Kernel {
             match self.set {
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512 => {
-                    use x86::tile_avx512;
                     with_height!(height, half, tile_avx512 (weights, panel, depth, sums), [1 2 3 4 5 6 7 8 9 10 11 12])
                 }
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2 => {
-                    use x86::tile_avx2;
                     with_height!(height, half, tile_avx2(weights, panel, depth, sums), [1 2 3 4 5 6])
                 }
                 InstructionSet::Portable => {
-                    with_height!(height, half, tile_portable(weights, panel, depth, sums), [1 2 3 4])
+                    with_height!(height, half, tile_portable(weights, panel, depth, sums), [1 2 3 4 5 6])
                 }
             }
         }
     }
 }
 
-/// A vector register, or what the compiler makes of an array.
-trait Lanes: Copy {
-    const COUNT: usize;
-    /// # Safety
-    /// For all: the processor has the instruction set, and `COUNT` values can be read or written at a pointer.
-    unsafe fn splat(value: f32) -> Self;
-    unsafe fn load(at: *const f32) -> Self;
-    unsafe fn store(self, at: *mut f32);
-    /// `self + a · b`.
-    unsafe fn plus_product(self, a: Self, b: Self) -> Self;
-    /// Asks for a cache line, wherever it is.
-    fn prefetch(_at: *const f32) {}
-}
-
-/// `H` weight rows times half a panel (`V` = 1) or a whole one (`V` = 2).
+/// `H` weight rows times the first `V` vectors of each column of a panel.
 ///
 /// # Safety
-/// As [`Lanes`]; `H` rows of `depth` weights at `stride`, `depth` columns of a panel, and `H` rows of sums must be there.
+/// `H` rows of `depth` weights at `stride`, `depth` columns of a panel of `width`, and `H` rows of so many sums must be there.
 #[inline(always)]
-unsafe fn tile<L: Lanes, const H: usize, const V: usize>(
+unsafe fn tile<L: Vector, const H: usize, const V: usize>(
     weights: (*const f32, usize, usize),
-    panel: *const f32,
+    (panel, width): (*const f32, usize),
     depth: usize,
     sums: *mut f32,
 ) {
@@ -241,111 +224,60 @@ unsafe fn tile<L: Lanes, const H: usize, const V: usize>(
         let mut totals = [[L::splat(0.0); V]; H];
         for at in 0..depth {
             if at.is_multiple_of(LINE) {
-                (0..H).for_each(|h| L::prefetch(weights.wrapping_add(ahead + h * stride + at)));
+                (0..H).for_each(|h| prefetch(weights.wrapping_add(ahead + h * stride + at)));
             }
             let mut x = [L::splat(0.0); V];
             for (v, x) in x.iter_mut().enumerate() {
-                *x = L::load(panel.add(at * 2 * L::COUNT + v * L::COUNT));
+                *x = L::load(panel.add(at * width + v * L::COUNT));
             }
             for (h, totals) in totals.iter_mut().enumerate() {
                 let weight = L::splat(*weights.add(h * stride + at));
                 for (total, x) in totals.iter_mut().zip(x) {
-                    *total = total.plus_product(weight, x);
+                    *total = weight.mul_add(x, *total);
                 }
             }
         }
         for (h, totals) in totals.into_iter().enumerate() {
             for (v, total) in totals.into_iter().enumerate() {
-                total.store(sums.add((2 * h + v) * L::COUNT));
+                total.store(sums.add(h * width + v * L::COUNT));
             }
         }
     }
 }
 
-impl Lanes for [f32; 8] {
-    const COUNT: usize = 8;
-    #[inline(always)]
-    unsafe fn splat(value: f32) -> Self {
-        [value; 8]
-    }
-    #[inline(always)]
-    unsafe fn load(at: *const f32) -> Self {
-        unsafe { at.cast::<Self>().read_unaligned() }
-    }
-    #[inline(always)]
-    unsafe fn store(self, at: *mut f32) {
-        unsafe { at.cast::<Self>().write_unaligned(self) }
-    }
-    #[inline(always)]
-    unsafe fn plus_product(mut self, a: Self, b: Self) -> Self {
-        // Fused where that is one instruction, as it is on every aarch64.
-        let fused = cfg!(target_arch = "aarch64");
-        for ((sum, a), b) in self.iter_mut().zip(a).zip(b) {
-            *sum = if fused { a.mul_add(b, *sum) } else { *sum + a * b };
-        }
-        self
-    }
-}
-
-/// # Safety
-/// As [`tile`].
-unsafe fn tile_portable<const H: usize, const V: usize>(
-    weights: (*const f32, usize, usize),
-    panel: *const f32,
-    depth: usize,
-    sums: *mut f32,
-) {
-    unsafe { tile::<[f32; 8], H, V>(weights, panel, depth, sums) }
-}
-
-#[cfg(target_arch = "x86_64")]
-mod x86 {
-    use std::arch::x86_64::*;
-
-    use super::{Lanes, tile};
-
-    macro_rules! lanes {
-        ($vector:ty, $count:literal, $name:ident, $features:literal, $splat:ident, $load:ident, $store:ident, $fma:ident) => {
-            impl Lanes for $vector {
-                const COUNT: usize = $count;
-                #[inline(always)]
-                unsafe fn splat(value: f32) -> Self {
-                    unsafe { $splat(value) }
-                }
-                #[inline(always)]
-                unsafe fn load(at: *const f32) -> Self {
-                    unsafe { $load(at) }
-                }
-                #[inline(always)]
-                unsafe fn store(self, at: *mut f32) {
-                    unsafe { $store(at, self) }
-                }
-                #[inline(always)]
-                unsafe fn plus_product(self, a: Self, b: Self) -> Self {
-                    unsafe { $fma(a, b, self) }
-                }
-                #[inline(always)]
-                fn prefetch(at: *const f32) {
-                    // SAFETY: a hint, which reads nothing and cannot fault.
-                    unsafe { _mm_prefetch::<_MM_HINT_T0>(at.cast()) }
-                }
-            }
-
+/// The tile of a vector register: half a panel (`HALVES` = 1) or a whole one (2).
+macro_rules! tiles {
+    ($($(#[$only:meta])* $name:ident, $vector:ty, $width:literal;)*) => {
+        $(
             /// # Safety
-            /// As [`tile`], on a processor with these features.
-            #[target_feature(enable = $features)]
-            pub(super) unsafe fn $name<const H: usize, const V: usize>(
+            /// As [`tile`], on a processor with the instructions.
+            $(#[$only])*
+            unsafe fn $name<const H: usize, const HALVES: usize>(
                 weights: (*const f32, usize, usize),
                 panel: *const f32,
                 depth: usize,
                 sums: *mut f32,
             ) {
-                unsafe { tile::<$vector, H, V>(weights, panel, depth, sums) }
+                const HALF: usize = $width / 2 / <$vector as Vector>::COUNT;
+                unsafe {
+                    if HALVES == 1 {
+                        tile::<$vector, H, HALF>(weights, (panel, $width), depth, sums)
+                    } else {
+                        tile::<$vector, H, { 2 * HALF }>(weights, (panel, $width), depth, sums)
+                    }
+                }
             }
-        };
-    }
-    lanes!(__m512, 16, tile_avx512, "avx512f", _mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, _mm512_fmadd_ps);
-    lanes!(__m256, 8, tile_avx2, "avx2,fma", _mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, _mm256_fmadd_ps);
+        )*
+    };
+}
+tiles! {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    tile_avx512, crate::targets::cpu::vector::F32x16, 32;
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    tile_avx2, crate::targets::cpu::vector::F32x8, 16;
+    tile_portable, Baseline, 16;
 }
 
 #[cfg(test)]

@@ -71,6 +71,22 @@ impl<'a, T: Stored> Weights<'a> for Dense<'a, T> {
     }
 }
 
+/// Shares of a weight for each thread at most: enough for a late one to be waited for briefly.
+const SHARES_PER_THREAD: usize = 4;
+
+/// How many of a weight's rows a thread takes at a time: whole `units` of them, and `least` where there are enough for all threads. As many
+/// shares as leave no thread with more to do than another: seven equal ones for two threads would cost an eighth of the time.
+pub(crate) fn share(rows: usize, unit: usize, least: usize) -> usize {
+    let (threads, units) = (rayon::current_num_threads(), rows.div_ceil(unit).max(1));
+    let busiest = |share: usize| units.div_ceil(share).div_ceil(threads) * share;
+    // A sixteenth more than the others is less than what a smaller number of shares would have to wait for.
+    let even = units.div_ceil(threads) + units / threads / 16;
+    let shares = (1..=SHARES_PER_THREAD).rev().map(|shares| units.div_ceil(shares * threads));
+    let share = shares.filter(|share| share * unit >= least).find(|share| busiest(*share) <= even);
+    // One for each thread is even, and never too small.
+    share.unwrap_or(units.div_ceil(threads)) * unit
+}
+
 /// Work on weights in any form.
 pub(crate) trait OnWeights {
     type Output;
@@ -121,5 +137,38 @@ pub(crate) fn on_dense<W: OnDense>(matrix: &FlexTensor, work: W) -> W::Output {
         DType::F16 => work.run(Dense::new(&matrix.storage::<f16>()[range], inputs)),
         DType::BF16 => work.run(Dense::new(&matrix.storage::<bf16>()[range], inputs)),
         other => unreachable!("weights of {other:?} are not read"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_thread_has_more_rows_than_it_must() {
+        let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        for (threads, rows, unit, least, expected) in [
+            // Eight of 112 would be too small, and seven of 128 uneven.
+            (2, 896, 4, 128, 152),
+            (2, 896, 32, 0, 224),
+            (2, 896, 16, 0, 112),
+            (2, 4864, 4, 128, 608),
+            (2, 128, 4, 128, 64),
+            (1, 896, 4, 128, 224),
+            (3, 896, 16, 0, 80),
+            (16, 5, 4, 128, 4),
+            (2, 0, 4, 128, 4),
+        ] {
+            let found = pool(threads).install(|| share(rows, unit, least));
+            assert_eq!(found, expected, "{threads} threads, {rows} rows of {unit}");
+        }
+        for threads in 1..9 {
+            for rows in (1..3000).step_by(7) {
+                let share = pool(threads).install(|| share(rows, 16, 0));
+                let busiest = rows.div_ceil(share).div_ceil(threads) * share;
+                let most = rows.div_ceil(threads).next_multiple_of(16);
+                assert!(busiest <= most + most / 16, "{threads} {rows}");
+            }
+        }
     }
 }
