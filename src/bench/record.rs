@@ -13,6 +13,9 @@ use serde_json::{Map, Value};
 pub use file::{RecordError, append, name_of_file, newest, read, read_folder};
 pub use label::{key, label, matches, model};
 
+/// The part that is reading the bytes of a text's step, in turns with it.
+pub const READ: &str = "read";
+
 /// What one implementation did with one workload in one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -251,6 +254,11 @@ impl Record {
     /// What was computed, readable: `softmax [1024, 1024] f32`.
     pub fn label(&self) -> String {
         label(&self.workload)
+    }
+
+    /// Its share of the roof, if it was taken as it is today: a text's once was that of all bytes and operations, of the prompt too.
+    pub fn share(&self) -> Option<f64> {
+        self.of_roof.filter(|_| self.kind() != "generate" || self.parts.contains_key(READ))
     }
 
     /// The workload's name: `softmax`.

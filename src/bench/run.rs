@@ -14,7 +14,7 @@ use serde_json::{Value, json};
 use super::measure::{Beside, Contender, Measured, Plan, Refusal, Runner, close, interleaved};
 use super::peers::{Absent, Peer};
 use super::probe::Probe;
-use super::record::{Rate, Record, Roof, Spread, Status, Unit, Work};
+use super::record::{READ, Rate, Record, Roof, Spread, Status, Unit, Work};
 use super::subject::{Models, reading, runner, texts};
 use super::workload::{Kind, Workload, dtype_name, lengths};
 use super::{expected, machine};
@@ -327,9 +327,8 @@ impl Entry<'_> {
     }
 }
 
-/// The parts of a sample that are no part of the workload: a copy of a tensor of that size, and reading the bytes of a step.
+/// The part of a sample that is a copy of a tensor of that size.
 const COPY: &str = "copy";
-const READ: &str = "read";
 
 /// MLX's wheel for Linux computes matrix products with the reference BLAS, at some GFLOP/s.
 const MLX: &str = "its build for this processor has the reference BLAS, with which a pass of the model takes minutes";
@@ -426,7 +425,7 @@ fn filled(mut record: Record, workload: &Workload, measured: Measured) -> Record
     record.rate = Some(Rate { value, unit });
     // The rate of a text is that of its steps, which are held against reading in turns with them.
     if let (Some(step), Some(read), Some(took)) =
-        (workload.step(), record.parts.remove(READ), record.parts.get("per_token").copied())
+        (workload.step(), record.parts.get(READ).copied(), record.parts.get("per_token").copied())
     {
         if let Some(roof) = &mut record.roof {
             roof.bytes_per_second = step.cost().bytes as f64 / read;

@@ -107,7 +107,7 @@ pub fn roof(shown: &[Shown]) -> String {
         for column in ours(&sheets) {
             let shade = if column.device.kind == Kind::Software { IMITATED } else { GOOD };
             let bar = |label: &String, record: &&Record| {
-                let share = 100.0 * record.of_roof?;
+                let share = 100.0 * record.share()?;
                 let note = format!("{} %", three(share));
                 Some(Bar { label: label.clone(), value: share, spread: None, note, shade })
             };

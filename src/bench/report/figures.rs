@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde_json::Value;
 
-use super::super::record::{Record, Status};
+use super::super::record::{READ, Record, Status};
 use super::Shown;
 use super::matrix::{Column, Reasons, Sheet, find};
 use super::table::{escaped, table, three};
 
 /// Parts in the order in which they happen. Others come after them, by name.
-const PARTS: [&str; 5] = ["forward", "backward", "optimizer", "first_token", "per_token"];
+const PARTS: [&str; 6] = ["forward", "backward", "optimizer", "first_token", "per_token", READ];
 
 /// The measured roof of each device, and how much of it each of our backends reaches.
 pub fn roof(shown: &Shown) -> String {
@@ -40,7 +40,7 @@ pub fn roof(shown: &Shown) -> String {
         let ours: Vec<&Column> = sheet
             .columns
             .iter()
-            .filter(|column| rows_of(&sheet, column).any(|(_, record)| record.of_roof.is_some() && !record.peer))
+            .filter(|column| rows_of(&sheet, column).any(|(_, record)| record.share().is_some() && !record.peer))
             .collect();
         if ours.is_empty() {
             continue;
@@ -51,7 +51,7 @@ pub fn roof(shown: &Shown) -> String {
                 .iter()
                 .map(|column| {
                     let record = row.iter().find(|record| Column::of(record) == **column);
-                    let share = record.and_then(|record| record.of_roof);
+                    let share = record.and_then(|record| record.share());
                     share.map_or("not measured".to_owned(), |share| format!("{} %", three(100.0 * share)))
                 })
                 .collect();
