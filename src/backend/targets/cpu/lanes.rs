@@ -1,8 +1,6 @@
 //! Sums, maxima and element-wise functions of rows, in registers of whatever instruction set there is.
 //! Sums run in lanes, in the same order on every processor, which also rounds less than one running sum.
 
-use std::ops::Range;
-
 use pulp::{Simd, WithSimd};
 
 use super::vector::{Baseline, Vector};
@@ -13,7 +11,9 @@ use super::{Ahead, InstructionSet, functions::exp_below};
 /// Sums that run beside each other: eight registers of AVX2, which leave as many for operands.
 const LANES: usize = 64;
 /// Sums of exponentials that run beside each other: more leave no registers for the constants.
-const EXPONENTIALS: usize = 16;
+const EXPONENTIALS: usize = LINE;
+/// Elements of a cache line.
+const LINE: usize = 16;
 /// Of the narrowest registers there are so many for them.
 const REGISTERS: usize = LANES / Baseline::COUNT;
 
@@ -88,14 +88,14 @@ impl Elementwise<2, 1> for Sum {
 }
 
 impl Math {
-    /// Element by element of rows of the same length, some at a time: `done(here)` after each time.
+    /// Element by element of rows of the same length, some at a time: `done(at)` after each [`LINE`] from `at` on.
     #[inline(always)]
     pub(crate) fn map<const IN: usize, const OUT: usize>(
         self,
         function: &impl Elementwise<IN, OUT>,
         rows: [&[f32]; IN],
         outs: [&mut [f32]; OUT],
-        done: impl FnMut(Range<usize>),
+        done: impl FnMut(usize),
     ) {
         with_registers!(self, V => map::<V, IN, OUT>(function, rows, outs, done));
     }
@@ -246,14 +246,14 @@ fn divide(row: &mut [f32], by: f32) {
 
 /// Nothing, after some elements.
 #[inline(always)]
-pub(crate) fn nothing(_: Range<usize>) {}
+pub(crate) fn nothing(_: usize) {}
 
 #[inline(always)]
 fn map<V: Vector, const IN: usize, const OUT: usize>(
     function: &impl Elementwise<IN, OUT>,
     rows: [&[f32]; IN],
     mut outs: [&mut [f32]; OUT],
-    mut done: impl FnMut(Range<usize>),
+    mut done: impl FnMut(usize),
 ) {
     let length = rows.first().map_or(0, |row| row.len());
     assert!(rows.iter().all(|row| row.len() == length) && outs.iter().all(|out| out.len() == length));
@@ -269,7 +269,7 @@ fn map<V: Vector, const IN: usize, const OUT: usize>(
                 }
             }
         }
-        done(start..start + LANES);
+        (start..start + LANES).step_by(LINE).for_each(&mut done);
         start += LANES;
     }
     while start < length {
@@ -340,7 +340,7 @@ fn spread<V: Vector, const WIDTH: usize, const REGISTERS: usize>(lanes: [V; REGI
     all
 }
 
-/// `to[i] = exp(scale · from[i] + shift)`, and the sum of them; `done` after some each.
+/// `to[i] = exp(scale · from[i] + shift)`, and the sum of them; `done(at)` after each [`LINE`] from `at` on.
 ///
 /// # Safety
 /// So many elements can be read and written. Both may be the same.
@@ -351,7 +351,7 @@ unsafe fn exponentials<V: Vector>(
     length: usize,
     scale: f32,
     shift: f32,
-    mut done: impl FnMut(Range<usize>),
+    mut done: impl FnMut(usize),
 ) -> f32 {
     let (scale, shift) = (V::splat(scale), V::splat(shift));
     let mut lanes = [V::splat(0.0); EXPONENTIALS / Baseline::COUNT];
@@ -366,7 +366,7 @@ unsafe fn exponentials<V: Vector>(
                 y.store(to.add(here));
                 *lane = *lane + y;
             }
-            done(at..at + EXPONENTIALS);
+            done(at);
             at += EXPONENTIALS;
         }
         for lane in &mut lanes[..registers] {

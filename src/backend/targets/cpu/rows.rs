@@ -1,7 +1,5 @@
 //! A float tensor seen as rows of its last axis: the shape every norm-like kernel works on.
 
-use std::ops::Range;
-
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
@@ -166,21 +164,21 @@ impl Ahead {
         Self(0)
     }
 
-    /// What asks for the elements after those of `rows`, which will be read, and of `outs`, which will be overwritten.
+    /// What asks for a cache line after that of `rows`, which will be read, and of `outs`, which will be overwritten.
     #[inline(always)]
     pub(crate) fn fetch<const IN: usize, const OUT: usize>(
         self,
         rows: [&[f32]; IN],
         outs: [&[f32]; OUT],
-    ) -> impl Fn(Range<usize>) + use<IN, OUT> {
+    ) -> impl Fn(usize) + use<IN, OUT> {
         let (rows, outs) = (rows.map(|row| self.next(row)), outs.map(|out| self.next(out)));
         #[inline(always)]
-        move |here| {
+        move |at| {
             for row in rows {
-                row.fetch(here.clone());
+                row.fetch(at);
             }
             for out in outs {
-                out.fetch_to_write(here.clone());
+                out.fetch_to_write(at);
             }
         }
     }
@@ -194,36 +192,27 @@ impl Ahead {
 
 #[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "no other processor is asked for anything"))]
 impl Next {
-    /// Asks for these elements.
+    /// Asks for the cache line of the element at `at`.
     #[inline(always)]
-    fn fetch(self, here: Range<usize>) {
+    fn fetch(self, at: usize) {
         #[cfg(target_arch = "x86_64")]
-        for line in self.lines(here) {
+        if let Some(start) = self.0 {
             use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
             // SAFETY: a hint, which reads nothing and cannot fault.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(line.cast()) };
+            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast()) };
         }
     }
 
-    /// As [`fetch`](Self::fetch) for values that will be overwritten: their lines come to be this processor's alone.
+    /// As [`fetch`](Self::fetch) for values that will be overwritten: their line comes to be this processor's alone.
     #[inline(always)]
-    fn fetch_to_write(self, here: Range<usize>) {
+    fn fetch_to_write(self, at: usize) {
         #[cfg(target_arch = "x86_64")]
-        for line in self.lines(here) {
+        if let Some(start) = self.0 {
             // SAFETY: a hint, which changes nothing and cannot fault; a processor that does not know it does nothing.
-            unsafe { std::arch::asm!("prefetchw [{}]", in(reg) line, options(nostack, preserves_flags)) };
+            unsafe {
+                std::arch::asm!("prefetchw [{}]", in(reg) start.wrapping_add(at), options(nomem, nostack, preserves_flags));
+            }
         }
-    }
-
-    /// One address of each cache line.
-    #[cfg(target_arch = "x86_64")]
-    #[inline(always)]
-    fn lines(self, here: Range<usize>) -> impl Iterator<Item = *const f32> {
-        let start = self.0;
-        here.step_by(16).filter_map(
-            #[inline(always)]
-            move |element| start.map(|start| start.wrapping_add(element)),
-        )
     }
 }
 
