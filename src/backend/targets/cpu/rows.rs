@@ -210,7 +210,7 @@ impl Next {
         if let Some(start) = self.0 {
             // SAFETY: a hint, which changes nothing and cannot fault; a processor that does not know it does nothing.
             unsafe {
-                std::arch::asm!("prefetchw [{}]", in(reg) start.wrapping_add(at), options(nomem, nostack, preserves_flags));
+                std::arch::asm!("prefetchw [{}]", in(reg) start.wrapping_add(at).addr(), options(nomem, nostack, preserves_flags));
             }
         }
     }
