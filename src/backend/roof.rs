@@ -51,7 +51,7 @@ impl Reading {
         #[cfg(feature = "cpu")]
         let sum = |()| cpu::sum_by_all(&self.0);
         #[cfg(not(feature = "cpu"))]
-        let sum = |()| self.0.iter().sum();
+        let sum = |()| self.0.iter().sum::<f32>();
         B::concurrently(vec![()], sum).into_iter().sum()
     }
 }
