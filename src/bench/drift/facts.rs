@@ -86,7 +86,7 @@ impl Facts {
                 add("roof.bytes", Some(roof.bytes_per_second), Some(Dimension::BytesPerSecond));
                 add("roof.operations", Some(roof.operations_per_second), Some(Dimension::OperationsPerSecond));
             }
-            add("of_roof", record.of_roof, Some(Dimension::Share));
+            add("of_roof", record.share(), Some(Dimension::Share));
             add("peak_bytes", record.peak_bytes.map(|bytes| bytes as f64), Some(Dimension::Bytes));
             add("launches_per_token", record.launches_per_token, None);
             add("perplexity", record.perplexity, None);

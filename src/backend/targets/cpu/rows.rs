@@ -164,7 +164,8 @@ impl Ahead {
         Self(0)
     }
 
-    /// What asks for a cache line after that of `rows`, which will be read, and of `outs`, which will be overwritten.
+    /// What asks, after the cache line that begins at an element, for the same line of the next row: of `rows`, which will be read, and of
+    /// `outs`, which will be overwritten.
     #[inline(always)]
     pub(crate) fn fetch<const IN: usize, const OUT: usize>(
         self,

@@ -3,6 +3,7 @@
 
 use std::ops::{Add, Div, Mul, Sub};
 
+// `half::bf16` is written out: `std::arch` has a type of that name too.
 use half::f16;
 
 /// A register of f32. Values of it must only be made where the processor has its instructions, inside of a function that is compiled for them:
