@@ -76,6 +76,18 @@ pub fn rss_bytes() -> Option<u64> {
     proc_number("/proc/self/status", "VmRSS:").map(|kilobytes| kilobytes * 1024)
 }
 
+/// From now on a large block goes back to the system when it is freed. By itself glibc keeps blocks of up to 32 MB for later ones, which
+/// saves page faults but leaves gaps: a training run's peak was up to a third higher for them, and no two runs had the same. Where there is
+/// another C library nothing changes.
+pub fn return_freed_memory() {
+    #[cfg(all(target_os = "linux", target_env = "gnu"))]
+    {
+        const LARGE_BYTES: libc::c_int = 1 << 20;
+        // SAFETY: sets a number that the allocator reads under its own lock.
+        unsafe { libc::mallopt(libc::M_MMAP_THRESHOLD, LARGE_BYTES) };
+    }
+}
+
 /// The number behind a key in one of the system's files about processes.
 fn proc_number(path: &str, key: &str) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;

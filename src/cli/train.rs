@@ -10,6 +10,7 @@ use std::process::ExitCode;
 
 use anyhow::{Result, bail};
 use clap::Args;
+use firebrick::backend::process::return_freed_memory;
 use firebrick::core::train::checkpoint::{Checkpoints, Saved};
 use firebrick::core::train::contrastive::Contrastive;
 use firebrick::core::train::task::Task;
@@ -61,6 +62,8 @@ impl Train {
             options.check_init_adapter()?;
         }
         options.check()?;
+        // What is estimated beforehand is what there is then.
+        return_freed_memory();
         everywhere.clone().dispatch(Work { verb: self, options, everywhere })
     }
 }

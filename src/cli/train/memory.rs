@@ -195,7 +195,7 @@ impl fmt::Display for Memory {
             ("activations", self.estimate.activations_bytes, format!(": kept of a pass of {pass_tokens} tokens")),
             ("working", self.estimate.working_bytes, ": of a layer or of the head".into()),
             ("validation", self.estimate.validation_bytes, ": in place of the two above".into()),
-            ("allocator", self.estimate.allocator_bytes, ": freed, and kept by the C library".into()),
+            ("allocator", self.estimate.allocator_bytes, ": freed, and kept for later".into()),
             ("process", self.estimate.process_bytes, ": runtime, tokenizer, rows".into()),
         ];
         for (name, bytes, what) in lines {

@@ -23,11 +23,9 @@ const F32: u64 = 4;
 /// measured peaks of models too small for their tensors to matter.
 const RUNTIME_BYTES: u64 = 4 << 20;
 
-/// Parts of the working memory and of the activations that the C library keeps after they are freed, or loses between blocks in use. Fitted
-/// to the difference between counted and measured peaks of the test's models with glibc; it all but vanishes with
-/// `MALLOC_MMAP_THRESHOLD_=1048576`, which hands blocks back at once but takes time.
-const KEPT_OF_WORKING: f64 = 0.45;
-const KEPT_OF_ACTIVATIONS: f64 = 0.05;
+/// Part of the working memory that is kept between two uses, or lost between blocks in use: of the test's models between none and all,
+/// where large blocks go back to the system when they are freed ([`return_freed_memory`](firebrick_backend::process::return_freed_memory)).
+const KEPT_OF_WORKING: f64 = 0.25;
 
 /// Rows whose order is looked at for the longest pass. A run beyond is taken to have seen it.
 const ROWS_LOOKED_AT: usize = 1 << 22;
@@ -49,7 +47,7 @@ pub struct Estimate {
     pub working_bytes: u64,
     /// The most that validation holds, in place of the last two.
     pub validation_bytes: u64,
-    /// Freed memory that the C library keeps.
+    /// Freed memory that is kept for later.
     pub allocator_bytes: u64,
     /// All of that at the worst moment.
     pub peak_bytes: u64,
@@ -95,8 +93,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         let process_bytes = held - weights_bytes - parameters + RUNTIME_BYTES;
         // Before the first step there are no moments, but between two steps there are.
         let passes = (activations_bytes + working_bytes).max(validation_bytes);
-        let worked = KEPT_OF_WORKING * working_bytes.max(validation_bytes) as f64;
-        let allocator_bytes = (worked + KEPT_OF_ACTIVATIONS * activations_bytes as f64) as u64;
+        let allocator_bytes = (KEPT_OF_WORKING * working_bytes.max(validation_bytes) as f64) as u64;
         let peak_bytes = process_bytes + weights_bytes + adapter_bytes + passes + allocator_bytes;
         let pass_tokens = longest.tokens;
         Estimate {

@@ -11,6 +11,7 @@ use rayon::prelude::*;
 use super::{AttentionLayout, Span};
 use crate::targets::flex::dot::Stored;
 use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
+use crate::targets::flex::memory::Lent;
 use crate::targets::flex::{Rows, contiguous, lanes, memory, tensor};
 
 /// Rows of a tile: enough for the matrix product to run well, few enough for its scores to stay in the second-level cache.
@@ -35,7 +36,7 @@ impl Side {
     }
 
     /// Some rows of `dim` values, the first at `start` and the others `stride` apart: where they are, or as f32 in `scratch`.
-    fn rows<'r>(&'r self, start: usize, [rows, dim, stride]: [usize; 3], scratch: &'r mut Vec<f32>) -> MatrixRef<'r> {
+    fn rows<'r>(&'r self, start: usize, [rows, dim, stride]: [usize; 3], scratch: &'r mut Lent) -> MatrixRef<'r> {
         match self {
             Self::F32(all) => MatrixRef::new(&all.all()[start..], rows, dim, stride),
             Self::F16(all) => widened::<f16>(all, start, [rows, dim, stride], scratch),
@@ -48,14 +49,14 @@ fn widened<'r, T: Stored>(
     all: &FlexTensor,
     start: usize,
     [rows, dim, stride]: [usize; 3],
-    scratch: &'r mut Vec<f32>,
+    scratch: &'r mut Lent,
 ) -> MatrixRef<'r> {
     let values = &all.storage::<T>()[all.layout().start_offset() + start..];
-    scratch.resize(rows * dim, 0.0);
-    for (row, to) in scratch.chunks_exact_mut(dim).enumerate() {
+    let out = scratch.first(rows * dim);
+    for (row, to) in out.chunks_exact_mut(dim).enumerate() {
         T::widen_into(&values[row * stride..][..dim], to);
     }
-    MatrixRef::new(scratch, rows, dim, dim)
+    MatrixRef::new(out, rows, dim, dim)
 }
 
 /// The three inputs with their sizes.
@@ -101,19 +102,19 @@ impl Inputs<'_> {
     }
 
     /// `k` or `v` of the tile's head over `keys`, `[keys, dim]`.
-    fn side<'r>(&self, side: &'r Side, tile: &Tile, keys: &Range<usize>, scratch: &'r mut Vec<f32>) -> MatrixRef<'r> {
+    fn side<'r>(&self, side: &'r Side, tile: &Tile, keys: &Range<usize>, scratch: &'r mut Lent) -> MatrixRef<'r> {
         let stride = self.kv_heads * self.dim;
         let start = (tile.span.key_start + keys.start) * stride + tile.kv_head * self.dim;
         side.rows(start, [keys.len(), self.dim, stride], scratch)
     }
 
     /// The tile's rows of a tensor shaped like `q`, copied together: `[queries · group, dim]`.
-    fn gather(&self, rows: &[f32], tile: &Tile) -> Vec<f32> {
+    fn gather(&self, rows: &[f32], tile: &Tile) -> Lent {
         let width = self.group() * self.dim;
-        let mut out = Vec::with_capacity(tile.queries.len() * width);
-        for query in tile.queries.clone() {
+        let mut out = memory::scratch(tile.queries.len() * width);
+        for (query, out) in tile.queries.clone().zip(out.chunks_exact_mut(width)) {
             let start = (tile.span.query_start + query) * self.heads * self.dim + tile.kv_head * width;
-            out.extend_from_slice(&rows[start..start + width]);
+            out.copy_from_slice(&rows[start..start + width]);
         }
         out
     }
@@ -128,10 +129,10 @@ impl Inputs<'_> {
     }
 
     /// Softmax(scale·q·kᵀ) of the tile, `[queries · group, keys]`, zero where a query does not see the key.
-    fn probabilities(&self, q: &[f32], tile: &Tile, keys: &Range<usize>) -> Vec<f32> {
+    fn probabilities(&self, q: &[f32], tile: &Tile, keys: &Range<usize>) -> Lent {
         let (rows, width) = (tile.queries.len() * self.group(), keys.len());
-        let mut scores = vec![0.0; rows * width];
-        let mut scratch = Vec::new();
+        let mut scores = memory::scratch(rows * width);
+        let mut scratch = Lent::default();
         let k = self.side(&self.k, tile, keys, &mut scratch).transposed();
         let q = MatrixRef::new(q, rows, self.dim, self.dim);
         multiply(MatrixMut::new(&mut scores, rows, width, width), Into::Overwrite, q, k, false);
@@ -172,7 +173,7 @@ pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &Atte
         let rows = tile.queries.len() * inputs.group();
         let mut product = q;
         let p = MatrixRef::new(&p, rows, keys.len(), keys.len());
-        let mut scratch = Vec::new();
+        let mut scratch = Lent::default();
         let v = inputs.side(&inputs.v, tile, &keys, &mut scratch);
         multiply(MatrixMut::new(&mut product, rows, inputs.dim, inputs.dim), Into::Overwrite, p, v, false);
         product
@@ -180,7 +181,7 @@ pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &Atte
     if inputs.is_small() {
         tiles.iter().for_each(|tile| inputs.scatter(&compute(tile), tile, &mut out));
     } else {
-        let products: Vec<Vec<f32>> = tiles.par_iter().map(compute).collect();
+        let products: Vec<Lent> = tiles.par_iter().map(compute).collect();
         tiles.iter().zip(&products).for_each(|(tile, product)| inputs.scatter(product, tile, &mut out));
     }
     tensor(out, q.shape())
@@ -188,9 +189,9 @@ pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &Atte
 
 /// Gradients of one key-value head of a span: of its queries tile by tile, of its keys and values `[keys, dim]`.
 struct HeadGradients {
-    queries: Vec<Vec<f32>>,
-    keys: Vec<f32>,
-    values: Vec<f32>,
+    queries: Vec<Lent>,
+    keys: Lent,
+    values: Lent,
 }
 
 pub(crate) fn backward(
@@ -232,8 +233,10 @@ pub(crate) fn backward(
 fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> HeadGradients {
     let dim = inputs.dim;
     let mut queries = Vec::new();
-    let (mut d_keys, mut d_values) = (vec![0.0; span.key_len * dim], vec![0.0; span.key_len * dim]);
-    let mut d_scores = Vec::new();
+    let [mut d_keys, mut d_values] = [(); 2].map(|()| memory::scratch(span.key_len * dim));
+    d_keys.fill(0.0);
+    d_values.fill(0.0);
+    let mut scores = Lent::default();
     for tile in inputs.tiles(span, kv_head) {
         let keys = inputs.keys(&tile);
         let (rows, width) = (tile.queries.len() * inputs.group(), keys.len());
@@ -246,10 +249,10 @@ fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> 
         let into = MatrixMut::new(&mut d_values[part.clone()], width, dim, dim);
         multiply(into, Into::Add, p_matrix.transposed(), grad, false);
 
-        d_scores.resize(rows * width, 0.0);
-        let mut scratch = Vec::new();
+        let d_scores = scores.first(rows * width);
+        let mut scratch = Lent::default();
         let v = inputs.side(&inputs.v, &tile, &keys, &mut scratch).transposed();
-        multiply(MatrixMut::new(&mut d_scores, rows, width, width), Into::Overwrite, grad, v, false);
+        multiply(MatrixMut::new(d_scores, rows, width, width), Into::Overwrite, grad, v, false);
         let scale = inputs.layout.scale as f32;
         lanes::vectorised(
             #[inline(always)]
@@ -260,8 +263,8 @@ fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> 
                 }
             },
         );
-        let d_matrix = MatrixRef::new(&d_scores[..rows * width], rows, width, width);
-        let mut d_q = vec![0.0; rows * dim];
+        let d_matrix = MatrixRef::new(d_scores, rows, width, width);
+        let mut d_q = memory::scratch(rows * dim);
         let k = inputs.side(&inputs.k, &tile, &keys, &mut scratch);
         multiply(MatrixMut::new(&mut d_q, rows, dim, dim), Into::Overwrite, d_matrix, k, false);
         queries.push(d_q);

@@ -15,6 +15,7 @@ use crate::targets::cpu::ByteProducts;
 use crate::targets::flex::dot::{InstructionSet, STREAMS, Stored, VECTORS};
 use crate::targets::flex::integers::rows_times_packed;
 use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
+use crate::targets::flex::memory::Lent;
 use crate::targets::flex::packed::PackedRows;
 use crate::targets::flex::product::rows_times_weight;
 pub(crate) use crate::targets::flex::weights::reads;
@@ -171,9 +172,9 @@ fn few_rows<T: Stored>(Forward { x, rows, bias, update }: Forward, weights: Dens
             }
         }
         if let Some(Update { low, b, rank }) = update {
-            let mut added = vec![0.0; out.len()];
+            let mut added = memory::scratch(out.len());
             every_row_dot(set, low, rows, Dense::new(b.all(), *rank).rows(first..first + count), &mut added);
-            out.iter_mut().zip(added).for_each(|(out, added)| *out += added);
+            out.iter_mut().zip(&*added).for_each(|(out, added)| *out += added);
         }
     };
     if inputs * outputs < PARALLEL_PRODUCTS {
@@ -221,14 +222,14 @@ fn multiply_into<T: Stored>(out: &mut [f32], into: Into, x: &[f32], weights: Den
 struct AsStored<'a, W>(W, PhantomData<&'a ()>);
 
 impl<'a, W: Weights<'a>> ColumnBlocks for AsStored<'a, W> {
-    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
+    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Lent) -> MatrixRef<'s> {
         let (rows, inputs) = (self.0.outputs(), self.0.inputs());
         if let Some(weights) = self.0.as_f32() {
             return MatrixRef::new(&weights[columns.start..], rows, columns.len(), inputs);
         }
-        scratch.resize(rows * columns.len(), 0.0);
-        self.0.widen(columns.clone(), scratch);
-        MatrixRef::new(scratch, rows, columns.len(), columns.len())
+        let values = scratch.first(rows * columns.len());
+        self.0.widen(columns.clone(), values);
+        MatrixRef::new(values, rows, columns.len(), columns.len())
     }
 }
 
@@ -236,14 +237,14 @@ impl<'a, W: Weights<'a>> ColumnBlocks for AsStored<'a, W> {
 struct Transposed<'a, W>(W, PhantomData<&'a ()>);
 
 impl<'a, W: Weights<'a>> ColumnBlocks for Transposed<'a, W> {
-    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s> {
+    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Lent) -> MatrixRef<'s> {
         let (rows, inputs) = (self.0.rows(columns.clone()), self.0.inputs());
         let values = match rows.as_f32() {
             Some(values) => values,
             None => {
-                scratch.resize(columns.len() * inputs, 0.0);
-                rows.widen(0..inputs, scratch);
-                scratch
+                let values = scratch.first(columns.len() * inputs);
+                rows.widen(0..inputs, values);
+                values
             }
         };
         MatrixRef::new(values, columns.len(), inputs, inputs).transposed()

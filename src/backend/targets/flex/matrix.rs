@@ -5,6 +5,8 @@ use std::ops::Range;
 use gemm::Parallelism;
 use rayon::prelude::*;
 
+use super::memory::Lent;
+
 /// A read-only matrix inside a slice.
 #[derive(Clone, Copy)]
 pub(crate) struct MatrixRef<'a> {
@@ -162,7 +164,7 @@ unsafe fn raw(
 /// A right-hand matrix handed out a block of columns at a time: in place, or widened into the scratch of a thread.
 pub(crate) trait ColumnBlocks: Sync {
     /// These columns, all rows.
-    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Vec<f32>) -> MatrixRef<'s>;
+    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Lent) -> MatrixRef<'s>;
 }
 
 /// `destination (+)= left · right` where `right` is produced a block of columns at a time.
@@ -181,14 +183,14 @@ pub(crate) fn multiply_by_column_blocks(
     // depend on the number of threads, which could change the order in which `gemm` sums. Whole blocks of packed weights.
     let block = (columns / 16).clamp(64, 256).next_multiple_of(32);
     if columns <= block || rows * columns * left.columns < 1 << 17 {
-        let mut scratch = Vec::new();
+        let mut scratch = Lent::default();
         let right = right.columns(0..columns, &mut scratch);
         return multiply(destination, into, left, right, true);
     }
     let add = destination.begin(into);
     let length = destination.data.len();
     let shared = SharedColumns::new(destination.data, stride);
-    (0..columns.div_ceil(block)).into_par_iter().for_each_init(Vec::new, |scratch, index| {
+    (0..columns.div_ceil(block)).into_par_iter().for_each_init(Lent::default, |scratch, index| {
         let range = index * block..columns.min((index + 1) * block);
         let right = right.columns(range.clone(), scratch);
         assert_eq!((left.columns, range.len()), (right.rows, right.columns));

@@ -118,7 +118,8 @@ pub(crate) fn bytes(values: Vec<f32>) -> Bytes {
     unsafe { Bytes::from_controller(Box::new(Lent::new(values)), length) }
 }
 
-/// A buffer in use.
+/// A buffer in use; the default one is empty.
+#[derive(Default)]
 pub(crate) struct Lent(Vec<f32>);
 
 impl Lent {
@@ -127,6 +128,16 @@ impl Lent {
             pool().lend(values.capacity());
         }
         Self(values)
+    }
+
+    /// So many values, to be overwritten: in this buffer, or in a larger one that takes its place.
+    pub(crate) fn first(&mut self, count: usize) -> &mut [f32] {
+        if self.0.len() < count {
+            // It goes back before the other is looked for.
+            drop(std::mem::take(self));
+            *self = scratch(count);
+        }
+        &mut self.0[..count]
     }
 }
 

@@ -40,16 +40,16 @@ pub(crate) fn rows_times_weight<'a>(
     let panels = Panels::pack(x, inputs, kernel.width);
     let destination = SharedColumns::new(out, outputs);
     let compute = |block: Range<usize>| {
-        let mut widened = Vec::new();
+        let mut widened = Lent::default();
         for first in block.clone().step_by(kernel.height * kernel.groups) {
             let some = weights.rows(first..block.end.min(first + kernel.height * kernel.groups));
             // Weights in place are fetched a group ahead: the rows of a group are too short for the processor to foresee the next.
             let (values, ahead) = match some.as_f32() {
                 Some(values) => (values, kernel.height * inputs),
                 None => {
-                    widened.resize(some.outputs() * inputs, 0.0);
-                    some.widen(0..inputs, &mut widened);
-                    (&widened[..], 0)
+                    let values = widened.first(some.outputs() * inputs);
+                    some.widen(0..inputs, values);
+                    (&*values, 0)
                 }
             };
             let into = into.columns(first..first + some.outputs());
