@@ -119,7 +119,7 @@ pub(crate) mod cpu {
             #[inline(always)]
             |math, index, ahead, row, out| {
                 let rows = [row, residuals.row(index)];
-                let fetch = ahead.fetch(rows, [out]);
+                let fetch = ahead.kept().fetch(rows, [out]);
                 math.map(&Sum, rows, [&mut *out], fetch);
                 let (mean, inverse) = statistics(math, out, epsilon as f32);
                 for ((out, &w), &b) in out.iter_mut().zip(weight).zip(bias) {

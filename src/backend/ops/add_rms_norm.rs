@@ -98,7 +98,7 @@ pub(crate) mod cpu {
         Rows::new(&x).map_to_two(
             #[inline(always)]
             |math, index, ahead, row, sum, normed| {
-                let fetch = ahead.fetch([row], [sum]);
+                let fetch = ahead.kept().fetch([row], [sum]);
                 math.map(&Sum, [row, residuals.row(index)], [&mut *sum], fetch);
                 let inverse = inverse_rms(math, sum, epsilon as f32);
                 // The next residual is asked for here, where there is less to wait for.

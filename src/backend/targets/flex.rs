@@ -95,6 +95,7 @@ pub(crate) fn tensor(data: Vec<f32>, shape: Shape) -> FlexTensor {
 
 impl RowTensor for FlexTensor {
     type Output = Self;
+    const REUSES_MEMORY: bool = true;
 
     fn shape(&self) -> Shape {
         TensorMetadata::shape(self)

@@ -31,6 +31,7 @@ pub(super) struct Slice<'s> {
 
 impl RowTensor for Slice<'_> {
     type Output = Vec<f32>;
+    const REUSES_MEMORY: bool = false;
 
     fn shape(&self) -> Shape {
         Shape::from(self.shape.dims().to_vec())

@@ -3,6 +3,7 @@
 
 use pulp::{Simd, WithSimd};
 
+use super::rows::Fetch;
 use super::vector::{Baseline, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{F32x8, F32x16};
@@ -88,16 +89,20 @@ impl Elementwise<2, 1> for Sum {
 }
 
 impl Math {
-    /// Element by element of rows of the same length, some at a time: `done(at)` after each [`LINE`] from `at` on.
+    /// Element by element of rows of the same length, some at a time: with each [`LINE`] what lies ahead is asked for.
     #[inline(always)]
-    pub(crate) fn map<const IN: usize, const OUT: usize>(
+    pub(crate) fn map<const IN: usize, const OUT: usize, const A: usize, const B: usize>(
         self,
         function: &impl Elementwise<IN, OUT>,
         rows: [&[f32]; IN],
         outs: [&mut [f32]; OUT],
-        done: impl FnMut(usize),
+        fetch: Fetch<A, B>,
     ) {
-        with_registers!(self, V => map::<V, IN, OUT>(function, rows, outs, done));
+        if fetch.past_caches && outs.iter().all(|out| out.as_ptr().addr().is_multiple_of(16)) {
+            with_registers!(self, V => map::<V, IN, OUT, A, B, true>(function, rows, outs, fetch));
+        } else {
+            with_registers!(self, V => map::<V, IN, OUT, A, B, false>(function, rows, outs, fetch));
+        }
     }
 
     /// Σ x
@@ -229,9 +234,20 @@ impl Math {
         }
         let shift = -scale * self.max_but_nan(row);
         let (from, to) = (row.as_ptr(), out.as_mut_ptr());
-        let done = ahead.fetch([row], [out]);
+        // What is written here is read again.
+        let fetch = ahead.kept().fetch([row], [out]);
         // SAFETY: as many elements of either.
-        let sum = with_registers!(self, V => unsafe { exponentials::<V>(from, to, row.len(), scale, shift, done) });
+        let sum = with_registers!(self, V => unsafe {
+            exponentials::<V>(
+                from,
+                to,
+                row.len(),
+                scale,
+                shift,
+                #[inline(always)]
+                |at| fetch.after(at),
+            )
+        });
         divide(out, sum);
     }
 }
@@ -246,14 +262,15 @@ fn divide(row: &mut [f32], by: f32) {
 
 /// Nothing, after some elements.
 #[inline(always)]
-pub(crate) fn nothing(_: usize) {}
+fn nothing(_: usize) {}
 
+/// `PAST_CACHES` only if all of `outs` begin at a multiple of 16 bytes.
 #[inline(always)]
-fn map<V: Vector, const IN: usize, const OUT: usize>(
+fn map<V: Vector, const IN: usize, const OUT: usize, const A: usize, const B: usize, const PAST_CACHES: bool>(
     function: &impl Elementwise<IN, OUT>,
     rows: [&[f32]; IN],
     mut outs: [&mut [f32]; OUT],
-    mut done: impl FnMut(usize),
+    fetch: Fetch<A, B>,
 ) {
     let length = rows.first().map_or(0, |row| row.len());
     assert!(rows.iter().all(|row| row.len() == length) && outs.iter().all(|out| out.len() == length));
@@ -261,15 +278,16 @@ fn map<V: Vector, const IN: usize, const OUT: usize>(
     while start + LANES <= length {
         for register in 0..LANES / V::COUNT {
             let at = start + register * V::COUNT;
-            // SAFETY: so many elements are there, of each row.
+            // SAFETY: so many elements are there, of each row; past the caches go whole registers of at least 16 bytes.
             unsafe {
                 let made = function.of(rows.map(|row| V::load(row.as_ptr().add(at))));
                 for (out, made) in outs.iter_mut().zip(made) {
-                    made.store(out.as_mut_ptr().add(at));
+                    let out = out.as_mut_ptr().add(at);
+                    if PAST_CACHES { made.store_past_caches(out) } else { made.store(out) }
                 }
             }
         }
-        (start..start + LANES).step_by(LINE).for_each(&mut done);
+        (start..start + LANES).step_by(LINE).for_each(|at| fetch.after(at));
         start += LANES;
     }
     while start < length {

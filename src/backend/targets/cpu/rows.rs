@@ -9,8 +9,14 @@ use crate::process::prefer_large_pages;
 /// Below this many elements the work is done before another thread has woken up.
 const PARALLEL_ELEMENTS: usize = 1 << 15;
 
+/// Bytes from which a result goes past the caches: none keeps so much, and to go through them its old content would have to be read first.
+const PAST_CACHES: usize = 32 << 20;
+
 /// An f32 tensor in the memory of the CPU.
 pub(crate) trait RowTensor: Sync + Sized {
+    /// Whether the memory of results has mostly been used before. The pages of new memory are in the caches when they are written first: the
+    /// system has just cleared them.
+    const REUSES_MEMORY: bool;
     /// What is made of new values: a tensor, or the values alone.
     type Output;
 
@@ -78,17 +84,21 @@ impl<T: RowTensor> Rows<T> {
         let data = self.all();
         let width = self.width.max(1);
         let mut out = T::stale(data.len());
+        let past_caches = T::REUSES_MEMORY && size_of_val(data) >= PAST_CACHES;
         let run = |first: usize, data: &[f32], out: &mut [f32]| {
             lanes::vectorised(
                 #[inline(always)]
                 |math| {
                     let rows = data.len() / width;
                     for (index, (row, out)) in data.chunks_exact(width).zip(out.chunks_exact_mut(width)).enumerate() {
-                        let ahead = Ahead(if index + 1 < rows { width } else { 0 });
+                        let ahead = Ahead { distance: if index + 1 < rows { width } else { 0 }, past_caches };
                         kernel(math, first + index, ahead, row, out);
                     }
                 },
             );
+            if past_caches {
+                fence();
+            }
         };
         if data.len() < PARALLEL_ELEMENTS {
             run(0, data, &mut out);
@@ -109,6 +119,7 @@ impl<T: RowTensor> Rows<T> {
         let data = self.all();
         let width = self.width.max(1);
         let (mut one, mut two) = (T::stale(data.len()), T::stale(data.len()));
+        let past_caches = T::REUSES_MEMORY && size_of_val(data) >= PAST_CACHES;
         let run = |first: usize, data: &[f32], one: &mut [f32], two: &mut [f32]| {
             lanes::vectorised(
                 #[inline(always)]
@@ -116,11 +127,14 @@ impl<T: RowTensor> Rows<T> {
                     let rows = data.len() / width;
                     let outs = one.chunks_exact_mut(width).zip(two.chunks_exact_mut(width));
                     for (index, (row, (one, two))) in data.chunks_exact(width).zip(outs).enumerate() {
-                        let ahead = Ahead(if index + 1 < rows { width } else { 0 });
+                        let ahead = Ahead { distance: if index + 1 < rows { width } else { 0 }, past_caches };
                         kernel(math, first + index, ahead, row, one, two);
                     }
                 },
             );
+            if past_caches {
+                fence();
+            }
         };
         if data.len() < PARALLEL_ELEMENTS {
             run(0, data, &mut one, &mut two);
@@ -147,10 +161,24 @@ pub(crate) fn copied<T: RowTensor>(x: &T) -> T::Output {
     )
 }
 
-/// How many elements further the next row is; 0 if there is none. While a row is computed the memory would have nothing to do: so after each
-/// few elements those of the next are asked for, the values to be read and the place of those to be written. All at once would be waited for.
+/// What a row's kernel is told of memory. While a row is computed the memory would have nothing to do: so after each few elements those of
+/// the next are asked for, the values to be read and the place of those to be written. All at once would be waited for.
 #[derive(Clone, Copy)]
-pub(crate) struct Ahead(usize);
+pub(crate) struct Ahead {
+    /// How many elements further the next row is; 0 if there is none.
+    distance: usize,
+    /// Whether results go past the caches.
+    past_caches: bool,
+}
+
+/// What is asked for with each cache line of a row.
+#[derive(Clone, Copy)]
+pub(crate) struct Fetch<const IN: usize, const OUT: usize> {
+    rows: [Next; IN],
+    outs: [Next; OUT],
+    /// Whether what is written goes past the caches.
+    pub(super) past_caches: bool,
+}
 
 /// The row after another, to be asked for.
 #[derive(Clone, Copy)]
@@ -161,33 +189,45 @@ impl Ahead {
     /// There is no next row.
     #[cfg(test)]
     pub(super) fn nowhere() -> Self {
-        Self(0)
+        Self { distance: 0, past_caches: false }
     }
 
-    /// What asks, after the cache line that begins at an element, for the same line of the next row: of `rows`, which will be read, and of
-    /// `outs`, which will be overwritten.
+    /// For a result that is read again at once: it stays in the caches.
+    #[inline(always)]
+    pub(crate) fn kept(self) -> Self {
+        Self { past_caches: false, ..self }
+    }
+
+    /// What asks for the next row's lines of `rows`, which will be read, and of `outs`, which will be overwritten.
     #[inline(always)]
     pub(crate) fn fetch<const IN: usize, const OUT: usize>(
         self,
         rows: [&[f32]; IN],
         outs: [&[f32]; OUT],
-    ) -> impl Fn(usize) + use<IN, OUT> {
+    ) -> Fetch<IN, OUT> {
         let (rows, outs) = (rows.map(|row| self.next(row)), outs.map(|out| self.next(out)));
-        #[inline(always)]
-        move |at| {
-            for row in rows {
-                row.fetch(at);
-            }
-            for out in outs {
-                out.fetch_to_write(at);
-            }
-        }
+        Fetch { rows, outs, past_caches: self.past_caches }
     }
 
     /// What follows on `row`.
     #[inline(always)]
     fn next(self, row: &[f32]) -> Next {
-        Next((self.0 > 0).then(|| row.as_ptr().wrapping_add(self.0)))
+        Next((self.distance > 0).then(|| row.as_ptr().wrapping_add(self.distance)))
+    }
+}
+
+impl<const IN: usize, const OUT: usize> Fetch<IN, OUT> {
+    /// After the cache line that begins at the element `at`: asks for the same line of the next rows.
+    #[inline(always)]
+    pub(super) fn after(&self, at: usize) {
+        for row in self.rows {
+            row.fetch(at);
+        }
+        if !self.past_caches {
+            for out in self.outs {
+                out.fetch_to_write(at);
+            }
+        }
     }
 }
 
@@ -215,6 +255,15 @@ impl Next {
             }
         }
     }
+}
+
+/// What went past the caches is seen by other threads before what is written after this.
+pub(crate) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: every processor of the architecture has it.
+    unsafe {
+        std::arch::x86_64::_mm_sfence()
+    };
 }
 
 /// So many zeros, in memory new from the allocator.
@@ -268,6 +317,33 @@ mod tests {
             assert_eq!(Rows::new(&same).all(), Rows::new(&x).all());
             let expected: Vec<f32> = (0..rows).flat_map(|row| vec![row as f32; width]).collect();
             assert_eq!(Rows::new(&indices).all(), expected);
+        }
+    }
+
+    #[test]
+    fn what_goes_past_the_caches_is_the_same_wherever_it_begins() {
+        // A prime width: rows begin at every multiple of 4 bytes, and end in part of a register.
+        let x = counted([PAST_CACHES / 4 / 1021 + 1, 1021]);
+        let rows = Rows::new(&x);
+        #[inline(always)]
+        fn kernel(math: Math, ahead: Ahead, row: &[f32], out: &mut [f32]) {
+            assert!(ahead.past_caches);
+            math.map(&lanes::Sum, [row, row], [out], ahead.fetch([row], []));
+        }
+        let doubled = rows.map(
+            #[inline(always)]
+            |math, _, ahead, row, out| kernel(math, ahead, row, out),
+        );
+        let (same, other) = rows.map_to_two(
+            #[inline(always)]
+            |math, _, ahead, row, one, two| {
+                kernel(math, ahead, row, one);
+                kernel(math, ahead, row, two);
+            },
+        );
+        for made in [doubled, same, other] {
+            let made = Rows::new(&made);
+            assert!(rows.all().iter().zip(made.all()).all(|(x, y)| 2.0 * x == *y));
         }
     }
 }

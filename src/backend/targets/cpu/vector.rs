@@ -30,6 +30,12 @@ pub(crate) trait Vector:
     /// # Safety
     /// `COUNT` values can be written.
     unsafe fn store(self, at: *mut f32);
+    /// As [`store`](Self::store), past the caches where the processor can: what it holds there is not read first. Other threads see it after
+    /// [`fence`](super::rows::fence).
+    ///
+    /// # Safety
+    /// `COUNT` values can be written, and `at` is a multiple of 16 bytes.
+    unsafe fn store_past_caches(self, at: *mut f32);
     /// `self · b + c`, rounded once where that is one instruction.
     fn mul_add(self, b: Self, c: Self) -> Self;
     /// `other` where it is larger, else `self`: a NaN in `other` is passed over.
@@ -38,8 +44,6 @@ pub(crate) trait Vector:
     fn at_least(self, limit: f32) -> Self;
     /// `limit` where `self` is above; NaN stays NaN.
     fn at_most(self, limit: f32) -> Self;
-    /// 0 where `x` is below `limit`, else `self`.
-    fn zero_below(self, x: Self, limit: f32) -> Self;
     /// 2ⁿ for an integer n in the low bits of the value, which are moved to the exponent: 0 for −127 and ∞ for 128; beyond it is rubbish.
     fn power_of_two(self) -> Self;
 
@@ -91,9 +95,9 @@ const ONE: i32 = 1.0f32.to_bits() as i32;
 
 /// A register, its operators and the rest.
 macro_rules! vector {
-    ($(#[$about:meta])* $name:ident($register:ty), $count:literal of $registers:literal, [$splat:expr, $load:expr, $store:expr], [$load_f16:expr, $load_bf16:expr],
+    ($(#[$about:meta])* $name:ident($register:ty), $count:literal of $registers:literal, [$splat:expr, $load:expr, $store:expr, $past_caches:expr], [$load_f16:expr, $load_bf16:expr],
      [$add:expr, $sub:expr, $mul:expr, $div:expr], $mul_add:expr, $larger:expr, [$at_least:expr, $at_most:expr],
-     $zero_below:expr, $power_of_two:expr) => {
+     $power_of_two:expr) => {
         $(#[$about])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name($register);
@@ -129,6 +133,10 @@ macro_rules! vector {
                 unsafe { $store(at, self.0) }
             }
             #[inline(always)]
+            unsafe fn store_past_caches(self, at: *mut f32) {
+                unsafe { $past_caches(at, self.0) }
+            }
+            #[inline(always)]
             fn mul_add(self, b: Self, c: Self) -> Self {
                 Self(unsafe { $mul_add(self.0, b.0, c.0) })
             }
@@ -143,10 +151,6 @@ macro_rules! vector {
             #[inline(always)]
             fn at_most(self, limit: f32) -> Self {
                 Self(unsafe { $at_most(self.0, Self::splat(limit).0) })
-            }
-            #[inline(always)]
-            fn zero_below(self, x: Self, limit: f32) -> Self {
-                Self(unsafe { $zero_below(self.0, x.0, Self::splat(limit).0) })
             }
             #[inline(always)]
             fn power_of_two(self) -> Self {
@@ -173,36 +177,54 @@ mod x86 {
 
     use super::*;
 
+    /// `_mm_stream_ps` in the encoding of AVX: an older processor that mixes the two waits.
+    ///
+    /// # Safety
+    /// The processor must have AVX; the rest is as for [`Vector::store_past_caches`].
+    #[inline(always)]
+    unsafe fn stream(at: *mut f32, values: __m128) {
+        // SAFETY: the caller's promise.
+        unsafe {
+            std::arch::asm!("vmovntps [{}], {}", in(reg) at, in(xmm_reg) values, options(nostack, preserves_flags))
+        }
+    }
+
     // Of two operands the comparing instructions return the second where one of them is NaN.
     vector!(
         /// AVX-512F.
-        F32x16(__m512), 16 of 32, [_mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps],
+        F32x16(__m512), 16 of 32, [_mm512_set1_ps, _mm512_loadu_ps, _mm512_storeu_ps, |at: *mut f32, a| {
+            stream(at, _mm512_castps512_ps128(a));
+            stream(at.add(4), _mm512_extractf32x4_ps::<1>(a));
+            stream(at.add(8), _mm512_extractf32x4_ps::<2>(a));
+            stream(at.add(12), _mm512_extractf32x4_ps::<3>(a))
+        }],
         [
             |at: *const f16| _mm512_cvtph_ps(_mm256_loadu_si256(at.cast())),
             |at: *const half::bf16| _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_loadu_si256(at.cast())), 16))
         ],
         [_mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps], _mm512_fmadd_ps,
         |a, b| _mm512_max_ps(b, a), [|a, b| _mm512_max_ps(b, a), |a, b| _mm512_min_ps(b, a)],
-        |a, x, limit| _mm512_maskz_mov_ps(_mm512_cmp_ps_mask::<_CMP_NLT_UQ>(x, limit), a),
         |a| _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<23>(_mm512_castps_si512(a)), _mm512_set1_epi32(ONE)))
     );
 
     vector!(
         /// AVX2, FMA and F16C.
-        F32x8(__m256), 8 of 16, [_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps],
+        F32x8(__m256), 8 of 16, [_mm256_set1_ps, _mm256_loadu_ps, _mm256_storeu_ps, |at: *mut f32, a| {
+            stream(at, _mm256_castps256_ps128(a));
+            stream(at.add(4), _mm256_extractf128_ps::<1>(a))
+        }],
         [
             |at: *const f16| _mm256_cvtph_ps(_mm_loadu_si128(at.cast())),
             |at: *const half::bf16| _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(_mm_loadu_si128(at.cast())), 16))
         ],
         [_mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps], _mm256_fmadd_ps,
         |a, b| _mm256_max_ps(b, a), [|a, b| _mm256_max_ps(b, a), |a, b| _mm256_min_ps(b, a)],
-        |a, x, limit| _mm256_andnot_ps(_mm256_cmp_ps::<_CMP_LT_OQ>(x, limit), a),
         |a| _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(a)), _mm256_set1_epi32(ONE)))
     );
 
     vector!(
         /// SSE2, which every processor of the architecture has.
-        F32x4(__m128), 4 of 16, [_mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps],
+        F32x4(__m128), 4 of 16, [_mm_set1_ps, _mm_loadu_ps, _mm_storeu_ps, _mm_stream_ps],
         [
             |at: *const f16| {
                 let [a, b, c, d] = at.cast::<[f16; 4]>().read_unaligned().map(f16::to_f32);
@@ -212,7 +234,6 @@ mod x86 {
         ],
         [_mm_add_ps, _mm_sub_ps, _mm_mul_ps, _mm_div_ps], |a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c),
         |a, b| _mm_max_ps(b, a), [|a, b| _mm_max_ps(b, a), |a, b| _mm_min_ps(b, a)],
-        |a, x, limit| _mm_andnot_ps(_mm_cmplt_ps(x, limit), a),
         |a| _mm_castsi128_ps(_mm_add_epi32(_mm_slli_epi32::<23>(_mm_castps_si128(a)), _mm_set1_epi32(ONE)))
     );
 }
@@ -228,14 +249,13 @@ mod neon {
 
     vector!(
         /// NEON, which every processor of the architecture has.
-        F32x4(float32x4_t), 4 of 32, [vdupq_n_f32, vld1q_f32, vst1q_f32],
+        F32x4(float32x4_t), 4 of 32, [vdupq_n_f32, vld1q_f32, vst1q_f32, vst1q_f32],
         [
             |at: *const f16| widen(vld1_u16(at.cast())),
             |at: *const half::bf16| vreinterpretq_f32_u32(vshll_n_u16::<16>(vld1_u16(at.cast())))
         ],
         [vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32], |a, b, c| vfmaq_f32(c, a, b),
         vmaxnmq_f32, [vmaxq_f32, vminq_f32],
-        |a, x, limit| vreinterpretq_f32_u32(vbicq_u32(vreinterpretq_u32_f32(a), vcltq_f32(x, limit))),
         |a| vreinterpretq_f32_s32(vaddq_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(a)), vdupq_n_s32(ONE)))
     );
 }
@@ -248,13 +268,12 @@ mod single {
 
     vector!(
         /// One value.
-        F32x1(f32), 1 of 16, [|value| value, |at: *const f32| *at, |at: *mut f32, value| *at = value],
+        F32x1(f32), 1 of 16, [|value| value, |at: *const f32| *at, |at: *mut f32, value| *at = value, |at: *mut f32, value| *at = value],
         [|at: *const f16| (*at).to_f32(), |at: *const half::bf16| (*at).to_f32()],
         [|a: f32, b: f32| a + b, |a: f32, b: f32| a - b, |a: f32, b: f32| a * b, |a: f32, b: f32| a / b],
         |a: f32, b: f32, c: f32| a * b + c,
         |a: f32, b: f32| if b > a { b } else { a },
         [|a: f32, b: f32| if b > a { b } else { a }, |a: f32, b: f32| if b < a { b } else { a }],
-        |a: f32, x: f32, limit: f32| if x < limit { 0.0 } else { a },
         |a: f32| f32::from_bits((a.to_bits() << 23).wrapping_add(ONE as u32))
     );
 }
