@@ -106,10 +106,21 @@ pub(crate) mod autodiff {
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
-    //! The sum is written where the result will be, and normed there; rows in parallel.
-    use crate::ops::layer_norm::cpu::statistics;
-    use crate::targets::cpu::lanes::Sum;
+    //! The sum is never written: it is taken anew in each of the three passes over two rows that fit the nearest caches; rows in parallel.
+    use crate::ops::layer_norm::cpu::{Affine, statistics};
+    use crate::targets::cpu::lanes::Elementwise;
+    use crate::targets::cpu::vector::Vector;
     use crate::targets::cpu::{RowTensor, Rows};
+
+    /// The norm of `x + r`.
+    struct OfSum(Affine);
+
+    impl Elementwise<4, 1> for OfSum {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [x, r, w, b]: [V; 4]) -> [V; 1] {
+            self.0.of([x + r, w, b])
+        }
+    }
 
     pub(crate) fn forward<T: RowTensor>(x: T, residual: T, weight: T, bias: T, epsilon: f64) -> T::Output {
         let residuals = Rows::new(&residual);
@@ -119,12 +130,9 @@ pub(crate) mod cpu {
             #[inline(always)]
             |math, index, ahead, row, out| {
                 let rows = [row, residuals.row(index)];
-                let fetch = ahead.kept().fetch(rows, [out]);
-                math.map(&Sum, rows, [&mut *out], fetch);
-                let (mean, inverse) = statistics(math, out, epsilon as f32);
-                for ((out, &w), &b) in out.iter_mut().zip(weight).zip(bias) {
-                    *out = (*out - mean) * inverse * w + b;
-                }
+                let (mean, inverse) = statistics(math, rows, epsilon as f32);
+                let fetch = ahead.fetch(rows, [out]);
+                math.map(&OfSum(Affine { mean, inverse }), [rows[0], rows[1], weight, bias], [out], fetch);
             },
         )
     }

@@ -141,9 +141,9 @@ pub(crate) mod cpu {
     use crate::targets::cpu::{RowTensor, Rows};
 
     /// `(x − μ) · r · w + b`.
-    struct Affine {
-        mean: f32,
-        inverse: f32,
+    pub(crate) struct Affine {
+        pub(crate) mean: f32,
+        pub(crate) inverse: f32,
     }
 
     impl Elementwise<3, 1> for Affine {
@@ -176,7 +176,7 @@ pub(crate) mod cpu {
         rows.map(
             #[inline(always)]
             |math, _, ahead, row, out| {
-                let (mean, inverse) = statistics(math, row, epsilon as f32);
+                let (mean, inverse) = statistics(math, [row], epsilon as f32);
                 let fetch = ahead.fetch([row], [out]);
                 math.map(&Affine { mean, inverse }, [row, weight, bias], [out], fetch);
             },
@@ -192,7 +192,7 @@ pub(crate) mod cpu {
             #[inline(always)]
             |math, index, ahead, row, out| {
                 let grad = grads.row(index);
-                let (mean, inverse) = statistics(math, row, epsilon as f32);
+                let (mean, inverse) = statistics(math, [row], epsilon as f32);
                 let length = row.len() as f32;
                 let mean_h = math.sum2(grad, weight) / length;
                 let along = math.sum3_about(row, mean, grad, weight) / length * inverse * inverse;
@@ -202,10 +202,10 @@ pub(crate) mod cpu {
         )
     }
 
-    /// Mean and inverse standard deviation.
+    /// Mean and inverse standard deviation of the sum of rows.
     #[inline(always)]
-    pub(crate) fn statistics(math: Math, row: &[f32], epsilon: f32) -> (f32, f32) {
-        let (mean, variance) = math.mean_and_variance(row);
+    pub(crate) fn statistics<const N: usize>(math: Math, rows: [&[f32]; N], epsilon: f32) -> (f32, f32) {
+        let (mean, variance) = math.mean_and_variance(rows);
         (mean, 1.0 / (variance + epsilon).sqrt())
     }
 }

@@ -163,20 +163,28 @@ impl Math {
         })
     }
 
-    /// The mean of `x`, and the mean of the squares of the distances from it: two passes, of which the second finds the row in the cache, and
-    /// which lose no digits where the mean is large.
+    /// The mean of the sum of rows, and the mean of the squares of the distances from it: two passes, of which the second finds the rows in the
+    /// cache, and which lose no digits where the mean is large.
     #[inline(always)]
-    pub(crate) fn mean_and_variance(self, x: &[f32]) -> (f32, f32) {
-        let count = x.len() as f32;
-        let mean = self.sum(x) / count;
+    pub(crate) fn mean_and_variance<const N: usize>(self, rows: [&[f32]; N]) -> (f32, f32) {
+        let count = rows[0].len() as f32;
+        let sum = with_registers!(self, V => add_up::<V, N>(
+            rows,
+            [0.0; N],
+            #[inline(always)]
+            |sum, elements| sum + together(elements),
+        ));
+        let mean = sum / count;
         let squares = with_registers!(self, V => {
             let middle = V::splat(mean);
-            add_up::<V, 1>(
-                [x],
-                [mean],
+            let mut neutral = [0.0; N];
+            neutral[0] = mean;
+            add_up::<V, N>(
+                rows,
+                neutral,
                 #[inline(always)]
-                |sum, [x]| {
-                    let beyond = x - middle;
+                |sum, elements| {
+                    let beyond = together(elements) - middle;
                     beyond.mul_add(beyond, sum)
                 },
             )
@@ -221,7 +229,23 @@ impl Math {
     pub(crate) fn exponentials_in_place(self, row: &mut [f32], scale: f32, shift: f32) -> f32 {
         let at = row.as_mut_ptr();
         // SAFETY: as many elements, each read before it is written.
-        with_registers!(self, V => unsafe { exponentials::<V>(at, at, row.len(), scale, shift, nothing) })
+        unsafe { self.exponentials(at, at, row.len(), scale, shift, Ahead::nowhere().fetch([], [])) }
+    }
+
+    /// # Safety
+    /// As for [`exponentials`].
+    #[inline(always)]
+    unsafe fn exponentials<const A: usize, const B: usize>(
+        self,
+        from: *const f32,
+        to: *mut f32,
+        length: usize,
+        scale: f32,
+        shift: f32,
+        fetch: Fetch<A, B>,
+    ) -> f32 {
+        // SAFETY: the caller's promise.
+        with_registers!(self, V => unsafe { exponentials::<V, A, B>(from, to, length, scale, shift, fetch) })
     }
 
     /// As [`softmax_in_place`](Self::softmax_in_place), into `out`.
@@ -233,21 +257,11 @@ impl Math {
             return self.softmax_in_place(out, scale);
         }
         let shift = -scale * self.max_but_nan(row);
-        let (from, to) = (row.as_ptr(), out.as_mut_ptr());
-        // What is written here is read again.
+        // What is written is read again.
         let fetch = ahead.kept().fetch([row], [out]);
+        let (from, to) = (row.as_ptr(), out.as_mut_ptr());
         // SAFETY: as many elements of either.
-        let sum = with_registers!(self, V => unsafe {
-            exponentials::<V>(
-                from,
-                to,
-                row.len(),
-                scale,
-                shift,
-                #[inline(always)]
-                |at| fetch.after(at),
-            )
-        });
+        let sum = unsafe { self.exponentials(from, to, row.len(), scale, shift, fetch) };
         divide(out, sum);
     }
 }
@@ -259,10 +273,6 @@ fn divide(row: &mut [f32], by: f32) {
         *v *= inverse;
     }
 }
-
-/// Nothing, after some elements.
-#[inline(always)]
-fn nothing(_: usize) {}
 
 /// `PAST_CACHES` only if all of `outs` begin at a multiple of 16 bytes.
 #[inline(always)]
@@ -298,6 +308,16 @@ fn map<V: Vector, const IN: usize, const OUT: usize, const A: usize, const B: us
         }
         start = end;
     }
+}
+
+/// The sum of elements of several rows, from the first on.
+#[inline(always)]
+fn together<V: Vector, const N: usize>(elements: [V; N]) -> V {
+    let mut sum = elements[0];
+    for &element in &elements[1..] {
+        sum = sum + element;
+    }
+    sum
 }
 
 /// The sum in each lane.
@@ -358,18 +378,18 @@ fn spread<V: Vector, const WIDTH: usize, const REGISTERS: usize>(lanes: [V; REGI
     all
 }
 
-/// `to[i] = exp(scale · from[i] + shift)`, and the sum of them; `done(at)` after each [`LINE`] from `at` on.
+/// `to[i] = exp(scale · from[i] + shift)`, and the sum of them; with each [`LINE`] what lies ahead is asked for.
 ///
 /// # Safety
 /// So many elements can be read and written. Both may be the same.
 #[inline(always)]
-unsafe fn exponentials<V: Vector>(
+unsafe fn exponentials<V: Vector, const A: usize, const B: usize>(
     from: *const f32,
     to: *mut f32,
     length: usize,
     scale: f32,
     shift: f32,
-    mut done: impl FnMut(usize),
+    fetch: Fetch<A, B>,
 ) -> f32 {
     let (scale, shift) = (V::splat(scale), V::splat(shift));
     let mut lanes = [V::splat(0.0); EXPONENTIALS / Baseline::COUNT];
@@ -384,7 +404,7 @@ unsafe fn exponentials<V: Vector>(
                 y.store(to.add(here));
                 *lane = *lane + y;
             }
-            done(at);
+            fetch.after(at);
             at += EXPONENTIALS;
         }
         for lane in &mut lanes[..registers] {
@@ -436,7 +456,7 @@ mod tests {
                 let mean = x.iter().map(|&x| f64::from(x)).sum::<f64>() / length as f64;
                 let variance = x.iter().map(|&x| (f64::from(x) - mean).powi(2)).sum::<f64>() / length as f64;
                 for set in InstructionSet::available() {
-                    let found = vectorised_for(set, |math| math.mean_and_variance(&x));
+                    let found = vectorised_for(set, |math| math.mean_and_variance([&x[..]]));
                     let (of_mean, of_variance) = (f64::from(found.0) - mean, f64::from(found.1) - variance);
                     let what = format!("{set:?} {length} {far} {offset}");
                     assert!(of_mean.abs() <= 1e-6 * (mean.abs() + variance.sqrt()), "{what}: {of_mean}");
@@ -445,7 +465,7 @@ mod tests {
             }
         }
         for set in InstructionSet::available() {
-            let (mean, variance) = vectorised_for(set, |math| math.mean_and_variance(&[1.0, f32::NAN, 2.0]));
+            let (mean, variance) = vectorised_for(set, |math| math.mean_and_variance([&[1.0, f32::NAN, 2.0][..]]));
             assert!(mean.is_nan() && variance.is_nan());
         }
     }

@@ -187,7 +187,6 @@ struct Next(Option<*const f32>);
 
 impl Ahead {
     /// There is no next row.
-    #[cfg(test)]
     pub(super) fn nowhere() -> Self {
         Self { distance: 0, past_caches: false }
     }
