@@ -107,7 +107,7 @@ pub fn copies(shown: &Shown) -> String {
     let rows: Vec<Vec<String>> = rows.iter().map(cells).collect();
     let text = table(1, &header, &rows);
     format!("### Beside a copy\n\nBytes read and written in a second, as a share of a copy of a tensor of that size, taken in turns with it; *composed* is the op made of
-Burn's own ops.\n\n{text}{}", reasons.list())
+Burn's own ops. What is too large for the caches flex writes past them, a copy through them: so an op can be above it.\n\n{text}{}", reasons.list())
 }
 
 /// What the choice of a token costs beside the model that it is chosen for.
