@@ -228,24 +228,9 @@ impl Math {
     #[inline(always)]
     pub(crate) fn exponentials_in_place(self, row: &mut [f32], scale: f32, shift: f32) -> f32 {
         let at = row.as_mut_ptr();
+        let fetch = Ahead::nowhere().fetch([], []);
         // SAFETY: as many elements, each read before it is written.
-        unsafe { self.exponentials(at, at, row.len(), scale, shift, Ahead::nowhere().fetch([], [])) }
-    }
-
-    /// # Safety
-    /// As for [`exponentials`].
-    #[inline(always)]
-    unsafe fn exponentials<const A: usize, const B: usize>(
-        self,
-        from: *const f32,
-        to: *mut f32,
-        length: usize,
-        scale: f32,
-        shift: f32,
-        fetch: Fetch<A, B>,
-    ) -> f32 {
-        // SAFETY: the caller's promise.
-        with_registers!(self, V => unsafe { exponentials::<V, A, B>(from, to, length, scale, shift, fetch) })
+        with_registers!(self, V => unsafe { exponentials::<V, 0, 0>(at, at, row.len(), scale, shift, fetch) })
     }
 
     /// As [`softmax_in_place`](Self::softmax_in_place), into `out`.
@@ -261,7 +246,8 @@ impl Math {
         let fetch = ahead.kept().fetch([row], [out]);
         let (from, to) = (row.as_ptr(), out.as_mut_ptr());
         // SAFETY: as many elements of either.
-        let sum = unsafe { self.exponentials(from, to, row.len(), scale, shift, fetch) };
+        let sum =
+            with_registers!(self, V => unsafe { exponentials::<V, 1, 1>(from, to, row.len(), scale, shift, fetch) });
         divide(out, sum);
     }
 }

@@ -84,7 +84,7 @@ impl<T: RowTensor> Rows<T> {
         let data = self.all();
         let width = self.width.max(1);
         let mut out = T::stale(data.len());
-        let past_caches = T::REUSES_MEMORY && size_of_val(data) >= PAST_CACHES;
+        let past_caches = self.past_caches();
         let run = |first: usize, data: &[f32], out: &mut [f32]| {
             lanes::vectorised(
                 #[inline(always)]
@@ -119,7 +119,7 @@ impl<T: RowTensor> Rows<T> {
         let data = self.all();
         let width = self.width.max(1);
         let (mut one, mut two) = (T::stale(data.len()), T::stale(data.len()));
-        let past_caches = T::REUSES_MEMORY && size_of_val(data) >= PAST_CACHES;
+        let past_caches = self.past_caches();
         let run = |first: usize, data: &[f32], one: &mut [f32], two: &mut [f32]| {
             lanes::vectorised(
                 #[inline(always)]
@@ -145,6 +145,11 @@ impl<T: RowTensor> Rows<T> {
             blocks.for_each(|(index, (data, (one, two)))| run(index * block, data, one, two));
         }
         (T::output(one, self.tensor.shape()), T::output(two, self.tensor.shape()))
+    }
+
+    /// Whether results of this size go past the caches.
+    fn past_caches(&self) -> bool {
+        T::REUSES_MEMORY && size_of_val(self.all()) >= PAST_CACHES
     }
 
     /// Rows that a thread takes at a time.
@@ -187,6 +192,7 @@ struct Next(Option<*const f32>);
 
 impl Ahead {
     /// There is no next row.
+    #[inline(always)]
     pub(super) fn nowhere() -> Self {
         Self { distance: 0, past_caches: false }
     }
