@@ -180,7 +180,7 @@ pub(crate) mod flex {
                 |math| {
                     let target = id as usize;
                     let (shift, chosen) = (math.max_but_nan(row), row[target]);
-                    let sum = math.exponentials_in_place(row, 1.0, -shift);
+                    let sum = math.exponentials_in_place(row, 1.0, shift);
                     if gradient {
                         let factor = weight / sum;
                         row.iter_mut().for_each(|value| *value *= factor);

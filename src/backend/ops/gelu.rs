@@ -262,9 +262,9 @@ mod tests {
     }
 
     fn it_saturates_at_any_size<B: TrainBackend>(device: &B::Device) {
-        let sizes = [0.0, 1e-30, 1e-3, 5.6, 5.65, 5.66, 5.75, 6.0, 8.0, 100.0, 1e10, 1e30];
+        let sizes = [0.0, 1e-30, 1e-3, 5.3, 5.39, 5.4, 5.41, 5.65, 5.75, 6.0, 8.0, 100.0, 1e10, 1e30];
         let values: Vec<f64> = sizes.iter().flat_map(|&x| [x, -x]).map(|x| f64::from(x as f32)).collect();
-        check::<B>(device, &Array::new(&[2, 12], values));
+        check::<B>(device, &Array::new(&[2, values.len() / 2], values));
     }
 
     fn nan_spoils_its_own_element_only<B: TrainBackend>(device: &B::Device) {

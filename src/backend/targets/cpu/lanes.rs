@@ -7,12 +7,12 @@ use super::rows::Fetch;
 use super::vector::{Baseline, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{F32x8, F32x16};
-use super::{Ahead, InstructionSet, functions::exp_below};
+use super::{Ahead, InstructionSet, functions::exp2};
 
 /// Sums that run beside each other: eight registers of AVX2, which leave as many for operands.
 const LANES: usize = 64;
 /// Sums of exponentials that run beside each other: more leave no registers for the constants.
-const EXPONENTIALS: usize = LINE;
+const EXPONENTIALS: usize = 2 * LINE;
 /// Elements of a cache line.
 const LINE: usize = 16;
 /// Of the narrowest registers there are so many for them.
@@ -220,17 +220,18 @@ impl Math {
             row.iter_mut().for_each(|v| *v *= scale);
             scale = 1.0;
         }
-        let sum = self.exponentials_in_place(row, scale, -scale * self.max_but_nan(row));
+        let sum = self.exponentials_in_place(row, scale, self.max_but_nan(row));
         divide(row, sum);
     }
 
-    /// Each element becomes the exponential of itself times `scale` plus `shift`, which must be at most 88; their sum.
+    /// Each element `x` becomes `exp(scale · (x − most))`, which must be at most 2¹²⁷; their sum. Relatively an exponential is within
+    /// 1.2·10⁻⁷ and as much again for each halving that it is away from 1.
     #[inline(always)]
-    pub(crate) fn exponentials_in_place(self, row: &mut [f32], scale: f32, shift: f32) -> f32 {
+    pub(crate) fn exponentials_in_place(self, row: &mut [f32], scale: f32, most: f32) -> f32 {
         let at = row.as_mut_ptr();
         let fetch = Ahead::nowhere().fetch([], []);
         // SAFETY: as many elements, each read before it is written.
-        with_registers!(self, V => unsafe { exponentials::<V, 0, 0>(at, at, row.len(), scale, shift, fetch) })
+        with_registers!(self, V => unsafe { exponentials::<V, 0, 0>(at, at, row.len(), scale, most, fetch) })
     }
 
     /// As [`softmax_in_place`](Self::softmax_in_place), into `out`.
@@ -241,13 +242,13 @@ impl Math {
             out.copy_from_slice(row);
             return self.softmax_in_place(out, scale);
         }
-        let shift = -scale * self.max_but_nan(row);
+        let most = self.max_but_nan(row);
         // What is written is read again.
         let fetch = ahead.kept().fetch([row], [out]);
         let (from, to) = (row.as_ptr(), out.as_mut_ptr());
         // SAFETY: as many elements of either.
         let sum =
-            with_registers!(self, V => unsafe { exponentials::<V, 1, 1>(from, to, row.len(), scale, shift, fetch) });
+            with_registers!(self, V => unsafe { exponentials::<V, 1, 1>(from, to, row.len(), scale, most, fetch) });
         divide(out, sum);
     }
 }
@@ -364,7 +365,7 @@ fn spread<V: Vector, const WIDTH: usize, const REGISTERS: usize>(lanes: [V; REGI
     all
 }
 
-/// `to[i] = exp(scale · from[i] + shift)`, and the sum of them; with each [`LINE`] what lies ahead is asked for.
+/// `to[i] = exp(scale · (from[i] − most))`, and the sum of them; with each [`LINE`] what lies ahead is asked for.
 ///
 /// # Safety
 /// So many elements can be read and written. Both may be the same.
@@ -374,39 +375,72 @@ unsafe fn exponentials<V: Vector, const A: usize, const B: usize>(
     to: *mut f32,
     length: usize,
     scale: f32,
-    shift: f32,
+    most: f32,
     fetch: Fetch<A, B>,
 ) -> f32 {
-    let (scale, shift) = (V::splat(scale), V::splat(shift));
-    let mut lanes = [V::splat(0.0); EXPONENTIALS / Baseline::COUNT];
-    let registers = EXPONENTIALS / V::COUNT;
+    // SAFETY: the caller's promise.
+    unsafe {
+        if V::COUNT == EXPONENTIALS / 2 {
+            exponentials_abreast::<V, 2, A, B>(from, to, length, scale, most, fetch)
+        } else {
+            exponentials_abreast::<V, 4, A, B>(from, to, length, scale, most, fetch)
+        }
+    }
+}
+
+/// As [`exponentials`], of `N` registers at a time.
+#[inline(always)]
+unsafe fn exponentials_abreast<V: Vector, const N: usize, const A: usize, const B: usize>(
+    from: *const f32,
+    to: *mut f32,
+    length: usize,
+    scale: f32,
+    most: f32,
+    fetch: Fetch<A, B>,
+) -> f32 {
+    assert!(EXPONENTIALS.is_multiple_of(N * V::COUNT));
+    let (most, halvings) = (V::splat(most), V::splat(scale * std::f32::consts::LOG2_E));
+    let mut lanes = [[V::splat(0.0); N]; EXPONENTIALS / Baseline::COUNT];
+    let groups = EXPONENTIALS / (N * V::COUNT);
     let mut at = 0;
     // SAFETY: the caller's promise.
     unsafe {
         while at + EXPONENTIALS <= length {
-            for (register, lane) in lanes[..registers].iter_mut().enumerate() {
-                let here = at + register * V::COUNT;
-                let y = exp_below(V::load(from.add(here)).mul_add(scale, shift));
-                y.store(to.add(here));
-                *lane = *lane + y;
+            for (group, lanes) in lanes[..groups].iter_mut().enumerate() {
+                let here = at + group * N * V::COUNT;
+                let mut x = [most; N];
+                for (register, x) in x.iter_mut().enumerate() {
+                    *x = (V::load(from.add(here + register * V::COUNT)) - most) * halvings;
+                }
+                let y = exp2(x);
+                for (register, (lane, y)) in lanes.iter_mut().zip(y).enumerate() {
+                    y.store(to.add(here + register * V::COUNT));
+                    *lane = *lane + y;
+                }
             }
-            fetch.after(at);
+            for line in 0..EXPONENTIALS / LINE {
+                fetch.after(at + line * LINE);
+            }
             at += EXPONENTIALS;
         }
-        for lane in &mut lanes[..registers] {
+        for lane in lanes[..groups].as_flattened_mut() {
             let count = V::COUNT.min(length - at);
             if count == 0 {
                 break;
             }
             // The exponential of what is missing is 0.
             let x = V::load_some(std::slice::from_raw_parts(from.add(at), count), f32::NEG_INFINITY);
-            let y = exp_below(x.mul_add(scale, shift));
+            let [y] = exp2([(x - most) * halvings]);
             y.store_some(std::slice::from_raw_parts_mut(to.add(at), count));
             *lane = *lane + y;
             at += count;
         }
+        let mut sums = [0.0; EXPONENTIALS];
+        for (register, lane) in lanes[..groups].as_flattened().iter().enumerate() {
+            lane.store(sums.as_mut_ptr().add(register * V::COUNT));
+        }
         fold(
-            spread::<V, EXPONENTIALS, _>(lanes),
+            sums,
             #[inline(always)]
             |a, b| a + b,
         )
