@@ -12,6 +12,9 @@ use half::f16;
 /// Values that share a scale, where nothing else is said.
 pub const BLOCK: usize = 32;
 
+/// Blocks that a thread packs at a time.
+const PART: usize = 1024;
+
 /// How wide the integers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -113,36 +116,21 @@ impl Packed {
         if !inputs.is_multiple_of(BLOCK) || values.len() != rows * inputs {
             return Err(CannotPack(format!("rows of {inputs} values are not made of blocks of {BLOCK}")));
         }
+        let bytes = format.bits() * PART * BLOCK / 8;
         let mut integers = vec![0; values.len() * format.bits() / 8];
-        let mut scales = Vec::with_capacity(values.len() / BLOCK);
-        let bytes = BLOCK * format.bits() / 8;
-        for (block, out) in values.chunks_exact(BLOCK).zip(integers.chunks_exact_mut(bytes)) {
-            let extreme = block.iter().copied().fold(0.0f32, |most, v| if v.abs() > most.abs() { v } else { most });
-            let exact = match format {
-                Format::Q8 => extreme.abs() / 127.0,
-                Format::Q4 => extreme / -8.0,
-            };
-            let scale = f16::from_f32(exact);
-            if !scale.is_finite() || block.iter().any(|v| !v.is_finite()) {
-                return Err(CannotPack(format!("a block reaches {extreme}, whose scale f16 cannot hold")));
-            }
-            // A block too small for any scale is zeros.
-            let inverse = if scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
-            match format {
-                Format::Q8 => {
-                    for (out, v) in out.iter_mut().zip(block) {
-                        *out = ((v * inverse).round_ties_even().clamp(-127.0, 127.0) as i8) as u8;
-                    }
-                }
-                Format::Q4 => {
-                    let (low, high) = block.split_at(BLOCK / 2);
-                    let number = |v: &f32| ((v * inverse).round_ties_even().clamp(-8.0, 7.0) + 8.0) as u8;
-                    for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
-                        *out = number(low) | number(high) << 4;
-                    }
-                }
-            }
-            scales.push(scale);
+        let mut scales = vec![f16::ZERO; values.len() / BLOCK];
+        #[cfg(feature = "cpu")]
+        {
+            use rayon::prelude::*;
+            let into = integers.par_chunks_mut(bytes).zip(scales.par_chunks_mut(PART));
+            let parts = values.par_chunks(PART * BLOCK).zip(into);
+            parts.try_for_each(|(values, (integers, scales))| pack_blocks(format, values, integers, scales))?;
+        }
+        #[cfg(not(feature = "cpu"))]
+        {
+            let into = integers.chunks_mut(bytes).zip(scales.chunks_mut(PART));
+            let mut parts = values.chunks(PART * BLOCK).zip(into);
+            parts.try_for_each(|(values, (integers, scales))| pack_blocks(format, values, integers, scales))?;
         }
         Ok(Self { format, block: BLOCK, shape, integers, scales, offsets: None })
     }
@@ -159,6 +147,42 @@ impl Packed {
         }
         out
     }
+}
+
+/// Packs whole blocks.
+fn pack_blocks(format: Format, values: &[f32], integers: &mut [u8], scales: &mut [f16]) -> Result<(), CannotPack> {
+    // To the nearest integer, ties to the even one, without a function that every processor calls by itself.
+    const ROUND: f32 = 12_582_912.0;
+    let nearest = |value: f32, least: f32, most: f32| ((value + ROUND) - ROUND).clamp(least, most);
+    let blocks = values.chunks_exact(BLOCK).zip(integers.chunks_exact_mut(BLOCK * format.bits() / 8));
+    for ((block, out), scale) in blocks.zip(scales) {
+        let extreme = block.iter().copied().fold(0.0f32, |most, v| if v.abs() > most.abs() { v } else { most });
+        let exact = match format {
+            Format::Q8 => extreme.abs() / 127.0,
+            Format::Q4 => extreme / -8.0,
+        };
+        *scale = f16::from_f32(exact);
+        if !scale.is_finite() || block.iter().any(|v| !v.is_finite()) {
+            return Err(CannotPack(format!("a block reaches {extreme}, whose scale f16 cannot hold")));
+        }
+        // A block too small for any scale is zeros.
+        let inverse = if *scale == f16::ZERO { 0.0 } else { 1.0 / scale.to_f32() };
+        match format {
+            Format::Q8 => {
+                for (out, v) in out.iter_mut().zip(block) {
+                    *out = (nearest(v * inverse, -127.0, 127.0) as i32 as i8) as u8;
+                }
+            }
+            Format::Q4 => {
+                let (low, high) = block.split_at(BLOCK / 2);
+                let number = |v: &f32| (nearest(v * inverse, -8.0, 7.0) + 8.0) as i32 as u8;
+                for ((out, low), high) in out.iter_mut().zip(low).zip(high) {
+                    *out = number(low) | number(high) << 4;
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// `added` goes to `scale · signed integer`.

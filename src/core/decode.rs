@@ -205,5 +205,5 @@ impl<B: KernelBackend> Iterator for Decode<'_, B> {
 
 /// Every element as f32, in order.
 pub(crate) fn read_f32<B: KernelBackend, const D: usize>(tensor: Tensor<B, D>) -> Vec<f32> {
-    tensor.into_data().convert_dtype(DType::F32).iter::<f32>().collect()
+    tensor.into_data().convert_dtype(DType::F32).to_vec().expect("the values have just been made f32")
 }

@@ -9,13 +9,18 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{AttentionLayout, Span};
-use crate::targets::flex::dot::Stored;
+use crate::targets::flex::dot::{InstructionSet, Stored, StoredRows, VECTORS, rows_dot};
 use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
 use crate::targets::flex::memory::Lent;
+use crate::targets::flex::weighted::rows_sum;
 use crate::targets::flex::{Rows, contiguous, lanes, memory, tensor};
 
 /// Rows of a tile: enough for the matrix product to run well, few enough for its scores to stay in the second-level cache.
 const TILE_ROWS: usize = 64;
+/// Rows up to which a tile is made of dot products: a query of a decode step, all heads of a group.
+const FEW_ROWS: usize = 8;
+/// Keys that stay in the nearest cache for all rows of such a tile.
+const KEYS: usize = 64;
 /// Scores below which another thread is not worth waking.
 const PARALLEL_SCORES: usize = 1 << 12;
 
@@ -35,6 +40,15 @@ impl Side {
         }
     }
 
+    /// Runs `work` on some rows of `dim` values as they are stored, the first at `start` and the others `stride` apart.
+    fn on_rows(&self, start: usize, shape: [usize; 3], work: impl OnSide) {
+        match self {
+            Self::F32(all) => work.run(StoredRows::new(&all.all()[start..], shape)),
+            Self::F16(all) => work.run(StoredRows::new(&stored::<f16>(all)[start..], shape)),
+            Self::BF16(all) => work.run(StoredRows::new(&stored::<bf16>(all)[start..], shape)),
+        }
+    }
+
     /// Some rows of `dim` values, the first at `start` and the others `stride` apart: where they are, or as f32 in `scratch`.
     fn rows<'r>(&'r self, start: usize, [rows, dim, stride]: [usize; 3], scratch: &'r mut Lent) -> MatrixRef<'r> {
         match self {
@@ -45,18 +59,59 @@ impl Side {
     }
 }
 
+/// The values of a contiguous tensor.
+fn stored<T: Stored>(all: &FlexTensor) -> &[T] {
+    &all.storage::<T>()[all.layout().start_offset()..]
+}
+
 fn widened<'r, T: Stored>(
     all: &FlexTensor,
     start: usize,
     [rows, dim, stride]: [usize; 3],
     scratch: &'r mut Lent,
 ) -> MatrixRef<'r> {
-    let values = &all.storage::<T>()[all.layout().start_offset() + start..];
+    let values = &stored::<T>(all)[start..];
     let out = scratch.first(rows * dim);
     for (row, to) in out.chunks_exact_mut(dim).enumerate() {
         T::widen_into(&values[row * stride..][..dim], to);
     }
     MatrixRef::new(out, rows, dim, dim)
+}
+
+/// What is computed of rows of keys or values in whichever form they are stored.
+trait OnSide {
+    fn run<T: Stored>(self, rows: StoredRows<T>);
+}
+
+/// `out[key · rows + row] = queries[row] · key`.
+struct Scores<'a> {
+    queries: &'a [f32],
+    rows: usize,
+    out: &'a mut [f32],
+}
+
+impl OnSide for Scores<'_> {
+    fn run<T: Stored>(self, keys: StoredRows<T>) {
+        let queries: Vec<&[f32]> = self.queries.chunks_exact(keys.length()).collect();
+        for (block, out) in self.out.chunks_mut(KEYS * self.rows).enumerate() {
+            let keys = keys.rows(block * KEYS..keys.count().min((block + 1) * KEYS));
+            for (index, queries) in queries.chunks(VECTORS).enumerate() {
+                rows_dot(InstructionSet::detect(), queries, keys, &mut out[index * VECTORS..], self.rows);
+            }
+        }
+    }
+}
+
+/// The values, each as much as its probability says.
+struct Weighted<'a> {
+    probabilities: &'a [f32],
+    out: &'a mut [f32],
+}
+
+impl OnSide for Weighted<'_> {
+    fn run<T: Stored>(self, values: StoredRows<T>) {
+        rows_sum(InstructionSet::detect(), self.probabilities, values, self.out);
+    }
 }
 
 /// The three inputs with their sizes.
@@ -101,11 +156,17 @@ impl Inputs<'_> {
         first.start..last.end
     }
 
-    /// `k` or `v` of the tile's head over `keys`, `[keys, dim]`.
-    fn side<'r>(&self, side: &'r Side, tile: &Tile, keys: &Range<usize>, scratch: &'r mut Lent) -> MatrixRef<'r> {
+    /// Where the tile's head has its first of `keys`, and their number, length and distance.
+    fn place(&self, tile: &Tile, keys: &Range<usize>) -> (usize, [usize; 3]) {
         let stride = self.kv_heads * self.dim;
         let start = (tile.span.key_start + keys.start) * stride + tile.kv_head * self.dim;
-        side.rows(start, [keys.len(), self.dim, stride], scratch)
+        (start, [keys.len(), self.dim, stride])
+    }
+
+    /// `k` or `v` of the tile's head over `keys`, `[keys, dim]`.
+    fn side<'r>(&self, side: &'r Side, tile: &Tile, keys: &Range<usize>, scratch: &'r mut Lent) -> MatrixRef<'r> {
+        let (start, shape) = self.place(tile, keys);
+        side.rows(start, shape, scratch)
     }
 
     /// The tile's rows of a tensor shaped like `q`, copied together: `[queries · group, dim]`.
@@ -132,10 +193,19 @@ impl Inputs<'_> {
     fn probabilities(&self, q: &[f32], tile: &Tile, keys: &Range<usize>) -> Lent {
         let (rows, width) = (tile.queries.len() * self.group(), keys.len());
         let mut scores = memory::scratch(rows * width);
-        let mut scratch = Lent::default();
-        let k = self.side(&self.k, tile, keys, &mut scratch).transposed();
-        let q = MatrixRef::new(q, rows, self.dim, self.dim);
-        multiply(MatrixMut::new(&mut scores, rows, width, width), Into::Overwrite, q, k, false);
+        if rows <= FEW_ROWS {
+            let mut by_key = memory::scratch(rows * width);
+            let (start, shape) = self.place(tile, keys);
+            self.k.on_rows(start, shape, Scores { queries: q, rows, out: &mut by_key });
+            for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
+                scores.iter_mut().zip(by_key[row..].iter().step_by(rows)).for_each(|(to, from)| *to = *from);
+            }
+        } else {
+            let mut scratch = Lent::default();
+            let k = self.side(&self.k, tile, keys, &mut scratch).transposed();
+            let q = MatrixRef::new(q, rows, self.dim, self.dim);
+            multiply(MatrixMut::new(&mut scores, rows, width, width), Into::Overwrite, q, k, false);
+        }
         let scale = self.layout.scale as f32;
         lanes::vectorised(
             #[inline(always)]
@@ -154,6 +224,19 @@ impl Inputs<'_> {
         scores
     }
 
+    /// What a tile's queries get of the values by these probabilities, `[queries · group, dim]`, into `product`.
+    fn weigh(&self, probabilities: &[f32], tile: &Tile, keys: &Range<usize>, product: &mut [f32]) {
+        let rows = tile.queries.len() * self.group();
+        if rows <= FEW_ROWS {
+            let (start, shape) = self.place(tile, keys);
+            return self.v.on_rows(start, shape, Weighted { probabilities, out: product });
+        }
+        let probabilities = MatrixRef::new(probabilities, rows, keys.len(), keys.len());
+        let mut scratch = Lent::default();
+        let v = self.side(&self.v, tile, keys, &mut scratch);
+        multiply(MatrixMut::new(product, rows, self.dim, self.dim), Into::Overwrite, probabilities, v, false);
+    }
+
     fn is_small(&self) -> bool {
         let scores: usize = self.layout.spans.iter().map(|span| span.query_len * span.key_len).sum();
         scores * self.heads < PARALLEL_SCORES || rayon::current_num_threads() == 1
@@ -170,12 +253,8 @@ pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &Atte
         let keys = inputs.keys(tile);
         let q = inputs.gather(inputs.q.all(), tile);
         let p = inputs.probabilities(&q, tile, &keys);
-        let rows = tile.queries.len() * inputs.group();
         let mut product = q;
-        let p = MatrixRef::new(&p, rows, keys.len(), keys.len());
-        let mut scratch = Lent::default();
-        let v = inputs.side(&inputs.v, tile, &keys, &mut scratch);
-        multiply(MatrixMut::new(&mut product, rows, inputs.dim, inputs.dim), Into::Overwrite, p, v, false);
+        inputs.weigh(&p, tile, &keys, &mut product);
         product
     };
     if inputs.is_small() {

@@ -62,7 +62,7 @@ const EXP: [f32; 6] = [8.312_567e-3, 4.189_019_7e-2, 1.666_711_4e-1, 4.999_923e-
 pub(crate) fn normal_distribution<V: Vector>(x: V) -> V {
     const SATURATED: f32 = 5.4;
     const ODD: [f32; 5] = [6.792_559_4e-6, 3.751_690_4e-4, 5.920_072_6e-3, 5.509_114_6e-2, 3.989_417e-1];
-    const EVEN: [f32; 6] = [5.651_535_3e-7, 1.346_046_3e-4, 3.058_796_3e-3, 4.064_776_4e-2, 3.047_505_3e-1, 1.0];
+    const EVEN: [f32; 6] = [5.651_535e-7, 1.346_046_3e-4, 3.058_796_3e-3, 4.064_776_4e-2, 3.047_505_3e-1, 1.0];
     let inside = x.at_least(-SATURATED).at_most(SATURATED);
     let square = inside * inside;
     (V::splat(0.5) + inside * square.polynomial(ODD) / square.polynomial(EVEN)).at_least(0.0)

@@ -1,6 +1,8 @@
 //! Rows of a stored matrix times a few vectors: what a decode step spends its time on. Reads f32, f16 and bf16 as they lie in memory,
 //! accumulates in f32, in registers of any instruction set.
 
+use std::ops::Range;
+
 use half::slice::HalfFloatSliceExt;
 use half::{bf16, f16};
 
@@ -77,22 +79,75 @@ impl Stored for bf16 {
     }
 }
 
-/// `out[row · stride + m] = vectors[m] · weights[row]` for each row of `length` weights.
+/// Rows of a stored matrix, which may have something else between them.
+#[derive(Clone, Copy)]
+pub(crate) struct StoredRows<'a, T> {
+    values: &'a [T],
+    count: usize,
+    length: usize,
+    pitch: usize,
+}
+
+impl<'a, T: Stored> StoredRows<'a, T> {
+    /// `count` rows of `length` values, each `pitch` values after the one before.
+    ///
+    /// # Panics
+    /// If they overlap or `values` are too few.
+    pub(crate) fn new(values: &'a [T], [count, length, pitch]: [usize; 3]) -> Self {
+        assert!(length <= pitch && (count == 0 || (count - 1) * pitch + length <= values.len()));
+        Self { values, count, length, pitch }
+    }
+
+    /// These rows alone.
+    pub(crate) fn rows(&self, range: Range<usize>) -> Self {
+        assert!(range.start <= range.end && range.end <= self.count);
+        // Behind the last row there may be nothing.
+        let start = if range.is_empty() { 0 } else { range.start * self.pitch };
+        Self { values: &self.values[start..], count: range.len(), ..*self }
+    }
+
+    /// How many rows there are.
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Values of a row.
+    pub(crate) fn length(&self) -> usize {
+        self.length
+    }
+
+    /// The values of a row.
+    pub(crate) fn row(&self, index: usize) -> &'a [T] {
+        &self.values[index * self.pitch..][..self.length]
+    }
+
+    /// Where a row's values from `at` on are.
+    ///
+    /// # Safety
+    /// The row must be there, and `at` at most its length.
+    #[inline(always)]
+    pub(crate) unsafe fn at(&self, row: usize, at: usize) -> *const T {
+        debug_assert!(row < self.count && at <= self.length);
+        // SAFETY: `new` saw that all rows lie in the values.
+        unsafe { self.values.as_ptr().add(row * self.pitch + at) }
+    }
+}
+
+/// `out[row · stride + m] = vectors[m] · weights[row]` for each row.
 ///
 /// # Panics
 /// If there are no or more than [`VECTORS`] vectors, more of them than `stride`, or the lengths do not agree.
 pub(crate) fn rows_dot<T: Stored>(
     set: InstructionSet,
     vectors: &[&[f32]],
-    weights: &[T],
-    length: usize,
+    weights: StoredRows<T>,
     out: &mut [f32],
     stride: usize,
 ) {
-    assert!(vectors.iter().all(|vector| vector.len() == length));
-    assert!(length > 0 && weights.len().is_multiple_of(length) && vectors.len() <= stride);
-    let needed = (weights.len() / length).saturating_sub(1) * stride + vectors.len();
-    assert!(weights.is_empty() || needed <= out.len());
+    assert!(vectors.iter().all(|vector| vector.len() == weights.length));
+    assert!(weights.length > 0 && vectors.len() <= stride);
+    let needed = weights.count.saturating_sub(1) * stride + vectors.len();
+    assert!(weights.count == 0 || needed <= out.len());
     match vectors {
         [a] => rows(set, [a], weights, out, stride),
         [a, b] => rows(set, [a, b], weights, out, stride),
@@ -105,7 +160,7 @@ pub(crate) fn rows_dot<T: Stored>(
 fn rows<T: Stored, const M: usize>(
     set: InstructionSet,
     vectors: [&[f32]; M],
-    weights: &[T],
+    weights: StoredRows<T>,
     out: &mut [f32],
     stride: usize,
 ) {
@@ -127,15 +182,15 @@ const AHEAD: usize = 512;
 const LINE: usize = 64;
 
 /// # Safety
-/// `weights` is made of rows as long as each vector, one for each `stride` elements of `out`, of which the last are at least `M`.
+/// The rows are as long as each vector, one for each `stride` elements of `out`, of which the last are at least `M`.
 #[inline(always)]
 unsafe fn rows_in<V: Vector, T: Stored, const M: usize>(
     vectors: [&[f32]; M],
-    weights: &[T],
+    weights: StoredRows<T>,
     out: &mut [f32],
     stride: usize,
 ) {
-    let rows = weights.len() / vectors[0].len();
+    let rows = weights.count;
     // All sums, the vectors' values and the weights must find a register.
     let streams = const { if M * STREAMS + M < V::REGISTERS { STREAMS } else { STREAMS / 2 } };
     let each = rows / streams;
@@ -162,7 +217,7 @@ unsafe fn rows_in<V: Vector, T: Stored, const M: usize>(
 #[inline(always)]
 unsafe fn some_rows<V: Vector, T: Stored, const M: usize, const R: usize>(
     vectors: [&[f32]; M],
-    weights: &[T],
+    weights: StoredRows<T>,
     (first, apart): (usize, usize),
     out: &mut [f32],
     stride: usize,
@@ -176,7 +231,7 @@ unsafe fn some_rows<V: Vector, T: Stored, const M: usize, const R: usize>(
     while at + values <= length {
         for (r, sums) in sums.iter_mut().enumerate() {
             // SAFETY: so many values are there, of the row and of each vector.
-            let line = unsafe { weights.as_ptr().add((first + r * apart) * length + at) };
+            let line = unsafe { weights.at(first + r * apart, at) };
             prefetch(line.cast::<u8>().wrapping_add(AHEAD));
             for part in 0..values / V::COUNT {
                 let weight: V = unsafe { T::load(line.add(part * V::COUNT)) };
@@ -190,7 +245,7 @@ unsafe fn some_rows<V: Vector, T: Stored, const M: usize, const R: usize>(
     }
     for (r, sums) in sums.into_iter().enumerate() {
         let row = first + r * apart;
-        let weights = &weights[row * length + at..(row + 1) * length];
+        let weights = &weights.row(row)[at..];
         for (m, (vector, sums)) in vectors.iter().zip(sums).enumerate() {
             let rest: f32 = vector[at..].iter().zip(weights).map(|(x, weight)| x * weight.widen()).sum();
             out[row * stride + m] = (sums[0] + sums[1]).total() + rest;
@@ -200,7 +255,7 @@ unsafe fn some_rows<V: Vector, T: Stored, const M: usize, const R: usize>(
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Stored, rows_in};
+    use super::{Stored, StoredRows, rows_in};
     use crate::targets::cpu::vector::{F32x8, F32x16};
 
     macro_rules! rows {
@@ -210,7 +265,7 @@ mod x86 {
             #[target_feature(enable = $features)]
             pub(super) unsafe fn $name<T: Stored, const M: usize>(
                 vectors: [&[f32]; M],
-                weights: &[T],
+                weights: StoredRows<T>,
                 out: &mut [f32],
                 stride: usize,
             ) {
@@ -232,14 +287,16 @@ mod tests {
                 (0..VECTORS).map(|m| (0..length).map(|i| ((i * 7 + m * 3) % 13) as f32 - 6.0).collect()).collect();
             // Rows that are shared out among the streams, and some that are left over.
             let rows = 2 * STREAMS + 3;
-            let weights: Vec<T> = (0..rows * length).map(|i| narrow(((i * 5) % 17) as f32 - 8.0)).collect();
-            let cases = (1..=VECTORS).flat_map(|count| [(count, count), (count, count + 3)]);
-            for (count, stride) in cases {
+            let cases = (1..=VECTORS).flat_map(|count| [(count, count, length), (count, count + 3, length + 5)]);
+            for (count, stride, pitch) in cases {
+                let weights: Vec<T> =
+                    (0..(rows - 1) * pitch + length).map(|i| narrow(((i * 5) % 17) as f32 - 8.0)).collect();
                 let views: Vec<&[f32]> = vectors[..count].iter().map(Vec::as_slice).collect();
                 for set in InstructionSet::available() {
                     let mut out = vec![f32::NAN; (rows - 1) * stride + count];
-                    rows_dot(set, &views, &weights, length, &mut out, stride);
-                    for (row, out) in weights.chunks_exact(length).zip(out.chunks(stride)) {
+                    let rows = StoredRows::new(&weights, [rows, length, pitch]);
+                    rows_dot(set, &views, rows, &mut out, stride);
+                    for (row, out) in weights.chunks(pitch).zip(out.chunks(stride)) {
                         for (vector, &out) in views.iter().zip(out) {
                             // Small integers: every sum is exact, whatever its order.
                             assert_eq!(out, vector.iter().zip(row).map(|(x, w)| x * w.widen()).sum::<f32>());

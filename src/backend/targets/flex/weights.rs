@@ -6,7 +6,7 @@ use burn::tensor::{DType, TensorMetadata};
 use burn_flex::FlexTensor;
 use half::{bf16, f16};
 
-use super::dot::{InstructionSet, Stored, rows_dot};
+use super::dot::{InstructionSet, Stored, StoredRows, rows_dot};
 use super::packed::PackedRows;
 use crate::packed::Format;
 
@@ -40,7 +40,8 @@ impl<'a, T: Stored> Dense<'a, T> {
 
     /// `out[row · stride + m] = vectors[m] · row`, for one to [`VECTORS`](super::dot::VECTORS) vectors.
     pub(crate) fn dots(self, set: InstructionSet, vectors: &[&[f32]], out: &mut [f32], stride: usize) {
-        rows_dot(set, vectors, self.values, self.inputs, out, stride);
+        let rows = StoredRows::new(self.values, [self.outputs(), self.inputs, self.inputs]);
+        rows_dot(set, vectors, rows, out, stride);
     }
 }
 
