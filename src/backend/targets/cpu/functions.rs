@@ -15,7 +15,7 @@ pub(crate) fn exp<V: Vector>(x: V) -> V {
     let power = shifted - V::splat(ROUND);
     let r = power.mul_add(V::splat(2.121_944_4e-4), power.mul_add(V::splat(-0.693_359_4), x));
     // For NaN the polynomial is NaN, whatever the power is.
-    r.polynomial(EXP) * shifted.power_of_two()
+    r.polynomial(EXP) * shifted.low_bits_as_exponent()
 }
 
 /// 2ˣ for `x` of at most 127, within 2 units in the last place; 0 below −126.5, NaN for NaN. Three multiplications shorter than [`exp`], for
@@ -41,14 +41,14 @@ pub(crate) fn exp2<V: Vector, const N: usize>(mut x: [V; N]) -> [V; N] {
         }
     }
     for (y, &shifted) in y.iter_mut().zip(&shifted) {
-        *y = *y * shifted.power_of_two();
+        *y = *y * shifted.low_bits_as_exponent();
     }
     y
 }
 
 /// Adding and subtracting 1.5·2²³ rounds to the nearest integer without an instruction that SSE2 lacks. In between the low bits of the sum
-/// are the integer, which moved to the exponent makes a power of two without a conversion.
-const ROUND: f32 = 12_582_912.0;
+/// are the integer, with 127 more what an exponent of that power of two is: no conversion is needed.
+const ROUND: f32 = 12_582_912.0 + 127.0;
 
 /// Of eˣ between −ln 2 / 2 and ln 2 / 2.
 const EXP: [f32; 6] = [8.312_567e-3, 4.189_019_7e-2, 1.666_711_4e-1, 4.999_923e-1, 1.0, 1.0];
@@ -57,15 +57,15 @@ const EXP: [f32; 6] = [8.312_567e-3, 4.189_019_7e-2, 1.666_711_4e-1, 4.999_923e-
 /// `x` multiplies; NaN for NaN.
 ///
 /// Source: the odd over even rational function of degrees 9 and 10 with the smallest largest error, 10⁻⁷, on ±5.4, found by iteratively reweighted
-/// least squares (Lawson 1961). It was fitted to `Φ(x) + 2·10⁻⁷ (x / 5.4)¹⁶`, so that it is beyond 1 in the end whichever way it is rounded.
+/// least squares (Lawson 1961). It was fitted to `Φ(x) + 2·10⁻⁷ (x / 5.4)¹⁶`, so that it is beyond 1 in the end whichever way it is rounded;
+/// further out its slope goes on, and takes it further beyond.
 #[inline(always)]
 pub(crate) fn normal_distribution<V: Vector>(x: V) -> V {
     const SATURATED: f32 = 5.4;
     const ODD: [f32; 5] = [6.792_559_4e-6, 3.751_690_4e-4, 5.920_072_6e-3, 5.509_114_6e-2, 3.989_417e-1];
     const EVEN: [f32; 6] = [5.651_535e-7, 1.346_046_3e-4, 3.058_796_3e-3, 4.064_776_4e-2, 3.047_505_3e-1, 1.0];
-    let inside = x.at_least(-SATURATED).at_most(SATURATED);
-    let square = inside * inside;
-    (V::splat(0.5) + inside * square.polynomial(ODD) / square.polynomial(EVEN)).at_least(0.0)
+    let square = (x * x).at_most(SATURATED * SATURATED);
+    x.mul_add(square.polynomial(ODD) / square.polynomial(EVEN), V::splat(0.5)).at_least(0.0).at_most(1.0)
 }
 
 /// The polynomial of `factor · x` with these coefficients as one of `x`, rounded from f64.

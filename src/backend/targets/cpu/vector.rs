@@ -44,8 +44,8 @@ pub(crate) trait Vector:
     fn at_least(self, limit: f32) -> Self;
     /// `limit` where `self` is above; NaN stays NaN.
     fn at_most(self, limit: f32) -> Self;
-    /// 2ⁿ for an integer n in the low bits of the value, which are moved to the exponent: 0 for −127 and ∞ for 128; beyond it is rubbish.
-    fn power_of_two(self) -> Self;
+    /// The low bits of the value as an exponent: 2ⁿ of n + 127, which is 0 for −127 and ∞ for 128; beyond it is rubbish.
+    fn low_bits_as_exponent(self) -> Self;
 
     /// `values`, as many as fit, behind them `fill`.
     #[inline(always)]
@@ -90,14 +90,11 @@ pub(crate) trait Vector:
     }
 }
 
-/// The exponent's zero.
-const ONE: i32 = 1.0f32.to_bits() as i32;
-
 /// A register, its operators and the rest.
 macro_rules! vector {
     ($(#[$about:meta])* $name:ident($register:ty), $count:literal of $registers:literal, [$splat:expr, $load:expr, $store:expr, $past_caches:expr], [$load_f16:expr, $load_bf16:expr],
      [$add:expr, $sub:expr, $mul:expr, $div:expr], $mul_add:expr, $larger:expr, [$at_least:expr, $at_most:expr],
-     $power_of_two:expr) => {
+     $low_bits_as_exponent:expr) => {
         $(#[$about])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name($register);
@@ -153,8 +150,8 @@ macro_rules! vector {
                 Self(unsafe { $at_most(self.0, Self::splat(limit).0) })
             }
             #[inline(always)]
-            fn power_of_two(self) -> Self {
-                Self(unsafe { $power_of_two(self.0) })
+            fn low_bits_as_exponent(self) -> Self {
+                Self(unsafe { $low_bits_as_exponent(self.0) })
             }
         }
     };
@@ -204,7 +201,7 @@ mod x86 {
         ],
         [_mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps], _mm512_fmadd_ps,
         |a, b| _mm512_max_ps(b, a), [|a, b| _mm512_max_ps(b, a), |a, b| _mm512_min_ps(b, a)],
-        |a| _mm512_castsi512_ps(_mm512_add_epi32(_mm512_slli_epi32::<23>(_mm512_castps_si512(a)), _mm512_set1_epi32(ONE)))
+        |a| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a)))
     );
 
     vector!(
@@ -219,7 +216,7 @@ mod x86 {
         ],
         [_mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps], _mm256_fmadd_ps,
         |a, b| _mm256_max_ps(b, a), [|a, b| _mm256_max_ps(b, a), |a, b| _mm256_min_ps(b, a)],
-        |a| _mm256_castsi256_ps(_mm256_add_epi32(_mm256_slli_epi32::<23>(_mm256_castps_si256(a)), _mm256_set1_epi32(ONE)))
+        |a| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a)))
     );
 
     vector!(
@@ -234,7 +231,7 @@ mod x86 {
         ],
         [_mm_add_ps, _mm_sub_ps, _mm_mul_ps, _mm_div_ps], |a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c),
         |a, b| _mm_max_ps(b, a), [|a, b| _mm_max_ps(b, a), |a, b| _mm_min_ps(b, a)],
-        |a| _mm_castsi128_ps(_mm_add_epi32(_mm_slli_epi32::<23>(_mm_castps_si128(a)), _mm_set1_epi32(ONE)))
+        |a| _mm_castsi128_ps(_mm_slli_epi32::<23>(_mm_castps_si128(a)))
     );
 }
 #[cfg(target_arch = "x86_64")]
@@ -256,7 +253,7 @@ mod neon {
         ],
         [vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32], |a, b, c| vfmaq_f32(c, a, b),
         vmaxnmq_f32, [vmaxq_f32, vminq_f32],
-        |a| vreinterpretq_f32_s32(vaddq_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(a)), vdupq_n_s32(ONE)))
+        |a| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(a)))
     );
 }
 #[cfg(target_arch = "aarch64")]
@@ -274,7 +271,7 @@ mod single {
         |a: f32, b: f32, c: f32| a * b + c,
         |a: f32, b: f32| if b > a { b } else { a },
         [|a: f32, b: f32| if b > a { b } else { a }, |a: f32, b: f32| if b < a { b } else { a }],
-        |a: f32| f32::from_bits((a.to_bits() << 23).wrapping_add(ONE as u32))
+        |a: f32| f32::from_bits(a.to_bits() << 23)
     );
 }
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]

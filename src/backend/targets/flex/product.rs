@@ -19,8 +19,8 @@ use crate::targets::cpu::vector::{Baseline, Vector};
 const PARALLEL_PRODUCTS: usize = 1 << 17;
 /// Values in a cache line.
 const LINE: usize = 16;
-/// The largest tile of any instruction set.
-const TILE: usize = 12 * 32;
+/// The largest tiles of one panel, of any instruction set.
+const TILES: usize = 12 * 32;
 
 /// `out[row · outputs + o] (+)= Σ x[row · inputs + i] · weights[o, i]`.
 ///
@@ -79,24 +79,27 @@ unsafe fn groups(
     first: usize,
 ) {
     let inputs = panels.inputs;
-    let mut sums = [0.0; TILE];
+    let mut sums = [0.0; TILES];
+    assert!(kernel.groups * kernel.height * kernel.width <= TILES);
     for start in (0..inputs).step_by(kernel.depth) {
         let depth = kernel.depth.min(inputs - start);
         for (index, panel) in panels.data.chunks_exact(inputs * kernel.width).enumerate() {
             let rows = index * kernel.width..panels.rows.min((index + 1) * kernel.width);
             let panel = &panel[start * kernel.width..(start + depth) * kernel.width];
             let ahead = if index == 0 { ahead } else { 0 };
-            for (group, weights) in weights.chunks(kernel.height * inputs).enumerate() {
-                let (height, first_of_group) = (weights.len() / inputs, group * kernel.height);
-                let half = rows.len() <= kernel.width / 2;
-                kernel.tile((&weights[start..], inputs, ahead), height, panel, half, &mut sums);
-                let columns = first_of_group..first_of_group + height;
-                let into = if start > 0 { Into::Add } else { into.columns(columns) };
-                for (lane, row) in rows.clone().enumerate() {
-                    // SAFETY: the caller's promise.
-                    let out = unsafe { out.part_of_row(row, first + first_of_group, height) };
-                    into.write(out, sums[lane..].iter().step_by(kernel.width));
-                }
+            let half = rows.len() <= kernel.width / 2;
+            let tile = kernel.height * kernel.width;
+            for (weights, sums) in weights.chunks(kernel.height * inputs).zip(sums.chunks_mut(tile)) {
+                let height = weights.len() / inputs;
+                kernel.tile((&weights[start..], inputs, ahead), height, panel, half, sums);
+            }
+            // All groups at once: the longer the part of a row, the less it costs to begin it.
+            let into = if start > 0 { Into::Add } else { into };
+            let columns = weights.len() / inputs;
+            for (lane, row) in rows.enumerate() {
+                // SAFETY: the caller's promise.
+                let out = unsafe { out.part_of_row(row, first, columns) };
+                into.write(out, sums[lane..].iter().step_by(kernel.width));
             }
         }
     }
@@ -182,11 +185,11 @@ impl Kernel {
         height: usize,
         panel: &[f32],
         half: bool,
-        sums: &mut [f32; TILE],
+        sums: &mut [f32],
     ) {
         let depth = panel.len() / self.width;
         assert!(depth > 0 && (1..=self.height).contains(&height) && (height - 1) * stride + depth <= weights.len());
-        assert!(panel.len() == depth * self.width && height * self.width <= TILE);
+        assert!(panel.len() == depth * self.width && height * self.width <= sums.len());
         let (weights, panel, sums) = ((weights.as_ptr(), stride, ahead), panel.as_ptr(), sums.as_mut_ptr());
         // SAFETY: the assertions prove every offset that the kernels reach; `detect` saw the instruction set.
         unsafe {
