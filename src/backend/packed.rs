@@ -12,9 +12,6 @@ use half::f16;
 /// Values that share a scale, where nothing else is said.
 pub const BLOCK: usize = 32;
 
-/// Blocks that a thread packs at a time.
-const PART: usize = 1024;
-
 /// How wide the integers are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Format {
@@ -116,22 +113,19 @@ impl Packed {
         if !inputs.is_multiple_of(BLOCK) || values.len() != rows * inputs {
             return Err(CannotPack(format!("rows of {inputs} values are not made of blocks of {BLOCK}")));
         }
-        let bytes = format.bits() * PART * BLOCK / 8;
         let mut integers = vec![0; values.len() * format.bits() / 8];
         let mut scales = vec![f16::ZERO; values.len() / BLOCK];
         #[cfg(feature = "cpu")]
         {
             use rayon::prelude::*;
-            let into = integers.par_chunks_mut(bytes).zip(scales.par_chunks_mut(PART));
+            // Blocks that a thread packs at a time.
+            const PART: usize = 1024;
+            let into = integers.par_chunks_mut(PART * BLOCK * format.bits() / 8).zip(scales.par_chunks_mut(PART));
             let parts = values.par_chunks(PART * BLOCK).zip(into);
             parts.try_for_each(|(values, (integers, scales))| pack_blocks(format, values, integers, scales))?;
         }
         #[cfg(not(feature = "cpu"))]
-        {
-            let into = integers.chunks_mut(bytes).zip(scales.chunks_mut(PART));
-            let mut parts = values.chunks(PART * BLOCK).zip(into);
-            parts.try_for_each(|(values, (integers, scales))| pack_blocks(format, values, integers, scales))?;
-        }
+        pack_blocks(format, values, &mut integers, &mut scales)?;
         Ok(Self { format, block: BLOCK, shape, integers, scales, offsets: None })
     }
 

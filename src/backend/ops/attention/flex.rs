@@ -19,8 +19,6 @@ use crate::targets::flex::{Rows, contiguous, lanes, memory, tensor};
 const TILE_ROWS: usize = 64;
 /// Rows up to which a tile is made of dot products: a query of a decode step, all heads of a group.
 const FEW_ROWS: usize = 8;
-/// Keys that stay in the nearest cache for all rows of such a tile.
-const KEYS: usize = 64;
 /// Scores below which another thread is not worth waking.
 const PARALLEL_SCORES: usize = 1 << 12;
 
@@ -93,8 +91,8 @@ struct Scores<'a> {
 impl OnSide for Scores<'_> {
     fn run<T: Stored>(self, keys: StoredRows<T>) {
         let queries: Vec<&[f32]> = self.queries.chunks_exact(keys.length()).collect();
-        for (block, out) in self.out.chunks_mut(KEYS * self.rows).enumerate() {
-            let keys = keys.rows(block * KEYS..keys.count().min((block + 1) * KEYS));
+        for (range, keys) in keys.blocks() {
+            let out = &mut self.out[range.start * self.rows..range.end * self.rows];
             for (index, queries) in queries.chunks(VECTORS).enumerate() {
                 rows_dot(InstructionSet::detect(), queries, keys, &mut out[index * VECTORS..], self.rows);
             }

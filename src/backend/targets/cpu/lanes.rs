@@ -351,16 +351,17 @@ fn reduce<V: Vector, const N: usize>(
         *lane = step(*lane, elements);
         at = end;
     }
-    spread::<V, LANES, _>(lanes)
+    spread(&lanes[..registers])
 }
 
-/// The lanes one by one.
+/// The lanes of some registers one by one.
 #[inline(always)]
-fn spread<V: Vector, const WIDTH: usize, const REGISTERS: usize>(lanes: [V; REGISTERS]) -> [f32; WIDTH] {
+fn spread<V: Vector, const WIDTH: usize>(registers: &[V]) -> [f32; WIDTH] {
+    assert_eq!(registers.len() * V::COUNT, WIDTH);
     let mut all = [0.0; WIDTH];
-    for (register, lane) in lanes[..WIDTH / V::COUNT].iter().enumerate() {
+    for (index, register) in registers.iter().enumerate() {
         // SAFETY: as many registers as have room.
-        unsafe { lane.store(all.as_mut_ptr().add(register * V::COUNT)) };
+        unsafe { register.store(all.as_mut_ptr().add(index * V::COUNT)) };
     }
     all
 }
@@ -435,12 +436,8 @@ unsafe fn exponentials_abreast<V: Vector, const N: usize, const A: usize, const 
             *lane = *lane + y;
             at += count;
         }
-        let mut sums = [0.0; EXPONENTIALS];
-        for (register, lane) in lanes[..groups].as_flattened().iter().enumerate() {
-            lane.store(sums.as_mut_ptr().add(register * V::COUNT));
-        }
-        fold(
-            sums,
+        fold::<EXPONENTIALS>(
+            spread(lanes[..groups].as_flattened()),
             #[inline(always)]
             |a, b| a + b,
         )

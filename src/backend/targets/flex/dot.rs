@@ -98,12 +98,14 @@ impl<'a, T: Stored> StoredRows<'a, T> {
         Self { values, count, length, pitch }
     }
 
-    /// These rows alone.
-    pub(crate) fn rows(&self, range: Range<usize>) -> Self {
-        assert!(range.start <= range.end && range.end <= self.count);
-        // Behind the last row there may be nothing.
-        let start = if range.is_empty() { 0 } else { range.start * self.pitch };
-        Self { values: &self.values[start..], count: range.len(), ..*self }
+    /// The rows some at a time, with their numbers: as many as the nearest cache keeps for whoever reads them more than once.
+    pub(crate) fn blocks(self) -> impl Iterator<Item = (Range<usize>, Self)> {
+        const BLOCK: usize = 64;
+        (0..self.count).step_by(BLOCK).map(move |start| {
+            let range = start..self.count.min(start + BLOCK);
+            let block = Self { values: &self.values[start * self.pitch..], count: range.len(), ..self };
+            (range, block)
+        })
     }
 
     /// How many rows there are.

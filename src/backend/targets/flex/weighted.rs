@@ -4,8 +4,6 @@
 use super::dot::{InstructionSet, Stored, StoredRows};
 use crate::targets::cpu::vector::{Baseline, Vector};
 
-/// Rows that the nearest cache keeps for all sums.
-const BLOCK: usize = 64;
 /// Registers of a row that are added to at a time.
 const REGISTERS: usize = 4;
 
@@ -16,9 +14,6 @@ const REGISTERS: usize = 4;
 pub(crate) fn rows_sum<T: Stored>(set: InstructionSet, factors: &[f32], rows: StoredRows<T>, out: &mut [f32]) {
     assert!(rows.length() > 0 && out.len().is_multiple_of(rows.length()));
     assert_eq!(factors.len(), out.len() / rows.length() * rows.count());
-    if rows.count() == 0 {
-        return out.fill(0.0);
-    }
     match set {
         // SAFETY: `detect` saw the instruction set.
         #[cfg(target_arch = "x86_64")]
@@ -34,9 +29,7 @@ pub(crate) fn rows_sum<T: Stored>(set: InstructionSet, factors: &[f32], rows: St
 #[inline(always)]
 fn sums<V: Vector, T: Stored>(factors: &[f32], rows: StoredRows<T>, out: &mut [f32]) {
     out.fill(0.0);
-    for start in (0..rows.count()).step_by(BLOCK) {
-        let range = start..rows.count().min(start + BLOCK);
-        let block = rows.rows(range.clone());
+    for (range, block) in rows.blocks() {
         let mut factors = factors.chunks_exact(rows.count());
         let mut outs = out.chunks_exact_mut(rows.length());
         while let (Some(first), Some(to)) = (factors.next(), outs.next()) {
