@@ -6,6 +6,7 @@ pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod packed;
 pub(crate) mod product;
+pub(crate) mod transpose;
 pub(crate) mod weighted;
 pub(crate) mod weights;
 

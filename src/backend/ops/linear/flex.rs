@@ -1,9 +1,5 @@
-//! `linear` on the CPU. Few rows: dot products straight from the stored format, at the speed of memory. Some tens to hundreds: tiles of
-//! our own, for which the weight is not packed. Many rows: blocks of the weight are widened into a scratch of each thread and multiplied
-//! by the `gemm` crate. Packed weights, whatever the number of rows: products of integers.
-
-use std::marker::PhantomData;
-use std::ops::Range;
+//! `linear` on the CPU. Few rows: dot products straight from the stored format, at the speed of memory. More: tiles, for which weights that
+//! are not f32 are widened part by part. Packed weights, whatever the number of rows: products of integers.
 
 use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape, TensorMetadata};
@@ -14,24 +10,19 @@ use crate::packed::Format;
 use crate::targets::cpu::ByteProducts;
 use crate::targets::flex::dot::{InstructionSet, STREAMS, Stored, VECTORS};
 use crate::targets::flex::integers::rows_times_packed;
-use crate::targets::flex::matrix::{ColumnBlocks, Into, MatrixMut, MatrixRef, multiply, multiply_by_column_blocks};
-use crate::targets::flex::memory::Lent;
+use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
 use crate::targets::flex::packed::PackedRows;
-use crate::targets::flex::product::rows_times_weight;
+use crate::targets::flex::product::{self, Over};
 pub(crate) use crate::targets::flex::weights::reads;
 use crate::targets::flex::weights::{Dense, OnDense, OnWeights, Weights, on_dense, on_weights, share};
 use crate::targets::flex::{Rows, memory, tensor};
 
 /// Up to here dot products win.
 const FEW_ROWS: usize = 4;
-/// Beyond, packing the weight for a matrix product pays.
-const SOME_ROWS: usize = 512;
 /// Weight rows that a thread takes at a time at least, where there are only few vectors: streams from memory are fast when they are long.
 const SHARE_ROWS: usize = 32 * STREAMS;
 /// A product this small is done before another thread has begun.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
-/// Weight rows widened at a time where the sum runs over them.
-const DEPTH: usize = 4096;
 
 /// What an adapter adds, `scale · low · Bᵀ`: `low` `[rows, rank]` with the scale on it, and `b` `[out, rank]`.
 struct Update {
@@ -97,11 +88,13 @@ impl OnDense for Forward<'_> {
             return few_rows(self, weights);
         }
         let x = self.x.all();
-        many_rows(self, weights.outputs(), |out, into| multiply_into(out, into, x, weights))
+        many_rows(self, weights.outputs(), |out, into| {
+            product::multiply(InstructionSet::detect(), x, weights, Over::Inputs, into, out);
+        })
     }
 }
 
-/// `grad · W`, the weight widened block by block.
+/// `grad · W`.
 pub(crate) fn backward_input(grad: FlexTensor, weight: FlexTensor) -> FlexTensor {
     let (rows, outputs, inputs) = (grad.shape()[0], grad.shape()[1], weight.shape()[1]);
     let grad = Rows::new(&grad);
@@ -122,17 +115,8 @@ impl OnWeights for BackwardInput<'_> {
     type Output = Vec<f32>;
 
     fn run<'a>(self, weights: impl Weights<'a>) -> Vec<f32> {
-        let Self { grad, rows } = self;
-        let (outputs, inputs) = (weights.outputs(), weights.inputs());
-        let mut out = memory::stale(rows * inputs);
-        for start in (0..outputs).step_by(DEPTH) {
-            let depth = DEPTH.min(outputs - start);
-            let left = MatrixRef::new(&grad[start..], rows, depth, outputs);
-            let destination = MatrixMut::new(&mut out, rows, inputs, inputs);
-            let into = if start == 0 { Into::Overwrite } else { Into::Add };
-            let weights = AsStored(weights.rows(start..start + depth), PhantomData);
-            multiply_by_column_blocks(destination, into, left, &weights);
-        }
+        let mut out = memory::stale(self.rows * weights.inputs());
+        product::multiply(InstructionSet::detect(), self.grad, weights, Over::Outputs, Into::Overwrite, &mut out);
         out
     }
 }
@@ -201,54 +185,10 @@ fn many_rows(
     let mut out = memory::stale(rows * outputs);
     multiply(&mut out, bias.map_or(Into::Overwrite, Into::Bias));
     if let Some(Update { low, b, rank }) = update {
-        multiply_into(&mut out, Into::Add, low.all(), Dense::new(b.all(), *rank));
+        let b = Dense::new(b.all(), *rank);
+        product::multiply(InstructionSet::detect(), low.all(), b, Over::Inputs, Into::Add, &mut out);
     }
     out
-}
-
-/// `out (+)= x · Wᵀ`.
-fn multiply_into<T: Stored>(out: &mut [f32], into: Into, x: &[f32], weights: Dense<T>) {
-    let (inputs, outputs) = (weights.inputs(), weights.outputs());
-    let rows = x.len() / inputs;
-    if rows <= SOME_ROWS {
-        return rows_times_weight(InstructionSet::detect(), x, weights, into, out);
-    }
-    let left = MatrixRef::new(x, rows, inputs, inputs);
-    let destination = MatrixMut::new(out, rows, outputs, outputs);
-    multiply_by_column_blocks(destination, into, left, &Transposed(weights, PhantomData));
-}
-
-/// The weight as it is stored, `[outputs, inputs]`, the right-hand side of the gradient.
-struct AsStored<'a, W>(W, PhantomData<&'a ()>);
-
-impl<'a, W: Weights<'a>> ColumnBlocks for AsStored<'a, W> {
-    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Lent) -> MatrixRef<'s> {
-        let (rows, inputs) = (self.0.outputs(), self.0.inputs());
-        if let Some(weights) = self.0.as_f32() {
-            return MatrixRef::new(&weights[columns.start..], rows, columns.len(), inputs);
-        }
-        let values = scratch.first(rows * columns.len());
-        self.0.widen(columns.clone(), values);
-        MatrixRef::new(values, rows, columns.len(), columns.len())
-    }
-}
-
-/// The transpose, `[inputs, outputs]`, the right-hand side of the forward product.
-struct Transposed<'a, W>(W, PhantomData<&'a ()>);
-
-impl<'a, W: Weights<'a>> ColumnBlocks for Transposed<'a, W> {
-    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Lent) -> MatrixRef<'s> {
-        let (rows, inputs) = (self.0.rows(columns.clone()), self.0.inputs());
-        let values = match rows.as_f32() {
-            Some(values) => values,
-            None => {
-                let values = scratch.first(columns.len() * inputs);
-                rows.widen(0..inputs, values);
-                values
-            }
-        };
-        MatrixRef::new(values, columns.len(), inputs, inputs).transposed()
-    }
 }
 
 /// A bias, which is read as f32.

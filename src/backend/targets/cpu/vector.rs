@@ -233,6 +233,16 @@ mod x86 {
         |a, b| _mm_max_ps(b, a), [|a, b| _mm_max_ps(b, a), |a, b| _mm_min_ps(b, a)],
         |a| _mm_castsi128_ps(_mm_slli_epi32::<23>(_mm_castps_si128(a)))
     );
+
+    impl F32x4 {
+        /// The columns of four rows.
+        #[inline(always)]
+        pub(crate) fn transposed([mut a, mut b, mut c, mut d]: [Self; 4]) -> [Self; 4] {
+            // SAFETY: every processor of the architecture has the instructions.
+            unsafe { _MM_TRANSPOSE4_PS(&mut a.0, &mut b.0, &mut c.0, &mut d.0) };
+            [a, b, c, d]
+        }
+    }
 }
 #[cfg(target_arch = "x86_64")]
 pub(crate) use x86::{F32x4 as Baseline, F32x8, F32x16};
@@ -255,6 +265,25 @@ mod neon {
         vmaxnmq_f32, [vmaxq_f32, vminq_f32],
         |a| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(a)))
     );
+
+    impl F32x4 {
+        /// The columns of four rows.
+        #[inline(always)]
+        pub(crate) fn transposed([a, b, c, d]: [Self; 4]) -> [Self; 4] {
+            // SAFETY: every processor of the architecture has the instructions.
+            unsafe {
+                let pairs = |a, b| [vtrn1q_f32(a, b), vtrn2q_f32(a, b)].map(|pairs| vreinterpretq_f64_f32(pairs));
+                let ([even_ab, odd_ab], [even_cd, odd_cd]) = (pairs(a.0, b.0), pairs(c.0, d.0));
+                let columns = [
+                    vtrn1q_f64(even_ab, even_cd),
+                    vtrn1q_f64(odd_ab, odd_cd),
+                    vtrn2q_f64(even_ab, even_cd),
+                    vtrn2q_f64(odd_ab, odd_cd),
+                ];
+                columns.map(|column| Self(vreinterpretq_f32_f64(column)))
+            }
+        }
+    }
 }
 #[cfg(target_arch = "aarch64")]
 pub(crate) use neon::F32x4 as Baseline;
@@ -273,6 +302,13 @@ mod single {
         [|a: f32, b: f32| if b > a { b } else { a }, |a: f32, b: f32| if b < a { b } else { a }],
         |a: f32| f32::from_bits(a.to_bits() << 23)
     );
+
+    impl F32x1 {
+        /// The column of one row.
+        pub(crate) fn transposed(row: [Self; 1]) -> [Self; 1] {
+            row
+        }
+    }
 }
 #[cfg(not(any(target_arch = "x86_64", target_arch = "aarch64")))]
 pub(crate) use single::F32x1 as Baseline;

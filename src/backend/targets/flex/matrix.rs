@@ -3,9 +3,6 @@
 use std::ops::Range;
 
 use gemm::Parallelism;
-use rayon::prelude::*;
-
-use super::memory::Lent;
 
 /// A read-only matrix inside a slice.
 #[derive(Clone, Copy)]
@@ -161,46 +158,6 @@ unsafe fn raw(
     }
 }
 
-/// A right-hand matrix handed out a block of columns at a time: in place, or widened into the scratch of a thread.
-pub(crate) trait ColumnBlocks: Sync {
-    /// These columns, all rows.
-    fn columns<'s>(&'s self, columns: Range<usize>, scratch: &'s mut Lent) -> MatrixRef<'s>;
-}
-
-/// `destination (+)= left · right` where `right` is produced a block of columns at a time.
-/// Blocks run in parallel; where the product is too narrow for that, one block is multiplied by all threads.
-///
-/// # Panics
-/// If the shapes do not fit.
-pub(crate) fn multiply_by_column_blocks(
-    mut destination: MatrixMut,
-    into: Into,
-    left: MatrixRef,
-    right: &impl ColumnBlocks,
-) {
-    let (rows, columns, stride) = (destination.rows, destination.columns, destination.row_stride);
-    // Wide enough to amortise packing `left`, narrow enough that a widened block stays in the second-level cache. It must not
-    // depend on the number of threads, which could change the order in which `gemm` sums. Whole blocks of packed weights.
-    let block = (columns / 16).clamp(64, 256).next_multiple_of(32);
-    if columns <= block || rows * columns * left.columns < 1 << 17 {
-        let mut scratch = Lent::default();
-        let right = right.columns(0..columns, &mut scratch);
-        return multiply(destination, into, left, right, true);
-    }
-    let add = destination.begin(into);
-    let length = destination.data.len();
-    let shared = SharedColumns::new(destination.data, stride);
-    (0..columns.div_ceil(block)).into_par_iter().for_each_init(Lent::default, |scratch, index| {
-        let range = index * block..columns.min((index + 1) * block);
-        let right = right.columns(range.clone(), scratch);
-        assert_eq!((left.columns, range.len()), (right.rows, right.columns));
-        assert!((rows - 1) * stride + range.end <= length);
-        // SAFETY: the blocks are disjoint ranges of columns of the destination, which is borrowed for as long as this runs;
-        // the assertions above prove that the strides stay inside it and inside the operands.
-        unsafe { raw(shared.at(range.start), stride, add, left, right, Parallelism::None) };
-    });
-}
-
 /// A matrix of which several threads write columns of their own.
 pub(crate) struct SharedColumns {
     start: *mut f32,
@@ -215,11 +172,6 @@ impl SharedColumns {
     /// Over a matrix whose rows are `stride` elements apart. The caller keeps `data` borrowed while this is used.
     pub(crate) fn new(data: &mut [f32], stride: usize) -> Self {
         Self { start: data.as_mut_ptr(), stride }
-    }
-
-    /// Where a column begins.
-    fn at(&self, column: usize) -> *mut f32 {
-        self.start.wrapping_add(column)
     }
 
     /// Part of a row.

@@ -181,11 +181,6 @@ impl<'a> PackedRows<'a> {
         self.plan.format
     }
 
-    /// Values that share a scale.
-    pub(crate) fn block(self) -> usize {
-        self.plan.block
-    }
-
     /// Bytes from a panel to the next.
     pub(crate) fn panel_bytes(self) -> usize {
         self.plan.panel()
@@ -251,6 +246,11 @@ impl<'a> Weights<'a> for PackedRows<'a> {
 
     fn as_f32(self) -> Option<&'a [f32]> {
         None
+    }
+
+    /// Values that share a scale.
+    fn block(self) -> usize {
+        self.plan.block
     }
 
     fn widen(self, columns: Range<usize>, to: &mut [f32]) {

@@ -20,6 +20,8 @@ pub(crate) trait Weights<'a>: Copy + Send + Sync {
     fn rows(self, range: Range<usize>) -> Self;
     /// The weights where they are f32 already.
     fn as_f32(self) -> Option<&'a [f32]>;
+    /// Weights of a row that are widened together.
+    fn block(self) -> usize;
     /// Some columns of every row as f32, row after row. A range begins and ends between blocks.
     fn widen(self, columns: Range<usize>, to: &mut [f32]);
 }
@@ -60,6 +62,10 @@ impl<'a, T: Stored> Weights<'a> for Dense<'a, T> {
 
     fn as_f32(self) -> Option<&'a [f32]> {
         T::as_f32(self.values)
+    }
+
+    fn block(self) -> usize {
+        1
     }
 
     fn widen(self, columns: Range<usize>, to: &mut [f32]) {

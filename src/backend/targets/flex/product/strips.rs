@@ -1,0 +1,122 @@
+//! The right-hand side of a product as the tiles take it.
+
+use std::ops::Range;
+
+use super::Over;
+use crate::targets::flex::memory::Lent;
+use crate::targets::flex::transpose::transpose;
+use crate::targets::flex::weights::Weights;
+
+/// Memory for strips that are not taken as they lie.
+#[derive(Default)]
+pub(super) struct Scratch {
+    widened: Lent,
+    packed: Lent,
+}
+
+/// The weights of some sums, as many sums to a strip as a tile has at most.
+pub(super) struct Strips<'w> {
+    values: &'w [f32],
+    sums: usize,
+    height: usize,
+    form: Form,
+}
+
+#[derive(Clone, Copy)]
+enum Form {
+    /// The weights of a sum one after another, those of the next sum so many values further on; asked for from memory a strip ahead?
+    Apart { stride: usize, fetched: bool },
+    /// Term by term those of all sums of a strip. The last strip is filled up with zeros.
+    Packed { terms: usize },
+}
+
+/// What a tile multiplies a panel by.
+#[derive(Clone, Copy)]
+pub(super) enum Strip<'w> {
+    /// So many sums' weights, each one after another and `stride` after those before; what lies `ahead` of them is fetched, if not 0.
+    Apart { values: &'w [f32], sums: usize, stride: usize, ahead: usize },
+    /// Term by term those of as many sums as a tile has at most.
+    Packed(&'w [f32]),
+}
+
+impl<'w> Strips<'w> {
+    /// The weights of these sums in these terms.
+    pub(super) fn of<'a: 'w>(
+        weights: impl Weights<'a>,
+        over: Over,
+        sums: Range<usize>,
+        terms: Range<usize>,
+        (height, packed): (usize, bool),
+        scratch: &'w mut Scratch,
+    ) -> Self {
+        let (count, depth) = (sums.len(), terms.len());
+        let (rows, columns) = if over == Over::Inputs { (sums, terms) } else { (terms, sums) };
+        let rows = weights.rows(rows);
+        let (values, stride, fetched) = match rows.as_f32() {
+            // The rows of a strip are too short for the processor to foresee the next.
+            Some(values) => (&values[columns.start..], weights.inputs(), true),
+            None => {
+                let stride = columns.len();
+                let values = scratch.widened.first(rows.outputs() * stride);
+                rows.widen(columns, values);
+                (&*values, stride, false)
+            }
+        };
+        if !packed {
+            assert!(over == Over::Inputs, "the weights of a sum lie one after another");
+            return Self { values, sums: count, height, form: Form::Apart { stride, fetched } };
+        }
+        let strips = scratch.packed.first(count.next_multiple_of(height) * depth);
+        for (index, strip) in strips.chunks_exact_mut(height * depth).enumerate() {
+            let first = index * height;
+            let some = height.min(count - first);
+            if some < height {
+                strip.fill(0.0);
+            }
+            match over {
+                Over::Inputs => transpose(&values[first * stride..], stride, [some, depth], strip, height),
+                Over::Outputs => gather(&values[first..], stride, some, strip, height),
+            }
+        }
+        Self { values: strips, sums: count, height, form: Form::Packed { terms: depth } }
+    }
+
+    /// How many sums there are.
+    pub(super) fn sums(&self) -> usize {
+        self.sums
+    }
+
+    /// The strips one by one; those that lie in memory ask for the next one if it is for the first time.
+    pub(super) fn iter(&self, first_time: bool) -> impl Iterator<Item = Strip<'w>> {
+        let Self { values, sums, height, form } = *self;
+        (0..sums.div_ceil(height)).map(move |index| match form {
+            Form::Apart { stride, fetched } => Strip::Apart {
+                values: &values[index * height * stride..],
+                sums: height.min(sums - index * height),
+                stride,
+                ahead: if fetched && first_time { height * stride } else { 0 },
+            },
+            Form::Packed { terms } => Strip::Packed(&values[index * height * terms..][..height * terms]),
+        })
+    }
+}
+
+/// The first values of each row, so many rows as there is room for.
+fn gather(from: &[f32], stride: usize, count: usize, to: &mut [f32], pitch: usize) {
+    /// A length that the compiler knows is moved in registers.
+    fn all<const N: usize>(from: &[f32], stride: usize, to: &mut [f32]) {
+        for (from, to) in from.chunks(stride).zip(to.as_chunks_mut::<N>().0) {
+            *to = *from.first_chunk().expect("a row has as many values");
+        }
+    }
+    match count {
+        12 if pitch == count => all::<12>(from, stride, to),
+        6 if pitch == count => all::<6>(from, stride, to),
+        2 if pitch == count => all::<2>(from, stride, to),
+        _ => {
+            for (from, to) in from.chunks(stride).zip(to.chunks_exact_mut(pitch)) {
+                to[..count].copy_from_slice(&from[..count]);
+            }
+        }
+    }
+}

@@ -1,0 +1,188 @@
+//! Tiles of a product: a strip of sums for a panel of rows, all of them in registers.
+
+use super::LINE;
+use super::strips::Strip;
+use crate::targets::cpu::prefetch;
+use crate::targets::cpu::vector::{Baseline, Vector};
+use crate::targets::flex::dot::InstructionSet;
+
+/// Columns taken without a branch between them.
+const UNROLLED: usize = 4;
+
+/// The tile of an instruction set.
+pub(super) struct Kernel {
+    set: InstructionSet,
+    /// Sums of a row at most.
+    pub(super) height: usize,
+    /// Rows.
+    pub(super) width: usize,
+    /// Terms after which sums are parked in the output, so that a panel and the strips beside it stay in the nearest caches.
+    pub(super) depth: usize,
+    /// Strips that meet a part of a panel one after another, before the next part takes its place in the nearest cache. The second one holds
+    /// them meanwhile.
+    pub(super) strips: usize,
+    /// Rows from which on packing the weight pays.
+    pub(super) packed_from: usize,
+}
+
+/// Calls `$tile` for a strip with its number of sums, and that of halves of a panel, as constants.
+macro_rules! with_height {
+    ($strip:expr, $half:expr, $tile:ident $panel:tt, $full:literal, [$($count:literal)*]) => {
+        match $strip {
+            Strip::Packed(values) if $half => $tile::<$full, 1, true>((values.as_ptr(), 0, 0), $panel),
+            Strip::Packed(values) => $tile::<$full, 2, true>((values.as_ptr(), 0, 0), $panel),
+            $(Strip::Apart { values, sums: $count, stride, ahead } if $half => {
+                $tile::<$count, 1, false>((values.as_ptr(), stride, ahead), $panel)
+            }
+            Strip::Apart { values, sums: $count, stride, ahead } => {
+                $tile::<$count, 2, false>((values.as_ptr(), stride, ahead), $panel)
+            })*
+            Strip::Apart { sums, .. } => unreachable!("{sums} sums in a tile"),
+        }
+    };
+}
+
+impl Kernel {
+    /// Sums of the largest group's tiles of one panel, of any instruction set.
+    pub(super) const SUMS: usize = 96 * 32;
+
+    /// As many sums as fit the registers beside the operands.
+    pub(super) fn of(set: InstructionSet) -> Self {
+        let kernel = match set {
+            // A weight is broadcast by the instruction that multiplies, so that one far from the next costs nothing.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx512 => Self { set, height: 12, width: 32, depth: 512, strips: 8, packed_from: 513 },
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Avx2 => Self { set, height: 6, width: 16, depth: 512, strips: 16, packed_from: 192 },
+            InstructionSet::Portable => {
+                let height = if Baseline::REGISTERS == 32 { 6 } else { 2 };
+                Self { set, height, width: 16, depth: 512, strips: 16, packed_from: 192 }
+            }
+        };
+        assert!(kernel.height * kernel.width * kernel.strips <= Self::SUMS);
+        kernel
+    }
+
+    /// `sums[s · width + lane] = Σ strip[s, k] · panel[k · width + lane]`, of which the upper half of the lanes may be left undone if `half`.
+    pub(super) fn tile(&self, strip: Strip, panel: &[f32], half: bool, sums: &mut [f32]) {
+        let depth = panel.len() / self.width;
+        assert!(depth > 0 && panel.len() == depth * self.width && self.height * self.width <= sums.len());
+        match strip {
+            Strip::Apart { values, sums, stride, .. } => {
+                assert!((1..=self.height).contains(&sums) && (sums - 1) * stride + depth <= values.len());
+            }
+            Strip::Packed(values) => assert_eq!(values.len(), depth * self.height),
+        }
+        let panel = (panel.as_ptr(), depth, sums.as_mut_ptr());
+        // SAFETY: the assertions prove every offset that the kernels reach; `detect` saw the instruction set.
+        unsafe {
+            match self.set {
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx512 => {
+                    with_height!(strip, half, tile_avx512 panel, 12, [1 2 3 4 5 6 7 8 9 10 11 12])
+                }
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx2 => with_height!(strip, half, tile_avx2 panel, 6, [1 2 3 4 5 6]),
+                InstructionSet::Portable if Baseline::REGISTERS == 32 => {
+                    with_height!(strip, half, tile_portable panel, 6, [1 2 3 4 5 6])
+                }
+                InstructionSet::Portable => with_height!(strip, half, tile_portable panel, 2, [1 2]),
+            }
+        }
+    }
+}
+
+/// `H` sums times the first `V` vectors of each column of a panel.
+///
+/// # Safety
+/// The weights of `H` sums, `depth` for each at `stride` or packed, `depth` columns of a panel of `width`, and `H` rows of so many sums must
+/// be there.
+#[inline(always)]
+unsafe fn tile<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
+    (weights, stride, ahead): (*const f32, usize, usize),
+    (panel, depth, sums): (*const f32, usize, *mut f32),
+    width: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut totals = [[L::splat(0.0); V]; H];
+        let mut at = 0;
+        while at + UNROLLED <= depth {
+            if !PACKED && ahead > 0 && at.is_multiple_of(LINE) {
+                (0..H).for_each(|h| prefetch(weights.wrapping_add(ahead + h * stride + at)));
+            }
+            for at in at..at + UNROLLED {
+                column::<L, H, V, PACKED>(&mut totals, weights, stride, panel.add(at * width), at);
+            }
+            at += UNROLLED;
+        }
+        for at in at..depth {
+            column::<L, H, V, PACKED>(&mut totals, weights, stride, panel.add(at * width), at);
+        }
+        for (h, totals) in totals.into_iter().enumerate() {
+            for (v, total) in totals.into_iter().enumerate() {
+                total.store(sums.add(h * width + v * L::COUNT));
+            }
+        }
+    }
+}
+
+/// Adds the products of the column `at`.
+///
+/// # Safety
+/// As [`tile`].
+#[inline(always)]
+unsafe fn column<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
+    totals: &mut [[L; V]; H],
+    weights: *const f32,
+    stride: usize,
+    panel: *const f32,
+    at: usize,
+) {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let mut x = [L::splat(0.0); V];
+        for (v, x) in x.iter_mut().enumerate() {
+            *x = L::load(panel.add(v * L::COUNT));
+        }
+        for (h, totals) in totals.iter_mut().enumerate() {
+            let weight = L::splat(*weights.add(if PACKED { at * H + h } else { h * stride + at }));
+            for (total, x) in totals.iter_mut().zip(x) {
+                *total = weight.mul_add(x, *total);
+            }
+        }
+    }
+}
+
+/// The tile of a vector register: half a panel (`HALVES` = 1) or a whole one (2).
+macro_rules! tiles {
+    ($($(#[$only:meta])* $name:ident, $vector:ty, $width:literal;)*) => {
+        $(
+            /// # Safety
+            /// As [`tile`], on a processor with the instructions.
+            $(#[$only])*
+            unsafe fn $name<const H: usize, const HALVES: usize, const PACKED: bool>(
+                weights: (*const f32, usize, usize),
+                panel: (*const f32, usize, *mut f32),
+            ) {
+                const HALF: usize = $width / 2 / <$vector as Vector>::COUNT;
+                unsafe {
+                    if HALVES == 1 {
+                        tile::<$vector, H, HALF, PACKED>(weights, panel, $width)
+                    } else {
+                        tile::<$vector, H, { 2 * HALF }, PACKED>(weights, panel, $width)
+                    }
+                }
+            }
+        )*
+    };
+}
+tiles! {
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx512f")]
+    tile_avx512, crate::targets::cpu::vector::F32x16, 32;
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma")]
+    tile_avx2, crate::targets::cpu::vector::F32x8, 16;
+    tile_portable, Baseline, 16;
+}
