@@ -20,7 +20,7 @@ const TILE_ROWS: usize = 64;
 /// Rows up to which a tile is made of dot products: a query of a decode step, all heads of a group.
 const FEW_ROWS: usize = 8;
 /// Scores below which another thread is not worth waking.
-const PARALLEL_SCORES: usize = 1 << 12;
+const PARALLEL_SCORES: usize = 1 << 10;
 
 /// Keys or values as they are stored.
 enum Side {

@@ -14,13 +14,13 @@ use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
 use crate::targets::flex::packed::PackedRows;
 use crate::targets::flex::product::{self, Over};
 pub(crate) use crate::targets::flex::weights::reads;
-use crate::targets::flex::weights::{Dense, OnDense, OnWeights, Weights, on_dense, on_weights, share};
+use crate::targets::flex::weights::{Dense, OnDense, OnWeights, Weights, on_dense, on_weights, shares};
 use crate::targets::flex::{Rows, memory, tensor};
 
 /// Up to here dot products win.
 const FEW_ROWS: usize = 4;
-/// Weight rows that a thread takes at a time at least, where there are only few vectors: streams from memory are fast when they are long.
-const SHARE_ROWS: usize = 32 * STREAMS;
+/// Weights that a thread takes at a time at least, where there are only few vectors: streams from memory are fast when they are long.
+const SHARE: usize = 1 << 16;
 /// A product this small is done before another thread has begun.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
 
@@ -146,7 +146,6 @@ fn few_rows<T: Stored>(Forward { x, rows, bias, update }: Forward, weights: Dens
     let (inputs, outputs) = (weights.inputs(), weights.outputs());
     // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
     let mut products = memory::stale(outputs * rows);
-    let block = share(outputs, STREAMS, SHARE_ROWS);
     let run = |first: usize, out: &mut [f32]| {
         let count = out.len() / rows;
         every_row_dot(set, x, rows, weights.rows(first..first + count), out);
@@ -164,8 +163,13 @@ fn few_rows<T: Stored>(Forward { x, rows, bias, update }: Forward, weights: Dens
     if inputs * outputs < PARALLEL_PRODUCTS {
         run(0, &mut products);
     } else {
-        let blocks = products.par_chunks_mut(block * rows).enumerate();
-        blocks.for_each(|(index, out)| run(index * block, out));
+        let mut left = &mut products[..];
+        let parts = shares(outputs, STREAMS, SHARE / inputs).map(|share| {
+            let out;
+            (out, left) = std::mem::take(&mut left).split_at_mut(share.len() * rows);
+            (share.start, out)
+        });
+        parts.par_bridge().for_each(|(first, out)| run(first, out));
     }
     if rows == 1 {
         return products;

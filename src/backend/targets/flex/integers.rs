@@ -17,13 +17,15 @@ use self::activations::Activations;
 use self::tile::{Kernel, Operands, TILE};
 use super::matrix::{Into, SharedColumns};
 use super::packed::{LANES, PackedRows};
-use super::weights::{Weights, share};
+use super::weights::{Weights, shares};
 use crate::targets::cpu::ByteProducts;
 
 /// Columns after which sums are parked in the output, so that the panels beside some rows of activations stay in the nearest cache.
 const DEPTH: usize = 1024;
 /// Rows of activations taken through a part of the weight together, so that they and what is written of the output stay in a cache.
 const ROWS: usize = 512;
+/// Weight rows that a thread takes at a time at least.
+const SHARE_ROWS: usize = 96;
 /// Products that are done before another thread has begun.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
 
@@ -57,9 +59,7 @@ pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], weights: PackedRow
     if rows * inputs * outputs < PARALLEL_PRODUCTS {
         return compute(0..outputs);
     }
-    let part = share(outputs, kernel.width, 0);
-    let parts = (0..outputs.div_ceil(part)).into_par_iter();
-    parts.for_each(|index| compute(index * part..outputs.min((index + 1) * part)));
+    shares(outputs, kernel.width, SHARE_ROWS).par_bridge().for_each(compute);
 }
 
 /// Some blocks of some rows of activations times those of a group of weight rows, which begin with a panel.

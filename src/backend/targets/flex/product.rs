@@ -19,7 +19,7 @@ use self::tile::Kernel;
 use super::dot::InstructionSet;
 use super::matrix::{Into, SharedColumns};
 use super::transpose::transpose;
-use super::weights::{Weights, share};
+use super::weights::{Weights, shares};
 use crate::targets::cpu::prefetch;
 
 /// Products below which another thread is not worth waking.
@@ -101,9 +101,7 @@ fn multiply_panels<'a>(
     if panels.rows * terms.len() * sums < PARALLEL_PRODUCTS {
         return compute(0..sums);
     }
-    let share = share(sums, unit, 0);
-    let shares = (0..sums.div_ceil(share)).into_par_iter();
-    shares.for_each(|index| compute(index * share..sums.min((index + 1) * share)));
+    shares(sums, unit, group).par_bridge().for_each(compute);
 }
 
 /// Some of the terms of a group's sums for every row: a part of a panel stays in the nearest cache while all strips meet it.

@@ -78,20 +78,19 @@ impl<'a, T: Stored> Weights<'a> for Dense<'a, T> {
     }
 }
 
-/// Shares of a weight for each thread at most: enough for a late one to be waited for briefly.
-const SHARES_PER_THREAD: usize = 4;
-
-/// How many of a weight's rows a thread takes at a time: whole `units` of them, and `least` where there are enough for all threads. As many
-/// shares as leave no thread with more to do than another: seven equal ones for two threads would cost an eighth of the time.
-pub(crate) fn share(rows: usize, unit: usize, least: usize) -> usize {
-    let (threads, units) = (rayon::current_num_threads(), rows.div_ceil(unit).max(1));
-    let busiest = |share: usize| units.div_ceil(share).div_ceil(threads) * share;
-    // A sixteenth more than the others is less than what a smaller number of shares would have to wait for.
-    let even = units.div_ceil(threads) + units / threads / 16;
-    let shares = (1..=SHARES_PER_THREAD).rev().map(|shares| units.div_ceil(shares * threads));
-    let share = shares.filter(|share| share * unit >= least).find(|share| busiest(*share) <= even);
-    // One for each thread is even, and never too small.
-    share.unwrap_or(units.div_ceil(threads)) * unit
+/// The rows of a weight in shares for the threads to take one after another: whole `units`, and `least` rows at least where there are enough
+/// for all threads. They become shorter: long ones are fast, and at the end no thread waits long for another.
+pub(crate) fn shares(rows: usize, unit: usize, least: usize) -> impl Iterator<Item = Range<usize>> + Send {
+    let threads = rayon::current_num_threads();
+    let least = least.min(rows.div_ceil(threads)).next_multiple_of(unit).max(unit);
+    let mut start = 0;
+    std::iter::from_fn(move || {
+        let left = rows - start;
+        let share = (left / (2 * threads)).next_multiple_of(unit).max(least).min(left);
+        let range = start..start + share;
+        start += share;
+        (share > 0).then_some(range)
+    })
 }
 
 /// Work on weights in any form.
@@ -152,29 +151,23 @@ mod tests {
     use super::*;
 
     #[test]
-    fn no_thread_has_more_rows_than_it_must() {
+    fn shares_become_shorter_and_are_made_of_whole_units() {
         let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-        for (threads, rows, unit, least, expected) in [
-            // Eight of 112 would be too small, and seven of 128 uneven.
-            (2, 896, 4, 128, 152),
-            (2, 896, 32, 0, 224),
-            (2, 896, 16, 0, 112),
-            (2, 4864, 4, 128, 608),
-            (2, 128, 4, 128, 64),
-            (1, 896, 4, 128, 224),
-            (3, 896, 16, 0, 80),
-            (16, 5, 4, 128, 4),
-            (2, 0, 4, 128, 4),
-        ] {
-            let found = pool(threads).install(|| share(rows, unit, least));
-            assert_eq!(found, expected, "{threads} threads, {rows} rows of {unit}");
-        }
+        let lengths = |threads, rows, unit, least| -> Vec<usize> {
+            pool(threads).install(|| shares(rows, unit, least).map(|share| share.len()).collect())
+        };
+        assert_eq!(lengths(2, 896, 32, 0), [224, 192, 128, 96, 64, 64, 32, 32, 32, 32]);
+        assert_eq!(lengths(2, 896, 4, 128), [224, 168, 128, 128, 128, 120]);
+        // Not fewer than threads.
+        assert_eq!(lengths(2, 128, 4, 128), [64, 64]);
+        assert_eq!(lengths(16, 5, 4, 128), [4, 1]);
+        assert!(lengths(2, 0, 4, 128).is_empty());
         for threads in 1..9 {
             for rows in (1..3000).step_by(7) {
-                let share = pool(threads).install(|| share(rows, 16, 0));
-                let busiest = rows.div_ceil(share).div_ceil(threads) * share;
-                let most = rows.div_ceil(threads).next_multiple_of(16);
-                assert!(busiest <= most + most / 16, "{threads} {rows}");
+                let lengths = lengths(threads, rows, 16, 48);
+                assert_eq!(lengths.iter().sum::<usize>(), rows);
+                assert!(lengths.is_sorted_by(|a, b| a >= b), "{threads} {rows}");
+                assert!(lengths[..lengths.len() - 1].iter().all(|length| length.is_multiple_of(16)));
             }
         }
     }
