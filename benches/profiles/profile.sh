@@ -8,13 +8,16 @@
 # FIREBRICK_CPU=avx2 where the processor has it.
 set -euo pipefail
 firebrick=$1 out=$2
-models=${FIREBRICK_BENCH_MODELS:-${XDG_CACHE_HOME:-$HOME/.cache}/firebrick/bench-models}
+models=${XDG_CACHE_HOME:-$HOME/.cache}/firebrick/bench-models
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 mkdir -p "$out"
 for count in 10 2000; do
     for text in $(seq "$count"); do echo "$(seq -s ' ' "$text" $((text + 9)))"; done > "$scratch/texts-$count"
 done
+# A row that is cut to the tokens asked for.
+mkdir "$scratch/rows"
+echo "{\"text\": \"$(seq -s ' ' 1000)\"}" > "$scratch/rows/train.jsonl"
 
 # The arguments with a number for `%`, and as many token ids for `@%`.
 arguments() {
@@ -29,8 +32,12 @@ arguments() {
 run() {
     local name=$1 times=$2 few=$3
     shift 3
-    echo "$name" >&2
-    perf record -q -F 999 -o "$scratch/perf" -- "$firebrick" $(arguments "$times" "$@") > /dev/null 2> "$scratch/log" || { cat "$scratch/log" >&2; exit 1; }
+    echo "$tool $name" >&2
+    "$tool" "$@" || { cat "$scratch/log" >&2; exit 1; }
+}
+
+time_by_function() {
+    perf record -q -F 999 -o "$scratch/perf" -- "$firebrick" $(arguments "$times" "$@") > /dev/null 2> "$scratch/log" || return 1
     {
         echo "$name: share of the compute threads' time by function"
         # The first thread loads and chooses tokens; the others compute.
@@ -39,8 +46,11 @@ run() {
             END { for (name in count) if (count[name] > all / 200) printf "%5.1f %%  %s\n", 100 * count[name] / all, name }' | sort -rn
         echo
     } > "$out/$name.txt"
+}
+
+instructions_by_function() {
     valgrind --tool=cachegrind --cache-sim=yes --cachegrind-out-file="$scratch/grind" \
-        "$firebrick" $(arguments "$few" "$@") > /dev/null 2> "$scratch/log" || { cat "$scratch/log" >&2; exit 1; }
+        "$firebrick" $(arguments "$few" "$@") > /dev/null 2> "$scratch/log" || return 1
     {
         echo "$name, $few instead of $times: instructions, lines missed in the nearest cache, lines missed in the last, by function"
         cg_annotate --show=Ir,D1mr,D1mw,DLmr,DLmw "$scratch/grind" | awk '
@@ -56,11 +66,20 @@ run() {
 }
 
 embed() { run "embed-$1" 2000 10 embed --model "$models/e5" --dtype "$1" --input "$scratch/texts-%"; }
-decode() { run "decode-$1" 100 3 generate --model "$models/qwen" --dtype "$1" --tokens 1,2,3 --temperature 0 --max-tokens %; }
+decode() { run "decode-$1$2" 100 3 generate --model "$models/qwen" --dtype "$1" --tokens 1,2,3 --temperature 0 --max-tokens % "${@:3}"; }
 prefill() { run "prefill-$1" 512 64 generate --model "$models/qwen" --dtype "$1" --tokens @% --temperature 0 --max-tokens 1; }
-embed f32
-embed q8
-decode f16
-decode q8
-prefill f32
-prefill q8
+train() {
+    run train-f32 512 16 train --model "$models/qwen" --dtype f32 --data "$scratch/rows" --output "$scratch/adapter-%" --over-long truncate \
+        --max-seq-len % --batch-size 1 --steps 1
+}
+# What can be disturbed by other work first.
+for tool in time_by_function instructions_by_function; do
+    embed f32
+    embed q8
+    decode f16 ""
+    decode f16 "-1-thread" --threads 1
+    decode q8 ""
+    prefill f32
+    prefill q8
+    train
+done

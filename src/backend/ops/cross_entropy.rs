@@ -9,12 +9,14 @@ use burn::tensor::{Shape, Slice, Tensor, TensorData, TensorMetadata};
 use super::{in_dtype_of, primitive, tensor};
 use crate::KernelBackend;
 
-/// Logits held at a time: 32 MB in f32.
-const CHUNK_LOGITS: usize = 8 << 20;
+/// Logits held at a time, about: 64 MB in f32. The weight is read twice for each chunk.
+const CHUNK_LOGITS: usize = 16 << 20;
+/// Chunks are made of whole so many rows, which products take at a time.
+const UNIT: usize = 32;
 
 /// Rows whose logits exist at a time. However many there are: chunks of one size have their memory one after the other.
 pub fn rows_of_chunk(vocabulary: usize) -> usize {
-    (CHUNK_LOGITS / vocabulary.max(1)).clamp(16, 1024)
+    (CHUNK_LOGITS / vocabulary.max(1)).clamp(1, 1024).next_multiple_of(UNIT)
 }
 
 /// The token each row should predict, and how much it counts.

@@ -7,6 +7,9 @@ use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
 use crate::targets::flex::weights::Weights;
 
+/// Rows of a weight whose lines the nearest cache holds until the strips have been filled with all of them.
+const BLOCK: usize = 32;
+
 /// Memory for strips that are not taken as they lie.
 #[derive(Default)]
 pub(super) struct Scratch {
@@ -67,15 +70,20 @@ impl<'w> Strips<'w> {
             return Self { values, sums: count, height, form: Form::Apart { stride, fetched } };
         }
         let strips = scratch.packed.first(count.next_multiple_of(height) * depth);
-        for (index, strip) in strips.chunks_exact_mut(height * depth).enumerate() {
-            let first = index * height;
-            let some = height.min(count - first);
-            if some < height {
-                strip.fill(0.0);
-            }
-            match over {
-                Over::Inputs => transpose(&values[first * stride..], stride, [some, depth], strip, height),
-                Over::Outputs => gather(&values[first..], stride, some, strip, height),
+        // The terms of a weight's columns are in as many lines of the cache, each of which holds those of more strips than one.
+        let block = if over == Over::Inputs { depth } else { BLOCK };
+        for start in (0..depth).step_by(block) {
+            let terms = start..depth.min(start + block);
+            for (index, strip) in strips.chunks_exact_mut(height * depth).enumerate() {
+                let (first, to) = (index * height, &mut strip[terms.start * height..terms.end * height]);
+                let some = height.min(count - first);
+                if some < height {
+                    to.fill(0.0);
+                }
+                match over {
+                    Over::Inputs => transpose(&values[first * stride..], stride, [some, depth], to, height),
+                    Over::Outputs => gather(&values[terms.start * stride + first..], stride, some, to, height),
+                }
             }
         }
         Self { values: strips, sums: count, height, form: Form::Packed { terms: depth } }
