@@ -60,8 +60,11 @@ instructions_by_function() {
                 line = $0; gsub(/\([^)]*%\)/, "", line); n = split(line, field, " ")
                 name = ""; for (at = 6; at <= n; at++) name = name " " field[at]
                 sub(/^ [^:]*:/, "", name)
-                printf "%15.0f %12.0f %12.0f  %s\n", number(field[1]), number(field[2]) + number(field[3]), number(field[4]) + number(field[5]), name
-            }' | head -16
+                # With line tables a function has a line for each file that was inlined into it.
+                all[name] += number(field[1]); near[name] += number(field[2]) + number(field[3]); last[name] += number(field[4]) + number(field[5])
+            }
+            END { for (name in all) printf "%15.0f %12.0f %12.0f  %s\n", all[name], near[name], last[name], name }' |
+            sort -rn | awk 'NR <= 16'
     } >> "$out/$name.txt"
 }
 

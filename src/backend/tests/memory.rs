@@ -83,7 +83,7 @@ fn the_loss_holds_a_chunk() {
     let (hidden, head) = (random([rows, inputs]).require_grad(), random([vocabulary, inputs]));
     let targets = Targets::new(vec![7; rows], vec![1.0; rows]);
     let (_, peak, largest) = measured(|| cross_entropy_of_linear(hidden, head, &targets).backward());
-    assert!(largest <= 32 << 20, "{largest} bytes at once");
+    assert!(largest <= 64 << 20, "{largest} bytes at once");
     assert!(peak <= 200 << 20, "{peak} bytes");
 }
 

@@ -200,7 +200,7 @@ fn time_that_does_not_grow_with_the_work_is_refused_above_the_floor() {
         contender.quarter = Some(Box::new(honest(milliseconds)));
         measure(contender)
     };
-    let refusal = with(3.0).unwrap_err();
+    let refusal = with(12.0).unwrap_err();
     assert!(matches!(refusal, Refusal::NotGrowing { .. }), "{refusal}");
     assert!(with(0.1).is_ok(), "below the floor");
 }
