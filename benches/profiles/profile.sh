@@ -55,6 +55,7 @@ instructions_by_function() {
         echo "$name, $few instead of $times: instructions, lines missed in the nearest cache, lines missed in the last, by function"
         cg_annotate --show=Ir,D1mr,D1mw,DLmr,DLmw "$scratch/grind" | awk '
             function number(text) { gsub(/[,]/, "", text); return text + 0 }
+            /^-- Auto-annotated/ { exit }
             /^--/ { next }
             / \?\?\?:|:[a-zA-Z_<]/ && /%\)/ {
                 line = $0; gsub(/\([^)]*%\)/, "", line); n = split(line, field, " ")
