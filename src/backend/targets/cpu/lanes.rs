@@ -14,7 +14,7 @@ const LANES: usize = 64;
 /// Sums of exponentials that run beside each other: more leave no registers for the constants.
 const EXPONENTIALS: usize = 2 * LINE;
 /// Elements of a cache line.
-const LINE: usize = 16;
+pub(crate) const LINE: usize = 16;
 /// Of the narrowest registers there are so many for them.
 const REGISTERS: usize = LANES / Baseline::COUNT;
 

@@ -20,6 +20,7 @@ use super::dot::InstructionSet;
 use super::matrix::{Into, SharedColumns};
 use super::transpose::transpose;
 use super::weights::{Weights, shares};
+use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch;
 
 /// Products below which another thread is not worth waking.
@@ -28,8 +29,6 @@ const PARALLEL_PRODUCTS: usize = 1 << 17;
 /// weigh little beside what a model keeps.
 const ROWS: usize = 1024;
 const TERMS: usize = 5120;
-/// Values in a cache line.
-const LINE: usize = 16;
 
 /// Over which side of a weight `[outputs, inputs]` a product sums.
 #[derive(Clone, Copy, PartialEq)]

@@ -27,7 +27,8 @@ pub(super) struct Strips<'w> {
 
 #[derive(Clone, Copy)]
 enum Form {
-    /// The weights of a sum one after another, those of the next sum so many values further on; asked for from memory a strip ahead?
+    /// The weights of a sum one after another, those of the next sum `stride` values further on. `fetched` says
+    /// whether the next strip is worth asking the memory for: not where it was just widened.
     Apart { stride: usize, fetched: bool },
     /// Term by term those of all sums of a strip. The last strip is filled up with zeros.
     Packed { terms: usize },

@@ -1,7 +1,7 @@
 //! Tiles of a product: a strip of sums for a panel of rows, all of them in registers.
 
-use super::LINE;
 use super::strips::Strip;
+use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch;
 use crate::targets::cpu::vector::{Baseline, Vector};
 use crate::targets::flex::dot::InstructionSet;
