@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use burn::backend::Autodiff;
 use burn::tensor::{Distribution, Tensor};
 use burn_flex::Flex;
+use firebrick_backend::KernelBackend;
 use firebrick_backend::ops::attention::{AttentionLayout, Span, attention};
 use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
 use firebrick_backend::ops::linear::linear;
@@ -39,8 +40,10 @@ unsafe impl GlobalAlloc for Counting {
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
-/// What `work` gives, the most bytes it had in use beyond those before it, and its largest allocation.
+/// What `work` gives, the most bytes it had in use beyond those before it, and its largest allocation. Memory that earlier work left for
+/// the next would not be counted: it goes back first.
 fn measured<T>(work: impl FnOnce() -> T) -> (T, usize, usize) {
+    Flex::release_memory(&Default::default());
     let before = USED.load(Ordering::Relaxed);
     PEAK.store(before, Ordering::Relaxed);
     LARGEST.store(0, Ordering::Relaxed);
