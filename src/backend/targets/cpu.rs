@@ -22,3 +22,15 @@ pub(crate) fn prefetch<T>(at: *const T) {
         _mm_prefetch::<_MM_HINT_T0>(at.cast());
     }
 }
+
+/// As [`prefetch`], as far as the second cache: for what is needed after the nearest one has held something else.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other processor is asked for anything"))]
+pub(crate) fn prefetch_far<T>(at: *const T) {
+    // SAFETY: as above.
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
+        _mm_prefetch::<_MM_HINT_T1>(at.cast());
+    }
+}

@@ -14,10 +14,11 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use self::panels::Panels;
-use self::strips::{Scratch, Strips};
+use self::strips::{Ahead, Matrix, Strips};
 use self::tile::Kernel;
 use super::dot::InstructionSet;
 use super::matrix::{Into, SharedColumns};
+use super::memory::Lent;
 use super::transpose::transpose;
 use super::weights::{Weights, shares};
 use crate::targets::cpu::lanes::LINE;
@@ -80,62 +81,111 @@ fn multiply_panels<'a>(
     out: &mut [f32],
 ) {
     let sums = out.len() / panels.rows;
-    let packed = over == Over::Outputs || panels.rows >= kernel.packed_from;
     let unit = if over == Over::Outputs { common_multiple(kernel.height, weights.block()) } else { kernel.height };
-    let group = kernel.height * kernel.strips;
-    let destination = SharedColumns::new(out, sums);
+    let most = kernel.height * kernel.strips;
+    let product = Product {
+        kernel,
+        panels,
+        weights,
+        over,
+        packed: over == Over::Outputs || panels.rows >= kernel.packed_from,
+        parts: parts(0..terms.len(), kernel.depth, LINE).collect(),
+        first_term: terms.start,
+        into,
+        out: SharedColumns::new(out, sums),
+    };
     let compute = |share: Range<usize>| {
         let mut scratch = Scratch::default();
-        for group in parts(share, group, unit) {
-            for part in parts(terms.clone(), kernel.depth, LINE) {
-                let at = part.start - terms.start..part.end - terms.start;
-                let into = if at.start == 0 { into.columns(group.clone()) } else { Into::Add };
-                let strips = Strips::of(weights, over, group.clone(), part, (kernel.height, packed), &mut scratch);
-                // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs;
-                // their number fits, as the lengths agree.
-                unsafe { multiply_strips(kernel, panels, at, &strips, into, &destination, group.start) };
-            }
+        let mut groups = parts(share, most, unit).peekable();
+        while let Some(group) = groups.next() {
+            // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs; their
+            // number fits, as the lengths agree.
+            unsafe { product.group(group, groups.peek(), &mut scratch) };
         }
     };
     if panels.rows * terms.len() * sums < PARALLEL_PRODUCTS {
         return compute(0..sums);
     }
-    shares(sums, unit, group).par_bridge().for_each(compute);
+    shares(sums, unit, most).par_bridge().for_each(compute);
 }
 
-/// Some of the terms of a group's sums for every row: a part of a panel stays in the nearest cache while all strips meet it.
-///
-/// # Safety
-/// No other thread may touch these columns of the destination, and they must lie inside it.
-unsafe fn multiply_strips(
-    kernel: &Kernel,
-    panels: &Panels,
-    terms: Range<usize>,
-    strips: &Strips,
-    into: Into,
-    out: &SharedColumns,
-    first: usize,
-) {
-    let columns = strips.sums();
-    assert!(columns.next_multiple_of(kernel.height) * kernel.width <= Kernel::SUMS);
-    let mut sums = [0.0; Kernel::SUMS];
-    let mut turned = [0.0; Kernel::SUMS];
-    for (index, (panel, rows)) in panels.parts(terms).enumerate() {
-        for row in rows.clone() {
-            // SAFETY: the caller's promise. Where the sums go comes near while they are computed.
-            let lines = unsafe { out.part_of_row(row, first, columns) }.chunks(LINE);
-            lines.for_each(|line| prefetch(line.as_ptr()));
+/// Memory of a thread.
+#[derive(Default)]
+struct Scratch {
+    strips: strips::Scratch,
+    /// Sums as the tiles leave them, and row by row.
+    sums: Lent,
+    turned: Lent,
+}
+
+/// What the groups of sums of a product have in common.
+struct Product<'p, W> {
+    kernel: &'p Kernel,
+    panels: &'p Panels,
+    weights: W,
+    over: Over,
+    /// Whether the weight is laid out in strips.
+    packed: bool,
+    /// The terms that are laid out, in parts that the nearest caches hold, and which of the weight's the first of them is.
+    parts: Vec<Range<usize>>,
+    first_term: usize,
+    into: Into<'p>,
+    out: SharedColumns,
+}
+
+impl<'a, W: Weights<'a>> Product<'_, W> {
+    /// A group's sums for every row: a part of a panel stays in the nearest cache while all strips meet it. Of the `next` group, what its
+    /// strips are made from is asked for meanwhile.
+    ///
+    /// # Safety
+    /// No other thread may touch these columns of the output, and they must lie inside it.
+    unsafe fn group(&self, group: Range<usize>, next: Option<&Range<usize>>, scratch: &mut Scratch) {
+        let (kernel, count) = (self.kernel, group.len());
+        let strip = kernel.height * kernel.width;
+        let size = count.div_ceil(kernel.height) * strip;
+        // Sums of a single part are written as soon as they are there.
+        let kept = if self.parts.len() == 1 { 1 } else { self.panels.count() };
+        let (all, turned) = (scratch.sums.first(kept * size), scratch.turned.first(count * kernel.width));
+        let into = self.into.columns(group.clone());
+        for (index, part) in self.parts.iter().enumerate() {
+            let (first, last) = (index == 0, index + 1 == self.parts.len());
+            let next =
+                if last { next.map(|next| (next, &self.parts[0])) } else { Some((&group, &self.parts[index + 1])) };
+            let mut ahead = Ahead::of(next.filter(|_| self.packed).map(|(sums, part)| self.matrix(sums, part)));
+            let share = ahead.len().div_ceil(self.panels.count() * count.div_ceil(kernel.height));
+            let matrix = self.matrix(&group, part);
+            let strips = Strips::of(matrix, self.over, (kernel.height, self.packed), &mut scratch.strips);
+            for (index, (panel, rows)) in self.panels.parts(part.clone()).enumerate() {
+                let sums = &mut all[index % kept * size..][..size];
+                if last {
+                    for row in rows.clone() {
+                        // SAFETY: the caller's promise. Where the sums go comes near while they are computed.
+                        let lines = unsafe { self.out.part_of_row(row, group.start, count) }.chunks(LINE);
+                        lines.for_each(|line| prefetch(line.as_ptr()));
+                    }
+                }
+                let half = rows.len() <= kernel.width / 2;
+                for (strip, sums) in strips.iter(index == 0).zip(sums.chunks_exact_mut(strip)) {
+                    ahead.fetch(share);
+                    kernel.tile(strip, panel, half, !first, sums);
+                }
+                if last {
+                    // All strips at once: the longer the part of a row, the less it costs to begin it.
+                    transpose(sums, kernel.width, [count, rows.len()], turned, count);
+                    for (row, sums) in rows.zip(turned.chunks_exact(count)) {
+                        // SAFETY: the caller's promise.
+                        into.write(unsafe { self.out.part_of_row(row, group.start, count) }, sums);
+                    }
+                }
+            }
         }
-        let half = rows.len() <= kernel.width / 2;
-        for (strip, sums) in strips.iter(index == 0).zip(sums.chunks_mut(kernel.height * kernel.width)) {
-            kernel.tile(strip, panel, half, sums);
-        }
-        // All strips at once: the longer the part of a row, the less it costs to begin it.
-        transpose(&sums, kernel.width, [columns, rows.len()], &mut turned, columns);
-        for (row, sums) in rows.zip(turned.chunks_exact(columns)) {
-            // SAFETY: the caller's promise.
-            into.write(unsafe { out.part_of_row(row, first, columns) }, sums);
-        }
+    }
+
+    /// The weights of some sums in a part of their terms.
+    fn matrix(&self, sums: &Range<usize>, part: &Range<usize>) -> Matrix<W> {
+        let terms = self.first_term + part.start..self.first_term + part.end;
+        let (rows, columns) = if self.over == Over::Inputs { (sums.clone(), terms) } else { (terms, sums.clone()) };
+        Matrix { weights: self.weights.rows(rows), columns }
     }
 }
 

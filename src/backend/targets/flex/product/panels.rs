@@ -37,6 +37,11 @@ impl Panels {
         Self { data, width, rows, columns: columns.len() }
     }
 
+    /// How many panels there are.
+    pub(super) fn count(&self) -> usize {
+        self.rows.div_ceil(self.width)
+    }
+
     /// Some columns of each panel, with the numbers of its rows.
     pub(super) fn parts(&self, columns: Range<usize>) -> impl Iterator<Item = (&[f32], Range<usize>)> {
         let (width, rows) = (self.width, self.rows);

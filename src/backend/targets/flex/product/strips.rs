@@ -3,6 +3,8 @@
 use std::ops::Range;
 
 use super::Over;
+use crate::targets::cpu::lanes::LINE;
+use crate::targets::cpu::prefetch_far;
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
 use crate::targets::flex::weights::Weights;
@@ -15,6 +17,55 @@ const BLOCK: usize = 32;
 pub(super) struct Scratch {
     widened: Lent,
     packed: Lent,
+}
+
+/// Some columns of some rows of a weight.
+pub(super) struct Matrix<W> {
+    pub(super) weights: W,
+    pub(super) columns: Range<usize>,
+}
+
+/// The lines that the next strips are made from, to be asked for a few at a time.
+#[derive(Default)]
+pub(super) struct Ahead<'w> {
+    /// From the first value on that was not asked for.
+    values: &'w [f32],
+    stride: usize,
+    columns: usize,
+    /// Columns of the first of these rows that were asked for.
+    done: usize,
+}
+
+impl<'w> Ahead<'w> {
+    /// Those of a matrix that is read as it lies.
+    pub(super) fn of(matrix: Option<Matrix<impl Weights<'w>>>) -> Self {
+        let matrix =
+            matrix.and_then(|Matrix { weights, columns }| Some((weights.as_f32()?, weights.inputs(), columns)));
+        matrix.map_or_else(Self::default, |(values, stride, columns)| Self {
+            values: &values[columns.start..],
+            stride,
+            columns: columns.len(),
+            done: 0,
+        })
+    }
+
+    /// How many they are.
+    pub(super) fn len(&self) -> usize {
+        if self.values.is_empty() { 0 } else { self.values.len().div_ceil(self.stride) * self.columns.div_ceil(LINE) }
+    }
+
+    /// Asks for so many of them.
+    #[inline(always)]
+    pub(super) fn fetch(&mut self, count: usize) {
+        for _ in 0..count {
+            prefetch_far(self.values.as_ptr().wrapping_add(self.done));
+            self.done += LINE;
+            if self.done >= self.columns {
+                self.done = 0;
+                self.values = self.values.get(self.stride..).unwrap_or_default();
+            }
+        }
+    }
 }
 
 /// The weights of some sums, as many sums to a strip as a tile has at most.
@@ -44,21 +95,20 @@ pub(super) enum Strip<'w> {
 }
 
 impl<'w> Strips<'w> {
-    /// The weights of these sums in these terms.
+    /// Those of a matrix.
     pub(super) fn of<'a: 'w>(
-        weights: impl Weights<'a>,
+        Matrix { weights: rows, columns }: Matrix<impl Weights<'a>>,
         over: Over,
-        sums: Range<usize>,
-        terms: Range<usize>,
         (height, packed): (usize, bool),
         scratch: &'w mut Scratch,
     ) -> Self {
-        let (count, depth) = (sums.len(), terms.len());
-        let (rows, columns) = if over == Over::Inputs { (sums, terms) } else { (terms, sums) };
-        let rows = weights.rows(rows);
+        let (count, depth) = match over {
+            Over::Inputs => (rows.outputs(), columns.len()),
+            Over::Outputs => (columns.len(), rows.outputs()),
+        };
         let (values, stride, fetched) = match rows.as_f32() {
             // The rows of a strip are too short for the processor to foresee the next.
-            Some(values) => (&values[columns.start..], weights.inputs(), true),
+            Some(values) => (&values[columns.start..], rows.inputs(), true),
             None => {
                 let stride = columns.len();
                 let values = scratch.widened.first(rows.outputs() * stride);
@@ -88,11 +138,6 @@ impl<'w> Strips<'w> {
             }
         }
         Self { values: strips, sums: count, height, form: Form::Packed { terms: depth } }
-    }
-
-    /// How many sums there are.
-    pub(super) fn sums(&self) -> usize {
-        self.sums
     }
 
     /// The strips one by one; those that lie in memory ask for the next one if it is for the first time.

@@ -16,7 +16,7 @@ pub(super) struct Kernel {
     pub(super) height: usize,
     /// Rows.
     pub(super) width: usize,
-    /// Terms after which sums are parked in the output, so that a panel and the strips beside it stay in the nearest caches.
+    /// Terms after which sums are parked, so that a panel and the strips beside it stay in the nearest caches.
     pub(super) depth: usize,
     /// Strips that meet a part of a panel one after another, before the next part takes its place in the nearest cache. The second one holds
     /// them meanwhile.
@@ -43,12 +43,9 @@ macro_rules! with_height {
 }
 
 impl Kernel {
-    /// Sums of the largest group's tiles of one panel, of any instruction set.
-    pub(super) const SUMS: usize = 96 * 32;
-
     /// As many sums as fit the registers beside the operands.
     pub(super) fn of(set: InstructionSet) -> Self {
-        let kernel = match set {
+        match set {
             // A weight is broadcast by the instruction that multiplies, so that one far from the next costs nothing.
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx512 => Self { set, height: 12, width: 32, depth: 512, strips: 8, packed_from: 513 },
@@ -58,13 +55,12 @@ impl Kernel {
                 let height = if Baseline::REGISTERS == 32 { 6 } else { 2 };
                 Self { set, height, width: 16, depth: 512, strips: 16, packed_from: 192 }
             }
-        };
-        assert!(kernel.height * kernel.width * kernel.strips <= Self::SUMS);
-        kernel
+        }
     }
 
-    /// `sums[s · width + lane] = Σ strip[s, k] · panel[k · width + lane]`, of which the upper half of the lanes may be left undone if `half`.
-    pub(super) fn tile(&self, strip: Strip, panel: &[f32], half: bool, sums: &mut [f32]) {
+    /// `sums[s · width + lane] (+)= Σ strip[s, k] · panel[k · width + lane]`, of which the upper half of the lanes may be left undone if
+    /// `half`.
+    pub(super) fn tile(&self, strip: Strip, panel: &[f32], half: bool, add: bool, sums: &mut [f32]) {
         let depth = panel.len() / self.width;
         assert!(depth > 0 && panel.len() == depth * self.width && self.height * self.width <= sums.len());
         match strip {
@@ -73,7 +69,7 @@ impl Kernel {
             }
             Strip::Packed(values) => assert_eq!(values.len(), depth * self.height),
         }
-        let panel = (panel.as_ptr(), depth, sums.as_mut_ptr());
+        let panel = (panel.as_ptr(), depth, sums.as_mut_ptr(), add);
         // SAFETY: the assertions prove every offset that the kernels reach; `detect` saw the instruction set.
         unsafe {
             match self.set {
@@ -100,7 +96,7 @@ impl Kernel {
 #[inline(always)]
 unsafe fn tile<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
     (weights, stride, ahead): (*const f32, usize, usize),
-    (panel, depth, sums): (*const f32, usize, *mut f32),
+    (panel, depth, sums, add): (*const f32, usize, *mut f32, bool),
     width: usize,
 ) {
     // SAFETY: the caller's promise.
@@ -121,7 +117,10 @@ unsafe fn tile<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
         }
         for (h, totals) in totals.into_iter().enumerate() {
             for (v, total) in totals.into_iter().enumerate() {
-                total.store(sums.add(h * width + v * L::COUNT));
+                let to = sums.add(h * width + v * L::COUNT);
+                // Sums of parts err less than one that runs through all terms.
+                let total = if add { L::load(to) + total } else { total };
+                total.store(to);
             }
         }
     }
@@ -163,7 +162,7 @@ macro_rules! tiles {
             $(#[$only])*
             unsafe fn $name<const H: usize, const HALVES: usize, const PACKED: bool>(
                 weights: (*const f32, usize, usize),
-                panel: (*const f32, usize, *mut f32),
+                panel: (*const f32, usize, *mut f32, bool),
             ) {
                 const HALF: usize = $width / 2 / <$vector as Vector>::COUNT;
                 unsafe {
