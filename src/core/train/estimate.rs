@@ -27,6 +27,9 @@ const RUNTIME_BYTES: u64 = 4 << 20;
 /// where large blocks go back to the system when they are freed ([`return_freed_memory`](firebrick_backend::process::return_freed_memory)).
 const KEPT_OF_WORKING: f64 = 0.25;
 
+/// What the CPU's kernels keep besides, beyond the most that was ever in use: of 16 MB, or of half of what is in use, about half.
+const SPARE_BYTES: u64 = 8 << 20;
+
 /// Rows whose order is looked at for the longest pass. A run beyond is taken to have seen it.
 const ROWS_LOOKED_AT: usize = 1 << 22;
 
@@ -93,7 +96,8 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         let process_bytes = held - weights_bytes - parameters + RUNTIME_BYTES;
         // Before the first step there are no moments, but between two steps there are.
         let passes = (activations_bytes + working_bytes).max(validation_bytes);
-        let allocator_bytes = (KEPT_OF_WORKING * working_bytes.max(validation_bytes) as f64) as u64;
+        let of_working = (KEPT_OF_WORKING * working_bytes.max(validation_bytes) as f64) as u64;
+        let allocator_bytes = of_working + SPARE_BYTES.min(passes / 4);
         let peak_bytes = process_bytes + weights_bytes + adapter_bytes + passes + allocator_bytes;
         let pass_tokens = longest.tokens;
         Estimate {
