@@ -80,6 +80,7 @@ train() {
 for tool in time_by_function instructions_by_function; do
     embed f32
     embed q8
+    decode f32 ""
     decode f16 ""
     decode f16 "-1-thread" --threads 1
     decode q8 ""
