@@ -4,8 +4,8 @@
 #
 #   benches/profiles/profile.sh target/release/firebrick OUT
 #
-# Needs perf, valgrind, and the models that `firebrick bench` has made. Cachegrind takes minutes for each, and knows no AVX-512: set
-# FIREBRICK_CPU=avx2 where the processor has it.
+# Needs perf, valgrind, and the models that `firebrick bench` has made. Cachegrind takes minutes for each, more than ten for training, and
+# knows no AVX-512: set FIREBRICK_CPU=avx2 where the processor has it.
 set -euo pipefail
 firebrick=$1 out=$2
 models=${XDG_CACHE_HOME:-$HOME/.cache}/firebrick/bench-models
