@@ -158,11 +158,11 @@ pub fn cpu_instructions() -> &'static str {
     }
 }
 
-/// Their name as `FIREBRICK_CPU` has it, if the kernels know wider ones: of another processor, or not to be used.
-pub fn narrower_instructions() -> Option<&'static str> {
+/// Their name as `FIREBRICK_CPU` has it, which tells processors of a kind apart in records; `None` of what the first records were made with.
+pub fn instructions_label() -> Option<&'static str> {
     #[cfg(feature = "cpu")]
     {
-        crate::targets::cpu::InstructionSet::detect().narrower()
+        crate::targets::cpu::InstructionSet::detect().label()
     }
     #[cfg(not(feature = "cpu"))]
     {

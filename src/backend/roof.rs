@@ -180,7 +180,7 @@ mod cpu {
     use rayon::prelude::*;
 
     use crate::KernelBackend;
-    use crate::targets::cpu::{ByteProducts, lanes};
+    use crate::targets::cpu::{ByteProducts, InstructionSet, lanes};
 
     /// By one thread or by all of them, whichever is faster: what a small cache holds is read before another thread has woken up.
     pub(super) fn seconds_to_read<B: KernelBackend>(values: &[f32]) -> f64 {
@@ -245,6 +245,8 @@ mod cpu {
         match ByteProducts::detect() {
             // SAFETY, of all: the processor has what they are compiled for.
             #[cfg(target_arch = "x86_64")]
+            ByteProducts::Amx => (|turns| unsafe { matrices::of_bytes(turns / 16) }, matrices::PRODUCTS / 8),
+            #[cfg(target_arch = "x86_64")]
             ByteProducts::Avx512Vnni => (|turns| unsafe { bytes::avx512_vnni(turns) }, 64 * bytes::SUMS),
             #[cfg(target_arch = "x86_64")]
             ByteProducts::AvxVnni => (|turns| unsafe { bytes::avx_vnni(turns) }, 32 * bytes::SUMS),
@@ -300,6 +302,37 @@ mod cpu {
         turn_over!(avx2, "avx2", _mm256_set1_epi32, |sum, factor| _mm256_maddubs_epi16(sum, factor));
     }
 
+    #[cfg(target_arch = "x86_64")]
+    mod matrices {
+        use crate::targets::cpu::amx::{Shape, Tiles, add_products, add_products_of_bytes, zero};
+
+        /// Products of bf16 that are added up in a turn, by four instructions; of bytes they are twice as many.
+        pub(super) const PRODUCTS: usize = 4 * 16 * 16 * 32;
+
+        macro_rules! turn_over {
+            ($name:ident, $instruction:ident) => {
+                /// # Safety
+                /// AMX is there.
+                pub(super) unsafe fn $name(turns: usize) {
+                    // SAFETY: the caller's promise.
+                    unsafe {
+                        let _registers = Tiles::begin([Shape::WHOLE; 8]);
+                        zero::<4>();
+                        zero::<5>();
+                        for _ in 0..turns {
+                            $instruction::<0, 4, 5>();
+                            $instruction::<1, 4, 5>();
+                            $instruction::<2, 4, 5>();
+                            $instruction::<3, 4, 5>();
+                        }
+                    }
+                }
+            };
+        }
+        turn_over!(of_bf16, add_products);
+        turn_over!(of_bytes, add_products_of_bytes);
+    }
+
     #[cfg(target_arch = "aarch64")]
     mod bytes {
         use std::arch::aarch64::*;
@@ -326,7 +359,11 @@ mod cpu {
     fn multiply_add() -> (fn(usize), usize) {
         #[cfg(target_arch = "x86_64")]
         {
-            // SAFETY, of both: called only where the processor has what they are compiled for.
+            // SAFETY, of all: called only where the processor has what they are compiled for.
+            if InstructionSet::detect() == InstructionSet::Amx {
+                // A product of f32 is six of bf16. An instruction is as long as sixteen of the others.
+                return (|turns| unsafe { matrices::of_bf16(6 * turns / 16) }, matrices::PRODUCTS / 16);
+            }
             if std::arch::is_x86_feature_detected!("avx512f") {
                 return (|turns| unsafe { avx512(turns) }, WIDE);
             }

@@ -6,7 +6,7 @@ use std::process::Command;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use firebrick_backend::device::{DeviceInfo, DeviceKind};
-use firebrick_backend::process::{cpu_name, memory_bytes, narrower_instructions, os_name, threads};
+use firebrick_backend::process::{cpu_name, instructions_label, memory_bytes, os_name, threads};
 
 use super::record::{Device, Kind, Machine};
 
@@ -19,7 +19,7 @@ pub fn machine() -> Machine {
         1 => "-1-thread".to_owned(),
         some => format!("-{some}-threads"),
     };
-    let instructions = narrower_instructions().map_or(String::new(), |name| format!("-{name}"));
+    let instructions = instructions_label().map_or(String::new(), |name| format!("-{name}"));
     Machine {
         name: format!("{}-{cores}-cores{instructions}{used}", std::env::consts::OS),
         cpu: cpu_name(),

@@ -1,5 +1,7 @@
 //! The CPU, whoever owns the memory: rows of a tensor and vectorised arithmetic on them. The ops' `cpu` modules are written over these.
 
+#[cfg(target_arch = "x86_64")]
+pub(crate) mod amx;
 pub(crate) mod functions;
 mod instructions;
 pub(crate) mod lanes;

@@ -4,6 +4,9 @@ use std::sync::OnceLock;
 
 use pulp::Arch;
 
+#[cfg(target_arch = "x86_64")]
+use super::amx;
+
 /// The environment variable that limits them, to one of [`InstructionSet::NAMES`]: for tests.
 const LIMIT: &str = "FIREBRICK_CPU";
 
@@ -16,11 +19,15 @@ pub(crate) enum InstructionSet {
     Avx2,
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// AVX-512, and products of whole matrices.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl InstructionSet {
     #[cfg(target_arch = "x86_64")]
-    const NAMES: [(&str, Self); 3] = [("portable", Self::Portable), ("avx2", Self::Avx2), ("avx512", Self::Avx512)];
+    const NAMES: [(&str, Self); 4] =
+        [("portable", Self::Portable), ("avx2", Self::Avx2), ("avx512", Self::Avx512), ("amx", Self::Amx)];
     #[cfg(not(target_arch = "x86_64"))]
     const NAMES: [(&str, Self); 1] = [("portable", Self::Portable)];
 
@@ -49,7 +56,11 @@ impl InstructionSet {
         #[cfg(target_arch = "x86_64")]
         {
             if is_x86_feature_detected!("avx2") && is_x86_feature_detected!("fma") && is_x86_feature_detected!("f16c") {
-                return if is_x86_feature_detected!("avx512f") { Self::Avx512 } else { Self::Avx2 };
+                return match is_x86_feature_detected!("avx512f") {
+                    true if amx::available() => Self::Amx,
+                    true => Self::Avx512,
+                    false => Self::Avx2,
+                };
             }
         }
         Self::Portable
@@ -61,15 +72,23 @@ impl InstructionSet {
         Self::NAMES.iter().rev().map(|(_, set)| *set).filter(|set| *set <= Self::detect()).collect()
     }
 
-    /// As `FIREBRICK_CPU` calls it, if kernels exist for a wider one.
-    pub(crate) fn narrower(self) -> Option<&'static str> {
-        let [others @ .., _] = &Self::NAMES;
-        others.iter().find(|(_, set)| *set == self).map(|(name, _)| *name)
+    /// As `FIREBRICK_CPU` calls it, unless that is what records were first made with.
+    pub(crate) fn label(self) -> Option<&'static str> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 => None,
+            #[cfg(not(target_arch = "x86_64"))]
+            Self::Portable => None,
+            #[cfg(target_arch = "x86_64")]
+            _ => Self::NAMES.iter().find(|(_, set)| *set == self).map(|(name, _)| *name),
+        }
     }
 
     /// As people call it.
     pub(crate) fn name(self) -> &'static str {
         match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Amx => "AMX",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "AVX-512",
             #[cfg(target_arch = "x86_64")]
@@ -85,7 +104,7 @@ impl InstructionSet {
     pub(super) fn arch(self) -> Arch {
         match self {
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => Arch::new(),
+            Self::Avx512 | Self::Amx => Arch::new(),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2 => pulp::x86::V3::try_new().map_or(Arch::Scalar, Arch::V3),
             #[cfg(target_arch = "x86_64")]
@@ -114,6 +133,9 @@ pub(crate) enum ByteProducts {
     /// Sums of four products, in 512 bits.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
+    /// The same for one row; for more, products of whole matrices.
+    #[cfg(target_arch = "x86_64")]
+    Amx,
 }
 
 impl ByteProducts {
@@ -130,7 +152,9 @@ impl ByteProducts {
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2 => Self::Avx2,
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx512 => available[0],
+                InstructionSet::Avx512 => Self::Avx512Vnni,
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Amx => available[0],
             };
             let limited = InstructionSet::limit().map(of).filter(|set| available.contains(set));
             limited.unwrap_or(available[0])
@@ -142,6 +166,9 @@ impl ByteProducts {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if InstructionSet::widest() >= InstructionSet::Avx2 {
+            if is_x86_feature_detected!("avx512vnni") && amx::available() {
+                all.push(Self::Amx);
+            }
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
                 all.push(Self::Avx512Vnni);
             }
@@ -180,6 +207,8 @@ mod tests {
             Some(InstructionSet::Portable) => assert_eq!(found, ByteProducts::Portable),
             #[cfg(target_arch = "x86_64")]
             Some(InstructionSet::Avx2) => assert!([ByteProducts::Portable, ByteProducts::Avx2].contains(&found)),
+            #[cfg(target_arch = "x86_64")]
+            Some(InstructionSet::Avx512) => assert_ne!(found, ByteProducts::Amx),
             _ => assert_eq!(found, ByteProducts::available()[0]),
         }
     }

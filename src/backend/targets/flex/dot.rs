@@ -169,7 +169,7 @@ fn rows<T: Stored, const M: usize>(
     match set {
         // SAFETY: `detect` saw the instruction set, and `rows_dot` checked the lengths.
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 => unsafe { x86::rows_avx512(vectors, weights, out, stride) },
+        InstructionSet::Avx512 | InstructionSet::Amx => unsafe { x86::rows_avx512(vectors, weights, out, stride) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => unsafe { x86::rows_avx2(vectors, weights, out, stride) },

@@ -5,7 +5,11 @@
 //! where so many rows meet it that this pays, and is else read as it lies in memory. Every sum runs through its terms in order, in parts
 //! that depend on nothing but their number: not on threads, nor on the other rows.
 
+#[cfg(target_arch = "x86_64")]
+mod amx;
 mod panels;
+#[cfg(target_arch = "x86_64")]
+mod pieces;
 mod strips;
 mod tile;
 
@@ -58,12 +62,12 @@ pub(crate) fn multiply<'a>(
     };
     let rows = x.len() / terms;
     assert!(x.len() == rows * terms && out.len() == rows * sums && into.fits(sums));
-    let kernel = Kernel::of(set);
+    let kernel = Kernel::of(set, over);
     for some in parts(0..rows, ROWS, kernel.width) {
         let out = &mut out[some.start * sums..some.end * sums];
         let x = &x[some.start * terms..some.end * terms];
         for some in parts(0..terms, TERMS, 1) {
-            let panels = Panels::pack(x, terms, some.clone(), kernel.width);
+            let panels = Panels::pack(&kernel, x, terms, some.clone());
             let into = if some.start == 0 { into } else { Into::Add };
             multiply_panels(&kernel, &panels, some, weights, over, into, out);
         }
@@ -89,12 +93,13 @@ fn multiply_panels<'a>(
         weights,
         over,
         packed: over == Over::Outputs || panels.rows >= kernel.packed_from,
-        parts: parts(0..terms.len(), kernel.depth, LINE).collect(),
+        parts: parts(0..terms.len(), kernel.depth, kernel.unit).collect(),
         first_term: terms.start,
         into,
         out: SharedColumns::new(out, sums),
     };
     let compute = |share: Range<usize>| {
+        let _ready = kernel.begin();
         let mut scratch = Scratch::default();
         let mut groups = parts(share, most, unit).peekable();
         while let Some(group) = groups.next() {
@@ -106,7 +111,7 @@ fn multiply_panels<'a>(
     if panels.rows * terms.len() * sums < PARALLEL_PRODUCTS {
         return compute(0..sums);
     }
-    shares(sums, unit, most).par_bridge().for_each(compute);
+    shares(sums, unit, kernel.share).par_bridge().for_each(compute);
 }
 
 /// Memory of a thread.
@@ -141,11 +146,11 @@ impl<'a, W: Weights<'a>> Product<'_, W> {
     /// No other thread may touch these columns of the output, and they must lie inside it.
     unsafe fn group(&self, group: Range<usize>, next: Option<&Range<usize>>, scratch: &mut Scratch) {
         let (kernel, count) = (self.kernel, group.len());
-        let strip = kernel.height * kernel.width;
-        let size = count.div_ceil(kernel.height) * strip;
+        let place = kernel.place(count);
+        let size = count.div_ceil(kernel.height) * kernel.height * kernel.width;
         // Sums of a single part are written as soon as they are there.
         let kept = if self.parts.len() == 1 { 1 } else { self.panels.count() };
-        let (all, turned) = (scratch.sums.first(kept * size), scratch.turned.first(count * kernel.width));
+        let (all, turned) = (aligned(&mut scratch.sums, kept * size), scratch.turned.first(count * kernel.width));
         let into = self.into.columns(group.clone());
         for (index, part) in self.parts.iter().enumerate() {
             let (first, last) = (index == 0, index + 1 == self.parts.len());
@@ -154,7 +159,8 @@ impl<'a, W: Weights<'a>> Product<'_, W> {
             let mut ahead = Ahead::of(next.filter(|_| self.packed).map(|(sums, part)| self.matrix(sums, part)));
             let share = ahead.len().div_ceil(self.panels.count() * count.div_ceil(kernel.height));
             let matrix = self.matrix(&group, part);
-            let strips = Strips::of(matrix, self.over, (kernel.height, self.packed), &mut scratch.strips);
+            let strips =
+                Strips::of(matrix, self.over, (kernel.height, kernel.layout(), self.packed), &mut scratch.strips);
             for (index, (panel, rows)) in self.panels.parts(part.clone()).enumerate() {
                 let sums = &mut all[index % kept * size..][..size];
                 if last {
@@ -165,16 +171,21 @@ impl<'a, W: Weights<'a>> Product<'_, W> {
                     }
                 }
                 let half = rows.len() <= kernel.width / 2;
-                for (strip, sums) in strips.iter(index == 0).zip(sums.chunks_exact_mut(strip)) {
+                for (number, strip) in strips.iter(index == 0).enumerate() {
                     ahead.fetch(share);
-                    kernel.tile(strip, panel, half, !first, sums);
+                    kernel.tile(strip, panel, half, !first, (&mut sums[number * place.step..], place));
                 }
                 if last {
-                    // All strips at once: the longer the part of a row, the less it costs to begin it.
-                    transpose(sums, kernel.width, [count, rows.len()], turned, count);
-                    for (row, sums) in rows.zip(turned.chunks_exact(count)) {
+                    let mut by_row = &*sums;
+                    if !place.by_row {
+                        // All strips at once: the longer the part of a row, the less it costs to begin it.
+                        transpose(sums, place.pitch, [count, rows.len()], turned, count);
+                        by_row = turned;
+                    }
+                    let pitch = if place.by_row { place.pitch } else { count };
+                    for (row, sums) in rows.zip(by_row.chunks_exact(pitch)) {
                         // SAFETY: the caller's promise.
-                        into.write(unsafe { self.out.part_of_row(row, group.start, count) }, sums);
+                        into.write(unsafe { self.out.part_of_row(row, group.start, count) }, &sums[..count]);
                     }
                 }
             }
@@ -187,6 +198,16 @@ impl<'a, W: Weights<'a>> Product<'_, W> {
         let (rows, columns) = if self.over == Over::Inputs { (sums.clone(), terms) } else { (terms, sums.clone()) };
         Matrix { weights: self.weights.rows(rows), columns }
     }
+}
+
+/// Bytes to which operands and sums are aligned: a line of the cache, which no load should cross.
+const ALIGNED: usize = 64;
+
+/// So many values of a buffer, aligned.
+fn aligned(memory: &mut Lent, count: usize) -> &mut [f32] {
+    let all = memory.first(count + ALIGNED / size_of::<f32>());
+    let start = all.as_ptr().align_offset(ALIGNED);
+    &mut all[start..start + count]
 }
 
 /// The least number that is a multiple of this one and of that power of two.

@@ -17,7 +17,7 @@ pub(crate) fn rows_sum<T: Stored>(set: InstructionSet, factors: &[f32], rows: St
     match set {
         // SAFETY: `detect` saw the instruction set.
         #[cfg(target_arch = "x86_64")]
-        InstructionSet::Avx512 => unsafe { x86::sums_avx512(factors, rows, out) },
+        InstructionSet::Avx512 | InstructionSet::Amx => unsafe { x86::sums_avx512(factors, rows, out) },
         // SAFETY: as above.
         #[cfg(target_arch = "x86_64")]
         InstructionSet::Avx2 => unsafe { x86::sums_avx2(factors, rows, out) },

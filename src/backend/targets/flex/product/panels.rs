@@ -4,37 +4,57 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
-use super::PARALLEL_PRODUCTS;
-use crate::targets::flex::memory::{self, Lent};
+#[cfg(target_arch = "x86_64")]
+use super::pieces::{self, Values};
+use super::tile::{Kernel, Layout};
+use super::{ALIGNED, PARALLEL_PRODUCTS, aligned};
+use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
 
-/// Rows in panels of `width`, column by column; the last panel is filled up with zeros.
+/// Rows in panels of as many as a tile takes, laid out; the last panel is filled up with zeros.
 pub(super) struct Panels {
     data: Lent,
     width: usize,
     pub(super) rows: usize,
-    columns: usize,
+    /// Of a row.
+    room: usize,
+    layout: Layout,
 }
 
 impl Panels {
     /// Some columns of rows of so many.
-    pub(super) fn pack(x: &[f32], stride: usize, columns: Range<usize>, width: usize) -> Self {
-        let (rows, panel) = (x.len() / stride, width * columns.len());
-        let mut data = memory::scratch(rows.next_multiple_of(width) * columns.len());
-        if !rows.is_multiple_of(width) {
-            let last = data.len() - panel;
-            data[last..].fill(0.0);
-        }
+    pub(super) fn pack(kernel: &Kernel, x: &[f32], stride: usize, columns: Range<usize>) -> Self {
+        let (width, layout, rows) = (kernel.width, kernel.layout(), x.len() / stride);
+        let room = layout.room(columns.len());
+        let mut memory = Lent::default();
+        let data = aligned(&mut memory, rows.next_multiple_of(width) * room);
         let pack = |(panel, rows): (&mut [f32], &[f32])| {
-            let shape = [rows.len() / stride, columns.len()];
-            transpose(&rows[columns.start..], stride, shape, panel, width);
+            let [count, columns_of] = [rows.len() / stride, columns.len()];
+            let values = &rows[columns.start..];
+            match layout {
+                Layout::Terms => {
+                    if count < width {
+                        panel.fill(0.0);
+                    }
+                    transpose(values, stride, [count, columns_of], panel, width);
+                }
+                #[cfg(target_arch = "x86_64")]
+                Layout::Pieces => {
+                    let values = Values { values, stride, rows: count, columns: columns_of };
+                    if kernel.place(0).by_row {
+                        pieces::left(values, panel)
+                    } else {
+                        pieces::right_transposed(values, panel)
+                    }
+                }
+            }
         };
         if data.len() < PARALLEL_PRODUCTS {
-            data.chunks_exact_mut(panel).zip(x.chunks(width * stride)).for_each(pack);
+            data.chunks_exact_mut(width * room).zip(x.chunks(width * stride)).for_each(pack);
         } else {
-            data.par_chunks_exact_mut(panel).zip(x.par_chunks(width * stride)).for_each(pack);
+            data.par_chunks_exact_mut(width * room).zip(x.par_chunks(width * stride)).for_each(pack);
         }
-        Self { data, width, rows, columns: columns.len() }
+        Self { data: memory, width, rows, room, layout }
     }
 
     /// How many panels there are.
@@ -45,9 +65,12 @@ impl Panels {
     /// Some columns of each panel, with the numbers of its rows.
     pub(super) fn parts(&self, columns: Range<usize>) -> impl Iterator<Item = (&[f32], Range<usize>)> {
         let (width, rows) = (self.width, self.rows);
-        self.data.chunks_exact(width * self.columns).enumerate().map(move |(index, panel)| {
+        let room = |columns| width * self.layout.room(columns);
+        let part = room(columns.start)..room(columns.end);
+        let data = &self.data[self.data.as_ptr().align_offset(ALIGNED)..];
+        data.chunks_exact(width * self.room).take(self.count()).enumerate().map(move |(index, panel)| {
             let rows = index * width..rows.min((index + 1) * width);
-            (&panel[columns.start * width..columns.end * width], rows)
+            (&panel[part.clone()], rows)
         })
     }
 }

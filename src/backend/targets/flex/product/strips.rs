@@ -2,7 +2,10 @@
 
 use std::ops::Range;
 
-use super::Over;
+#[cfg(target_arch = "x86_64")]
+use super::pieces::{self, Values};
+use super::tile::Layout;
+use super::{Over, aligned};
 use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch_far;
 use crate::targets::flex::memory::Lent;
@@ -81,8 +84,8 @@ enum Form {
     /// The weights of a sum one after another, those of the next sum `stride` values further on. `fetched` says
     /// whether the next strip is worth asking the memory for: not where it was just widened.
     Apart { stride: usize, fetched: bool },
-    /// Term by term those of all sums of a strip. The last strip is filled up with zeros.
-    Packed { terms: usize },
+    /// Laid out, in as much room for each sum. The last strip is filled up with zeros.
+    Packed { room: usize },
 }
 
 /// What a tile multiplies a panel by.
@@ -90,8 +93,8 @@ enum Form {
 pub(super) enum Strip<'w> {
     /// So many sums' weights, each one after another and `stride` after those before; what lies `ahead` of them is fetched, if not 0.
     Apart { values: &'w [f32], sums: usize, stride: usize, ahead: usize },
-    /// Term by term those of as many sums as a tile has at most.
-    Packed(&'w [f32]),
+    /// Laid out, of as many sums as a tile has at most; how many there are.
+    Packed { values: &'w [f32], sums: usize },
 }
 
 impl<'w> Strips<'w> {
@@ -99,7 +102,7 @@ impl<'w> Strips<'w> {
     pub(super) fn of<'a: 'w>(
         Matrix { weights: rows, columns }: Matrix<impl Weights<'a>>,
         over: Over,
-        (height, packed): (usize, bool),
+        (height, layout, packed): (usize, Layout, bool),
         scratch: &'w mut Scratch,
     ) -> Self {
         let (count, depth) = match over {
@@ -120,7 +123,26 @@ impl<'w> Strips<'w> {
             assert!(over == Over::Inputs, "the weights of a sum lie one after another");
             return Self { values, sums: count, height, form: Form::Apart { stride, fetched } };
         }
-        let strips = scratch.packed.first(count.next_multiple_of(height) * depth);
+        let room = layout.room(depth);
+        let strips = aligned(&mut scratch.packed, count.next_multiple_of(height) * room);
+        #[cfg(target_arch = "x86_64")]
+        if layout == Layout::Pieces {
+            for (index, strip) in strips.chunks_exact_mut(height * room).enumerate() {
+                let first = index * height;
+                let some = height.min(count - first);
+                match over {
+                    Over::Inputs => {
+                        let values = &values[first * stride..];
+                        pieces::left(Values { values, stride, rows: some, columns: depth }, strip);
+                    }
+                    Over::Outputs => {
+                        let values = &values[first..];
+                        pieces::right(Values { values, stride, rows: depth, columns: some }, strip);
+                    }
+                }
+            }
+            return Self { values: strips, sums: count, height, form: Form::Packed { room } };
+        }
         // The terms of a weight's columns are in as many lines of the cache, each of which holds those of more strips than one.
         let block = if over == Over::Inputs { depth } else { BLOCK };
         for start in (0..depth).step_by(block) {
@@ -137,7 +159,7 @@ impl<'w> Strips<'w> {
                 }
             }
         }
-        Self { values: strips, sums: count, height, form: Form::Packed { terms: depth } }
+        Self { values: strips, sums: count, height, form: Form::Packed { room } }
     }
 
     /// The strips one by one; those that lie in memory ask for the next one if it is for the first time.
@@ -150,7 +172,10 @@ impl<'w> Strips<'w> {
                 stride,
                 ahead: if fetched && first_time { height * stride } else { 0 },
             },
-            Form::Packed { terms } => Strip::Packed(&values[index * height * terms..][..height * terms]),
+            Form::Packed { room } => Strip::Packed {
+                values: &values[index * height * room..][..height * room],
+                sums: height.min(sums - index * height),
+            },
         })
     }
 }

@@ -1,6 +1,11 @@
 //! Tiles of a product: a strip of sums for a panel of rows, all of them in registers.
 
+use super::Over;
 use super::strips::Strip;
+#[cfg(target_arch = "x86_64")]
+use super::{amx, pieces};
+#[cfg(target_arch = "x86_64")]
+use crate::targets::cpu::amx::{Shape, Tiles};
 use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch;
 use crate::targets::cpu::vector::{Baseline, Vector};
@@ -12,6 +17,7 @@ const UNROLLED: usize = 4;
 /// The tile of an instruction set.
 pub(super) struct Kernel {
     set: InstructionSet,
+    over: Over,
     /// Sums of a row at most.
     pub(super) height: usize,
     /// Rows.
@@ -23,14 +29,49 @@ pub(super) struct Kernel {
     pub(super) strips: usize,
     /// Rows from which on packing the weight pays.
     pub(super) packed_from: usize,
+    /// Sums that a thread takes at a time at least.
+    pub(super) share: usize,
+    /// Parts of the terms begin at multiples of this.
+    pub(super) unit: usize,
+}
+
+/// What the operands are laid out as.
+#[derive(Clone, Copy, PartialEq)]
+pub(super) enum Layout {
+    /// Term by term the values of all rows, or of all sums.
+    Terms,
+    /// As AMX takes them.
+    #[cfg(target_arch = "x86_64")]
+    Pieces,
+}
+
+impl Layout {
+    /// Values of f32 in whose room so many terms of a row, or of a sum, fit.
+    pub(super) fn room(self, terms: usize) -> usize {
+        match self {
+            Self::Terms => terms,
+            #[cfg(target_arch = "x86_64")]
+            Self::Pieces => pieces::room(terms),
+        }
+    }
+}
+
+/// Where the sums of a group are that belong to a panel.
+#[derive(Clone, Copy)]
+pub(super) struct Place {
+    /// From a strip's sums to the next one's.
+    pub(super) step: usize,
+    /// From a row of the tile to the next: a sum's for all rows, or a row's of all sums if `by_row`.
+    pub(super) pitch: usize,
+    pub(super) by_row: bool,
 }
 
 /// Calls `$tile` for a strip with its number of sums, and that of halves of a panel, as constants.
 macro_rules! with_height {
     ($strip:expr, $half:expr, $tile:ident $panel:tt, $full:literal, [$($count:literal)*]) => {
         match $strip {
-            Strip::Packed(values) if $half => $tile::<$full, 1, true>((values.as_ptr(), 0, 0), $panel),
-            Strip::Packed(values) => $tile::<$full, 2, true>((values.as_ptr(), 0, 0), $panel),
+            Strip::Packed { values, .. } if $half => $tile::<$full, 1, true>((values.as_ptr(), 0, 0), $panel),
+            Strip::Packed { values, .. } => $tile::<$full, 2, true>((values.as_ptr(), 0, 0), $panel),
             $(Strip::Apart { values, sums: $count, stride, ahead } if $half => {
                 $tile::<$count, 1, false>((values.as_ptr(), stride, ahead), $panel)
             }
@@ -44,35 +85,82 @@ macro_rules! with_height {
 
 impl Kernel {
     /// As many sums as fit the registers beside the operands.
-    pub(super) fn of(set: InstructionSet) -> Self {
-        match set {
+    pub(super) fn of(set: InstructionSet, over: Over) -> Self {
+        let [height, width, depth, strips, packed_from] = match set {
+            // Sums are moved to memory and back at a cost of two blocks.
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx => [pieces::SIDE, pieces::SIDE, 1024, 4, 0],
             // A weight is broadcast by the instruction that multiplies, so that one far from the next costs nothing.
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => Self { set, height: 12, width: 32, depth: 512, strips: 8, packed_from: 513 },
+            InstructionSet::Avx512 => [12, 32, 512, 8, 513],
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => Self { set, height: 6, width: 16, depth: 512, strips: 16, packed_from: 192 },
-            InstructionSet::Portable => {
-                let height = if Baseline::REGISTERS == 32 { 6 } else { 2 };
-                Self { set, height, width: 16, depth: 512, strips: 16, packed_from: 192 }
-            }
+            InstructionSet::Avx2 => [6, 16, 512, 16, 192],
+            InstructionSet::Portable => [if Baseline::REGISTERS == 32 { 6 } else { 2 }, 16, 512, 16, 192],
+        };
+        let kernel = Self { set, over, height, width, depth, strips, packed_from, share: height * strips, unit: LINE };
+        match kernel.layout() {
+            Layout::Terms => kernel,
+            // What is laid out is of use to one thread as to the other, so shares may be short.
+            #[cfg(target_arch = "x86_64")]
+            Layout::Pieces => Self { share: height, unit: pieces::SIDE, ..kernel },
         }
     }
 
+    /// What the operands are laid out as.
+    pub(super) fn layout(&self) -> Layout {
+        match self.set {
+            #[cfg(target_arch = "x86_64")]
+            InstructionSet::Amx => Layout::Pieces,
+            _ => Layout::Terms,
+        }
+    }
+
+    /// Where the sums of a group of so many are.
+    pub(super) fn place(&self, count: usize) -> Place {
+        let by_row = self.layout() != Layout::Terms && self.over == Over::Outputs;
+        if by_row {
+            Place { step: self.height, pitch: count.next_multiple_of(self.height), by_row }
+        } else {
+            Place { step: self.height * self.width, pitch: self.width, by_row }
+        }
+    }
+
+    /// Makes this thread ready for tiles, as long as what is returned is kept.
+    pub(super) fn begin(&self) -> impl Sized {
+        // SAFETY: AMX was found; a share of a product is the only user of a thread's registers.
+        #[cfg(target_arch = "x86_64")]
+        return (self.layout() == Layout::Pieces).then(|| unsafe { Tiles::begin([Shape::WHOLE; 8]) });
+    }
+
     /// `sums[s · width + lane] (+)= Σ strip[s, k] · panel[k · width + lane]`, of which the upper half of the lanes may be left undone if
-    /// `half`.
-    pub(super) fn tile(&self, strip: Strip, panel: &[f32], half: bool, add: bool, sums: &mut [f32]) {
+    /// `half`. With pieces the sums lie as their place says.
+    pub(super) fn tile(&self, strip: Strip, panel: &[f32], half: bool, add: bool, (sums, place): (&mut [f32], Place)) {
+        #[cfg(target_arch = "x86_64")]
+        if self.layout() == Layout::Pieces {
+            let Strip::Packed { values, sums: count } = strip else { unreachable!("pieces are always laid out") };
+            assert!(values.len() == panel.len() && panel.len().is_multiple_of(pieces::BLOCK));
+            assert!((pieces::SIDE - 1) * place.pitch + pieces::SIDE <= sums.len());
+            let (strip, panel) = ((values.as_ptr(), count <= pieces::SIDE / 2), (panel.as_ptr(), half));
+            let (left, right) = if place.by_row { (panel, strip) } else { (strip, panel) };
+            let to = amx::Sums { at: sums.as_mut_ptr(), pitch: place.pitch };
+            // SAFETY: the assertions prove every offset that is reached; `begin` was called.
+            unsafe { amx::tile(left.0, right.0, values.len() / pieces::BLOCK, [left.1, right.1], add, to) };
+            return;
+        }
         let depth = panel.len() / self.width;
         assert!(depth > 0 && panel.len() == depth * self.width && self.height * self.width <= sums.len());
         match strip {
             Strip::Apart { values, sums, stride, .. } => {
                 assert!((1..=self.height).contains(&sums) && (sums - 1) * stride + depth <= values.len());
             }
-            Strip::Packed(values) => assert_eq!(values.len(), depth * self.height),
+            Strip::Packed { values, .. } => assert_eq!(values.len(), depth * self.height),
         }
         let panel = (panel.as_ptr(), depth, sums.as_mut_ptr(), add);
         // SAFETY: the assertions prove every offset that the kernels reach; `detect` saw the instruction set.
         unsafe {
             match self.set {
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Amx => unreachable!("pieces have tiles of their own"),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512 => {
                     with_height!(strip, half, tile_avx512 panel, 12, [1 2 3 4 5 6 7 8 9 10 11 12])
