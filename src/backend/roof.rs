@@ -245,8 +245,6 @@ mod cpu {
         match ByteProducts::detect() {
             // SAFETY, of all: the processor has what they are compiled for.
             #[cfg(target_arch = "x86_64")]
-            ByteProducts::Amx => (|turns| unsafe { matrices::of_bytes(turns / 16) }, matrices::PRODUCTS / 8),
-            #[cfg(target_arch = "x86_64")]
             ByteProducts::Avx512Vnni => (|turns| unsafe { bytes::avx512_vnni(turns) }, 64 * bytes::SUMS),
             #[cfg(target_arch = "x86_64")]
             ByteProducts::AvxVnni => (|turns| unsafe { bytes::avx_vnni(turns) }, 32 * bytes::SUMS),
@@ -304,33 +302,25 @@ mod cpu {
 
     #[cfg(target_arch = "x86_64")]
     mod matrices {
-        use crate::targets::cpu::amx::{Shape, Tiles, add_products, add_products_of_bytes, zero};
+        use crate::targets::cpu::amx::{Tiles, add_products};
 
-        /// Products of bf16 that are added up in a turn, by four instructions; of bytes they are twice as many.
+        /// Products of bf16 that are added up in a turn, by four instructions.
         pub(super) const PRODUCTS: usize = 4 * 16 * 16 * 32;
 
-        macro_rules! turn_over {
-            ($name:ident, $instruction:ident) => {
-                /// # Safety
-                /// AMX is there.
-                pub(super) unsafe fn $name(turns: usize) {
-                    // SAFETY: the caller's promise.
-                    unsafe {
-                        let _registers = Tiles::begin([Shape::WHOLE; 8]);
-                        zero::<4>();
-                        zero::<5>();
-                        for _ in 0..turns {
-                            $instruction::<0, 4, 5>();
-                            $instruction::<1, 4, 5>();
-                            $instruction::<2, 4, 5>();
-                            $instruction::<3, 4, 5>();
-                        }
-                    }
+        /// # Safety
+        /// AMX is there.
+        pub(super) unsafe fn of_bf16(turns: usize) {
+            // SAFETY: the caller's promise. The registers begin as zeros.
+            unsafe {
+                let _registers = Tiles::begin();
+                for _ in 0..turns {
+                    add_products::<0, 4, 5>();
+                    add_products::<1, 4, 5>();
+                    add_products::<2, 4, 5>();
+                    add_products::<3, 4, 5>();
                 }
-            };
+            }
         }
-        turn_over!(of_bf16, add_products);
-        turn_over!(of_bytes, add_products_of_bytes);
     }
 
     #[cfg(target_arch = "aarch64")]

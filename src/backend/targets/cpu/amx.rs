@@ -15,8 +15,8 @@ pub(crate) const LINE_BYTES: usize = 64;
 pub(crate) fn available() -> bool {
     static ALLOWED: OnceLock<bool> = OnceLock::new();
     *ALLOWED.get_or_init(|| {
-        // Leaf 7, EDX: AMX-BF16, AMX-TILE, AMX-INT8.
-        const NEEDED: u32 = 1 << 22 | 1 << 24 | 1 << 25;
+        // Leaf 7, EDX: AMX-BF16, AMX-TILE.
+        const NEEDED: u32 = 1 << 22 | 1 << 24;
         let vectors = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512bw");
         vectors && __cpuid_count(0, 0).eax >= 7 && __cpuid_count(7, 0).edx & NEEDED == NEEDED && permitted()
     })
@@ -35,28 +35,14 @@ fn permitted() -> bool {
     false
 }
 
-/// What a register holds of its sixteen lines of 64 bytes.
-#[derive(Clone, Copy)]
-pub(crate) struct Shape {
-    pub(crate) lines: usize,
-    pub(crate) bytes: usize,
-}
-
-impl Shape {
-    /// All of it.
-    pub(crate) const WHOLE: Self = Self { lines: LINES, bytes: LINE_BYTES };
-}
-
-/// The registers of this thread. They are put away when it is dropped: as long as they hold something, the system saves 8 KB more whenever it
+/// The registers of this thread, all of them whole. They are put away when it is dropped: as long as they hold something, the system saves 8 KB more whenever it
 /// takes the processor away from the thread.
 pub(crate) struct Tiles(());
 
 impl Tiles {
-    /// Registers of these shapes.
-    ///
     /// # Safety
     /// [`available`] said so, and the thread holds no other.
-    pub(crate) unsafe fn begin(registers: [Shape; 8]) -> Self {
+    pub(crate) unsafe fn begin() -> Self {
         /// Which kind it is, and bytes of a line and lines of each register.
         #[repr(C, align(64))]
         struct Shapes {
@@ -67,9 +53,8 @@ impl Tiles {
             lines: [u8; 16],
         }
         let mut shapes = Shapes { palette: 1, start: 0, reserved: [0; 14], bytes: [0; 16], lines: [0; 16] };
-        for (number, Shape { lines, bytes }) in registers.into_iter().enumerate() {
-            (shapes.bytes[number], shapes.lines[number]) = (bytes as u16, lines as u8);
-        }
+        shapes.bytes[..8].fill(LINE_BYTES as u16);
+        shapes.lines[..8].fill(LINES as u8);
         // SAFETY: reads 64 bytes.
         unsafe { asm!("ldtilecfg [{}]", in(reg) &raw const shapes, options(nostack, readonly, preserves_flags)) };
         Self(())
@@ -122,16 +107,5 @@ pub(crate) unsafe fn zero<const T: usize>() {
 pub(crate) unsafe fn add_products<const TO: usize, const LEFT: usize, const RIGHT: usize>() {
     unsafe {
         asm!("tdpbf16ps tmm{}, tmm{}, tmm{}", const TO, const LEFT, const RIGHT, options(nostack, nomem, preserves_flags));
-    };
-}
-
-/// `to[m, n] += Σ left[m, 4k + i] · right[k, 4n + i]` exactly, of signed bytes and unsigned ones.
-///
-/// # Safety
-/// [`Tiles`] were begun.
-#[inline(always)]
-pub(crate) unsafe fn add_products_of_bytes<const TO: usize, const LEFT: usize, const RIGHT: usize>() {
-    unsafe {
-        asm!("tdpbsud tmm{}, tmm{}, tmm{}", const TO, const LEFT, const RIGHT, options(nostack, nomem, preserves_flags));
     };
 }

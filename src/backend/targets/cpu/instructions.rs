@@ -133,9 +133,6 @@ pub(crate) enum ByteProducts {
     /// Sums of four products, in 512 bits.
     #[cfg(target_arch = "x86_64")]
     Avx512Vnni,
-    /// The same for one row; for more, products of whole matrices.
-    #[cfg(target_arch = "x86_64")]
-    Amx,
 }
 
 impl ByteProducts {
@@ -152,9 +149,7 @@ impl ByteProducts {
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2 => Self::Avx2,
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx512 => Self::Avx512Vnni,
-                #[cfg(target_arch = "x86_64")]
-                InstructionSet::Amx => available[0],
+                InstructionSet::Avx512 | InstructionSet::Amx => available[0],
             };
             let limited = InstructionSet::limit().map(of).filter(|set| available.contains(set));
             limited.unwrap_or(available[0])
@@ -166,9 +161,6 @@ impl ByteProducts {
         let mut all = Vec::new();
         #[cfg(target_arch = "x86_64")]
         if InstructionSet::widest() >= InstructionSet::Avx2 {
-            if is_x86_feature_detected!("avx512vnni") && amx::available() {
-                all.push(Self::Amx);
-            }
             if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
                 all.push(Self::Avx512Vnni);
             }
@@ -207,8 +199,6 @@ mod tests {
             Some(InstructionSet::Portable) => assert_eq!(found, ByteProducts::Portable),
             #[cfg(target_arch = "x86_64")]
             Some(InstructionSet::Avx2) => assert!([ByteProducts::Portable, ByteProducts::Avx2].contains(&found)),
-            #[cfg(target_arch = "x86_64")]
-            Some(InstructionSet::Avx512) => assert_ne!(found, ByteProducts::Amx),
             _ => assert_eq!(found, ByteProducts::available()[0]),
         }
     }

@@ -41,7 +41,6 @@ pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], weights: PackedRow
     let x = Activations::round(set, x, inputs, weights.block(), weights.format().zero());
     let destination = SharedColumns::new(out, outputs);
     let compute = |part: Range<usize>| {
-        let _ready = kernel.begin(weights.block());
         let depth = DEPTH / weights.block();
         for start in (0..rows).step_by(ROWS) {
             let some = start..rows.min(start + ROWS);
@@ -84,8 +83,8 @@ unsafe fn multiply(
     } else {
         (4 * kernel.vector, 2 * kernel.vector)
     };
-    for some in kernel.tiles(rows) {
-        let (row, height) = (some.start, some.len());
+    for row in rows.clone().step_by(kernel.height) {
+        let height = kernel.height.min(rows.end - row);
         let at = row * x.blocks() + blocks.start;
         let operands = Operands {
             lines: (panel.lines.as_ptr(), next.0),
@@ -102,7 +101,7 @@ unsafe fn multiply(
         };
         // SAFETY: panels come in pairs, as wide as any tile, each with these blocks; `x` has these rows.
         unsafe { kernel.tile(&operands, height, (group.format(), group.block()), &mut sums) };
-        for (row, sums) in some.zip(sums.chunks_exact(kernel.width)) {
+        for (row, sums) in (row..row + height).zip(sums.chunks_exact(kernel.width)) {
             // SAFETY: the caller's promise.
             let out = unsafe { out.part_of_row(row, first, group.outputs()) };
             into.write(out, sums);

@@ -3,7 +3,8 @@
 //! A tile is a strip of some sums of every row times one panel of rows: each weight is broadcast against the panel's values of its column,
 //! so that what a strip gives for all rows of the panel fills whole vectors. `x` is laid out in panels once. A weight is laid out in strips
 //! where so many rows meet it that this pays, and is else read as it lies in memory. Every sum runs through its terms in order, in parts
-//! that depend on nothing but their number: not on threads, nor on the other rows.
+//! that depend on nothing but their number: not on threads, nor on the other rows. With AMX that holds of many rows and of few, each for
+//! themselves: an f32 is three bf16 there, whose products are summed in another order.
 
 #[cfg(target_arch = "x86_64")]
 mod amx;
@@ -62,7 +63,7 @@ pub(crate) fn multiply<'a>(
     };
     let rows = x.len() / terms;
     assert!(x.len() == rows * terms && out.len() == rows * sums && into.fits(sums));
-    let kernel = Kernel::of(set, over);
+    let kernel = Kernel::of(set, over, rows);
     for some in parts(0..rows, ROWS, kernel.width) {
         let out = &mut out[some.start * sums..some.end * sums];
         let x = &x[some.start * terms..some.end * terms];

@@ -46,7 +46,7 @@ impl Activations {
             match set {
                 // SAFETY: the instruction set is there.
                 #[cfg(target_arch = "x86_64")]
-                ByteProducts::Avx512Vnni | ByteProducts::Amx => unsafe {
+                ByteProducts::Avx512Vnni => unsafe {
                     x86::round_row_avx512::<BLOCK>(x, zero, integers, scales, sums, corrections);
                 },
                 // SAFETY: as above.

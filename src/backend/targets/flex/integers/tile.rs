@@ -1,14 +1,10 @@
 //! Tiles of the product: some rows of activations times some weight rows side by side, all sums in registers.
 #![expect(clippy::needless_range_loop, reason = "a number of a register picks from several arrays of them at once")]
 
-#[cfg(target_arch = "x86_64")]
-mod amx;
 #[cfg(target_arch = "aarch64")]
 mod neon;
 #[cfg(target_arch = "x86_64")]
 mod x86;
-
-use std::ops::Range;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -18,7 +14,7 @@ use crate::targets::cpu::{ByteProducts, prefetch};
 use crate::targets::flex::packed::{LANES, LINE};
 
 /// The largest tile of any instruction set.
-pub(super) const TILE: usize = 16 * 32;
+pub(super) const TILE: usize = 6 * 32;
 
 /// What a tile is made of. Weights lie in panels, as [`PackedRows::panel`](crate::targets::flex::packed::PackedRows::panel) says, and are
 /// taken in vectors of as many rows as the instruction set multiplies at once.
@@ -78,7 +74,7 @@ impl Kernel {
     pub(super) fn of(set: ByteProducts) -> Self {
         let (height, width, vector) = match set {
             #[cfg(target_arch = "x86_64")]
-            ByteProducts::Avx512Vnni | ByteProducts::Amx => (6, 32, 16),
+            ByteProducts::Avx512Vnni => (6, 32, 16),
             #[cfg(target_arch = "x86_64")]
             ByteProducts::AvxVnni | ByteProducts::Avx2 => (3, 16, 8),
             #[cfg(target_arch = "aarch64")]
@@ -86,30 +82,6 @@ impl Kernel {
             ByteProducts::Portable => (2, 16, 16),
         };
         Self { set, height, width, vector }
-    }
-
-    /// Some rows as tiles, each of a number of rows that the instruction set has a tile for.
-    pub(super) fn tiles(self, rows: Range<usize>) -> impl Iterator<Item = Range<usize>> {
-        let mut start = rows.start;
-        std::iter::from_fn(move || {
-            let left = rows.end - start;
-            let height = match self.set {
-                #[cfg(target_arch = "x86_64")]
-                ByteProducts::Amx if left >= amx::ROWS => amx::ROWS,
-                _ => left.min(self.height),
-            };
-            start += height;
-            (height > 0).then_some(start - height..start)
-        })
-    }
-
-    /// Makes this thread ready for tiles of such blocks, as long as what is returned is kept.
-    pub(super) fn begin(self, block: usize) -> impl Sized {
-        // SAFETY: AMX was found; a share of a product is the only user of a thread's registers.
-        #[cfg(target_arch = "x86_64")]
-        return (self.set == ByteProducts::Amx).then(|| unsafe { amx::begin(block) });
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = block;
     }
 
     /// `sums[row · width + o] = Σ` over the blocks, for so many rows of activations.
@@ -128,31 +100,7 @@ impl Kernel {
         unsafe {
             match self.set {
                 #[cfg(target_arch = "x86_64")]
-                ByteProducts::Amx if height == amx::ROWS => {
-                    use amx::tile_amx;
-                    for half in 0..self.width / LANES {
-                        let operands = Operands {
-                            lines: (operands.lines.0.add(half * operands.lines.1), 0),
-                            scales: (operands.scales.0.byte_add(half * operands.scales.1), 0),
-                            offsets: operands.offsets.map(|offsets| offsets.byte_add(half * operands.scales.1)),
-                            ..*operands
-                        };
-                        let to = (sums.add(half * LANES), self.width);
-                        match kind {
-                            (Format::Q8, 16, false) => tile_amx::<8, 4, false>(&operands, to),
-                            (Format::Q8, 32, false) => tile_amx::<8, 8, false>(&operands, to),
-                            (Format::Q8, 16, true) => tile_amx::<8, 4, true>(&operands, to),
-                            (Format::Q8, 32, true) => tile_amx::<8, 8, true>(&operands, to),
-                            (Format::Q4, 16, false) => tile_amx::<4, 4, false>(&operands, to),
-                            (Format::Q4, 32, false) => tile_amx::<4, 8, false>(&operands, to),
-                            (Format::Q4, 16, true) => tile_amx::<4, 4, true>(&operands, to),
-                            (Format::Q4, 32, true) => tile_amx::<4, 8, true>(&operands, to),
-                            kind => unreachable!("{kind:?} in a tile"),
-                        }
-                    }
-                }
-                #[cfg(target_arch = "x86_64")]
-                ByteProducts::Avx512Vnni | ByteProducts::Amx => {
+                ByteProducts::Avx512Vnni => {
                     use x86::tile_avx512;
                     with_constants!(tile_avx512(operands, sums), height, kind, [1 2 3 4 5 6])
                 }

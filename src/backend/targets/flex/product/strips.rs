@@ -127,17 +127,22 @@ impl<'w> Strips<'w> {
         let strips = aligned(&mut scratch.packed, count.next_multiple_of(height) * room);
         #[cfg(target_arch = "x86_64")]
         if layout == Layout::Pieces {
-            for (index, strip) in strips.chunks_exact_mut(height * room).enumerate() {
-                let first = index * height;
-                let some = height.min(count - first);
-                match over {
-                    Over::Inputs => {
-                        let values = &values[first * stride..];
-                        pieces::left(Values { values, stride, rows: some, columns: depth }, strip);
-                    }
-                    Over::Outputs => {
-                        let values = &values[first..];
-                        pieces::right(Values { values, stride, rows: depth, columns: some }, strip);
+            // The terms of a weight's columns lie in as many lines of the cache, each of which holds those of the next strip too.
+            let block = if over == Over::Inputs { depth } else { pieces::SIDE };
+            for start in (0..depth).step_by(block) {
+                let some = block.min(depth - start);
+                for (index, strip) in strips.chunks_exact_mut(height * room).enumerate() {
+                    let (first, sums) = (index * height, height.min(count - index * height));
+                    match over {
+                        Over::Inputs => {
+                            let values = &values[first * stride..];
+                            pieces::left(Values { values, stride, rows: sums, columns: some }, strip);
+                        }
+                        Over::Outputs => {
+                            let to = &mut strip[height * layout.room(start)..height * layout.room(start + some)];
+                            let values = &values[start * stride + first..];
+                            pieces::right(Values { values, stride, rows: some, columns: sums }, to);
+                        }
                     }
                 }
             }

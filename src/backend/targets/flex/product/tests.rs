@@ -1,6 +1,6 @@
 //! Products against sums in f64, by each instruction set.
 
-use half::f16;
+use half::{bf16, f16};
 
 use super::*;
 use crate::targets::flex::dot::Stored;
@@ -45,7 +45,7 @@ fn check_dense<T: Stored>(set: InstructionSet, [rows, inputs, outputs]: [usize; 
 #[test]
 fn every_instruction_set_gives_the_products() {
     for set in InstructionSet::available() {
-        for rows in [1, 5, 15, 16, 17, 31, 33, 70] {
+        for rows in [1, 5, 15, 16, 17, 31, 33, 70, 129, 145, 170] {
             for [inputs, outputs] in [[1, 1], [7, 13], [384, 25], [513, 12], [1100, 6]] {
                 check_dense(set, [rows, inputs, outputs], |value| value);
             }
@@ -56,6 +56,8 @@ fn every_instruction_set_gives_the_products() {
         check_dense(set, [195, 70, 50], f16::from_f32);
         check_dense(set, [1100, 9, 14], |value| value);
         check_dense(set, [20, 5300, 13], |value| value);
+        check_dense(set, [140, 5300, 13], |value| value);
+        check_dense(set, [130, 100, 31], bf16::from_f32);
         check_dense(set, [600, 11, 7], |value| value);
     }
 }
@@ -65,7 +67,9 @@ fn packed_weights_are_multiplied_as_their_values() {
     for set in InstructionSet::available() {
         for packed in matrices([40, 224]) {
             let (widened, tensor) = (packed.unpacked(), tensor(packed));
-            check(set, 37, Over::Outputs, PackedRows::of(&tensor), &widened);
+            for rows in [37, 137] {
+                check(set, rows, Over::Outputs, PackedRows::of(&tensor), &widened);
+            }
         }
     }
 }
@@ -83,10 +87,12 @@ fn a_row_gives_the_same_on_one_thread_and_on_several() {
             out
         };
         assert!(product(1) == product(3), "{set:?}");
-        // Of a weight as it lies, and of one that is packed.
-        let mut few = vec![0.0; 20 * outputs];
-        multiply(set, &x[..20 * inputs], weights, Over::Inputs, Into::Overwrite, &mut few);
-        assert!(few == product(1)[..20 * outputs], "{set:?}");
+        // Of a weight as it lies, and of one that is packed, as far as both are multiplied by the same instructions.
+        let same = |rows| Kernel::of(set, Over::Inputs, rows).layout() == Kernel::of(set, Over::Inputs, 300).layout();
+        let rows = if same(20) { 20 } else { 200 };
+        let mut few = vec![0.0; rows * outputs];
+        multiply(set, &x[..rows * inputs], weights, Over::Inputs, Into::Overwrite, &mut few);
+        assert!(same(rows) && few == product(1)[..rows * outputs], "{set:?}");
     }
 }
 

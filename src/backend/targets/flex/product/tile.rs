@@ -5,7 +5,7 @@ use super::strips::Strip;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, pieces};
 #[cfg(target_arch = "x86_64")]
-use crate::targets::cpu::amx::{Shape, Tiles};
+use crate::targets::cpu::amx::Tiles;
 use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch;
 use crate::targets::cpu::vector::{Baseline, Vector};
@@ -13,6 +13,10 @@ use crate::targets::flex::dot::InstructionSet;
 
 /// Columns taken without a branch between them.
 const UNROLLED: usize = 4;
+
+/// Rows from which on AMX pays.
+#[cfg(target_arch = "x86_64")]
+pub(super) const AMX_FROM: usize = 128;
 
 /// The tile of an instruction set.
 pub(super) struct Kernel {
@@ -84,8 +88,10 @@ macro_rules! with_height {
 }
 
 impl Kernel {
-    /// As many sums as fit the registers beside the operands.
-    pub(super) fn of(set: InstructionSet, over: Over) -> Self {
+    /// As many sums as fit the registers beside the operands. For a few rows laying out a weight as AMX takes it costs more than it saves.
+    pub(super) fn of(set: InstructionSet, over: Over, rows: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let set = if set == InstructionSet::Amx && rows < AMX_FROM { InstructionSet::Avx512 } else { set };
         let [height, width, depth, strips, packed_from] = match set {
             // Sums are moved to memory and back at a cost of two blocks.
             #[cfg(target_arch = "x86_64")]
@@ -129,7 +135,7 @@ impl Kernel {
     pub(super) fn begin(&self) -> impl Sized {
         // SAFETY: AMX was found; a share of a product is the only user of a thread's registers.
         #[cfg(target_arch = "x86_64")]
-        return (self.layout() == Layout::Pieces).then(|| unsafe { Tiles::begin([Shape::WHOLE; 8]) });
+        return (self.layout() == Layout::Pieces).then(|| unsafe { Tiles::begin() });
     }
 
     /// `sums[s · width + lane] (+)= Σ strip[s, k] · panel[k · width + lane]`, of which the upper half of the lanes may be left undone if
