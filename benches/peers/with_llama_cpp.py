@@ -15,6 +15,9 @@ import numpy
 from protocol import THREADS, Unsupported, Work, look_up, token_ids
 
 DEVICE = "cpu"
+# On a processor with AMX the library lays packed weights out for it, and 0.3.36 then ends with a segmentation fault at the first product of
+# many rows (Linux 6.18). There it multiplies them as they lie, with AVX-512 and VNNI.
+HAS_AMX = Path("/proc/cpuinfo").exists() and " amx_int8 " in Path("/proc/cpuinfo").read_text()
 DTYPES = ("f32", "f16", "q8_0", "q4_0")
 
 
@@ -52,6 +55,7 @@ class Session:
         options = c.llama_model_default_params()
         options.n_gpu_layers = 0
         options.use_mmap = False  # in memory before the clock starts
+        options.use_extra_bufts = not HAS_AMX
         self.model = c.llama_model_load_from_file(str(path).encode(), options)
         if not self.model:
             raise Unsupported(f"llama.cpp does not load {path.name}")

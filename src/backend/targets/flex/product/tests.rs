@@ -45,7 +45,7 @@ fn check_dense<T: Stored>(set: InstructionSet, [rows, inputs, outputs]: [usize; 
 #[test]
 fn every_instruction_set_gives_the_products() {
     for set in InstructionSet::available() {
-        for rows in [1, 5, 15, 16, 17, 31, 33, 70, 129, 145, 170] {
+        for rows in [1, 5, 15, 16, 17, 31, 33, 70, 144, 145, 170] {
             for [inputs, outputs] in [[1, 1], [7, 13], [384, 25], [513, 12], [1100, 6]] {
                 check_dense(set, [rows, inputs, outputs], |value| value);
             }
@@ -56,8 +56,8 @@ fn every_instruction_set_gives_the_products() {
         check_dense(set, [195, 70, 50], f16::from_f32);
         check_dense(set, [1100, 9, 14], |value| value);
         check_dense(set, [20, 5300, 13], |value| value);
-        check_dense(set, [140, 5300, 13], |value| value);
-        check_dense(set, [130, 100, 31], bf16::from_f32);
+        check_dense(set, [150, 5300, 13], |value| value);
+        check_dense(set, [150, 100, 31], bf16::from_f32);
         check_dense(set, [600, 11, 7], |value| value);
     }
 }
@@ -67,7 +67,7 @@ fn packed_weights_are_multiplied_as_their_values() {
     for set in InstructionSet::available() {
         for packed in matrices([40, 224]) {
             let (widened, tensor) = (packed.unpacked(), tensor(packed));
-            for rows in [37, 137] {
+            for rows in [37, 147] {
                 check(set, rows, Over::Outputs, PackedRows::of(&tensor), &widened);
             }
         }

@@ -16,7 +16,7 @@ const UNROLLED: usize = 4;
 
 /// Rows from which on AMX pays.
 #[cfg(target_arch = "x86_64")]
-pub(super) const AMX_FROM: usize = 128;
+pub(super) const AMX_FROM: usize = 144;
 
 /// The tile of an instruction set.
 pub(super) struct Kernel {
