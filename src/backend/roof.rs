@@ -180,7 +180,9 @@ mod cpu {
     use rayon::prelude::*;
 
     use crate::KernelBackend;
-    use crate::targets::cpu::{ByteProducts, InstructionSet, lanes};
+    #[cfg(target_arch = "x86_64")]
+    use crate::targets::cpu::InstructionSet;
+    use crate::targets::cpu::{ByteProducts, lanes};
 
     /// By one thread or by all of them, whichever is faster: what a small cache holds is read before another thread has woken up.
     pub(super) fn seconds_to_read<B: KernelBackend>(values: &[f32]) -> f64 {

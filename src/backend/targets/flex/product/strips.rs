@@ -94,7 +94,11 @@ pub(super) enum Strip<'w> {
     /// So many sums' weights, each one after another and `stride` after those before; what lies `ahead` of them is fetched, if not 0.
     Apart { values: &'w [f32], sums: usize, stride: usize, ahead: usize },
     /// Laid out, of as many sums as a tile has at most; how many there are.
-    Packed { values: &'w [f32], sums: usize },
+    Packed {
+        values: &'w [f32],
+        #[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "only AMX leaves sums out"))]
+        sums: usize,
+    },
 }
 
 impl<'w> Strips<'w> {

@@ -92,6 +92,8 @@ impl Kernel {
     pub(super) fn of(set: InstructionSet, over: Over, rows: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
         let set = if set == InstructionSet::Amx && rows < AMX_FROM { InstructionSet::Avx512 } else { set };
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = rows;
         let [height, width, depth, strips, packed_from] = match set {
             // Sums are moved to memory and back at a cost of two blocks.
             #[cfg(target_arch = "x86_64")]
@@ -141,6 +143,8 @@ impl Kernel {
     /// `sums[s · width + lane] (+)= Σ strip[s, k] · panel[k · width + lane]`, of which the upper half of the lanes may be left undone if
     /// `half`. With pieces the sums lie as their place says.
     pub(super) fn tile(&self, strip: Strip, panel: &[f32], half: bool, add: bool, (sums, place): (&mut [f32], Place)) {
+        #[cfg(not(target_arch = "x86_64"))]
+        let _ = place;
         #[cfg(target_arch = "x86_64")]
         if self.layout() == Layout::Pieces {
             let Strip::Packed { values, sums: count } = strip else { unreachable!("pieces are always laid out") };
