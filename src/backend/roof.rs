@@ -302,29 +302,6 @@ mod cpu {
         turn_over!(avx2, "avx2", _mm256_set1_epi32, |sum, factor| _mm256_maddubs_epi16(sum, factor));
     }
 
-    #[cfg(target_arch = "x86_64")]
-    mod matrices {
-        use crate::targets::cpu::amx::{Tiles, add_products};
-
-        /// Products of bf16 that are added up in a turn, by four instructions.
-        pub(super) const PRODUCTS: usize = 4 * 16 * 16 * 32;
-
-        /// # Safety
-        /// AMX is there.
-        pub(super) unsafe fn of_bf16(turns: usize) {
-            // SAFETY: the caller's promise. The registers begin as zeros.
-            unsafe {
-                let _registers = Tiles::begin();
-                for _ in 0..turns {
-                    add_products::<0, 4, 5>();
-                    add_products::<1, 4, 5>();
-                    add_products::<2, 4, 5>();
-                    add_products::<3, 4, 5>();
-                }
-            }
-        }
-    }
-
     #[cfg(target_arch = "aarch64")]
     mod bytes {
         use std::arch::aarch64::*;
@@ -354,7 +331,7 @@ mod cpu {
             // SAFETY, of all: called only where the processor has what they are compiled for.
             if InstructionSet::detect() == InstructionSet::Amx {
                 // A product of f32 is six of bf16. An instruction is as long as sixteen of the others.
-                return (|turns| unsafe { matrices::of_bf16(6 * turns / 16) }, matrices::PRODUCTS / 16);
+                return (|turns| unsafe { amx(6 * turns / 16) }, MATRICES / 16);
             }
             if std::arch::is_x86_feature_detected!("avx512f") {
                 return (|turns| unsafe { avx512(turns) }, WIDE);
@@ -371,6 +348,28 @@ mod cpu {
     #[cfg(target_arch = "x86_64")]
     const WIDE: usize = 192;
     const NARROW: usize = 96;
+
+    /// Products of bf16 that four instructions of AMX add up.
+    #[cfg(target_arch = "x86_64")]
+    const MATRICES: usize = 4 * 16 * 16 * 32;
+
+    /// # Safety
+    /// AMX is there.
+    #[cfg(target_arch = "x86_64")]
+    unsafe fn amx(turns: usize) {
+        use crate::targets::cpu::amx::{Tiles, add_products};
+
+        // SAFETY: the caller's promise. The registers begin as zeros.
+        unsafe {
+            let _registers = Tiles::begin();
+            for _ in 0..turns {
+                add_products::<0, 4, 5>();
+                add_products::<1, 4, 5>();
+                add_products::<2, 4, 5>();
+                add_products::<3, 4, 5>();
+            }
+        }
+    }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]

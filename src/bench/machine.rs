@@ -10,7 +10,7 @@ use firebrick_backend::process::{cpu_name, instructions_label, memory_bytes, os_
 
 use super::record::{Device, Kind, Machine};
 
-/// The computer, as far as it is used: with fewer threads than cores, or narrower instructions than the kernels know, it counts as another
+/// The computer, as far as it is used: with fewer threads than cores, or other instructions than AVX-512, it counts as another
 /// one, with figures of its own.
 pub fn machine() -> Machine {
     let cores = std::thread::available_parallelism().map_or(1, usize::from);

@@ -35,8 +35,8 @@ fn permitted() -> bool {
     false
 }
 
-/// The registers of this thread, all of them whole. They are put away when it is dropped: as long as they hold something, the system saves 8 KB more whenever it
-/// takes the processor away from the thread.
+/// The registers of this thread, all of them whole. They are put away when it is dropped: as long as they hold something, the system saves
+/// 8 KB more whenever it takes the processor away from the thread.
 pub(crate) struct Tiles(());
 
 impl Tiles {
@@ -73,7 +73,7 @@ impl Drop for Tiles {
 /// # Safety
 /// [`Tiles`] were begun; its lines can be read.
 #[inline(always)]
-pub(crate) unsafe fn load<const T: usize, V>(at: *const V, pitch: usize) {
+pub(crate) unsafe fn load<const T: usize>(at: *const f32, pitch: usize) {
     unsafe {
         asm!("tileloadd tmm{}, [{} + {}]", const T, in(reg) at, in(reg) pitch, options(nostack, readonly, preserves_flags))
     };
@@ -84,7 +84,7 @@ pub(crate) unsafe fn load<const T: usize, V>(at: *const V, pitch: usize) {
 /// # Safety
 /// As [`load`]; its lines can be written.
 #[inline(always)]
-pub(crate) unsafe fn store<const T: usize, V>(at: *mut V, pitch: usize) {
+pub(crate) unsafe fn store<const T: usize>(at: *mut f32, pitch: usize) {
     unsafe {
         asm!("tilestored [{} + {}], tmm{}", in(reg) at, in(reg) pitch, const T, options(nostack, preserves_flags))
     };

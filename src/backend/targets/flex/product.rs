@@ -177,13 +177,13 @@ impl<'a, W: Weights<'a>> Product<'_, W> {
                     kernel.tile(strip, panel, half, !first, (&mut sums[number * place.step..], place));
                 }
                 if last {
-                    let mut by_row = &*sums;
-                    if !place.by_row {
+                    let (by_row, pitch) = if kernel.by_row() {
+                        (&*sums, place.pitch)
+                    } else {
                         // All strips at once: the longer the part of a row, the less it costs to begin it.
                         transpose(sums, place.pitch, [count, rows.len()], turned, count);
-                        by_row = turned;
-                    }
-                    let pitch = if place.by_row { place.pitch } else { count };
+                        (&*turned, count)
+                    };
                     for (row, sums) in rows.zip(by_row.chunks_exact(pitch)) {
                         // SAFETY: the caller's promise.
                         into.write(unsafe { self.out.part_of_row(row, group.start, count) }, &sums[..count]);
@@ -207,8 +207,13 @@ const ALIGNED: usize = 64;
 /// So many values of a buffer, aligned.
 fn aligned(memory: &mut Lent, count: usize) -> &mut [f32] {
     let all = memory.first(count + ALIGNED / size_of::<f32>());
-    let start = all.as_ptr().align_offset(ALIGNED);
+    let start = aligned_start(all);
     &mut all[start..start + count]
+}
+
+/// The first place in a buffer that is aligned.
+fn aligned_start(memory: &[f32]) -> usize {
+    memory.as_ptr().align_offset(ALIGNED)
 }
 
 /// The least number that is a multiple of this one and of that power of two.

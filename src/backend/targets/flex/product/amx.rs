@@ -46,21 +46,26 @@ unsafe fn all<const L: usize, const R: usize>(
     sums: Sums,
 ) {
     let bytes = sums.pitch * size_of::<f32>();
-    let [second, below, last] =
-        [LINES, LINES * sums.pitch, LINES * sums.pitch + LINES].map(|at| sums.at.wrapping_add(at));
+    let at = |row: usize, column: usize| sums.at.wrapping_add(row * sums.pitch + column);
+    /// Moves the registers of sums that are not left undone.
+    macro_rules! each {
+        ($moved:ident) => {
+            $moved::<0>(at(0, 0), bytes);
+            if R == 2 {
+                $moved::<1>(at(0, LINES), bytes);
+            }
+            if L == 2 {
+                $moved::<2>(at(LINES, 0), bytes);
+            }
+            if L == 2 && R == 2 {
+                $moved::<3>(at(LINES, LINES), bytes);
+            }
+        };
+    }
     // SAFETY: the caller's promise.
     unsafe {
         if add {
-            load::<0, f32>(sums.at, bytes);
-            if R == 2 {
-                load::<1, f32>(second, bytes);
-            }
-            if L == 2 {
-                load::<2, f32>(below, bytes);
-            }
-            if L == 2 && R == 2 {
-                load::<3, f32>(last, bytes);
-            }
+            each!(load);
         } else {
             zero::<0>();
             zero::<1>();
@@ -72,16 +77,7 @@ unsafe fn all<const L: usize, const R: usize>(
             left = left.add(BLOCK);
             right = right.add(BLOCK);
         }
-        store::<0, f32>(sums.at, bytes);
-        if R == 2 {
-            store::<1, f32>(second, bytes);
-        }
-        if L == 2 {
-            store::<2, f32>(below, bytes);
-        }
-        if L == 2 && R == 2 {
-            store::<3, f32>(last, bytes);
-        }
+        each!(store);
     }
 }
 
@@ -121,9 +117,9 @@ unsafe fn block<const L: usize, const R: usize>(left: *const f32, right: *const 
 unsafe fn operand<const FIRST: usize, const SECOND: usize, const COUNT: usize>(piece: *const f32) {
     // SAFETY: the caller's promise.
     unsafe {
-        load::<FIRST, f32>(piece, LINE_BYTES);
+        load::<FIRST>(piece, LINE_BYTES);
         if COUNT == 2 {
-            load::<SECOND, f32>(piece.add(REGISTER), LINE_BYTES);
+            load::<SECOND>(piece.add(REGISTER), LINE_BYTES);
         }
     }
 }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::pieces::{self, Values};
 use super::tile::{Kernel, Layout};
-use super::{ALIGNED, PARALLEL_PRODUCTS, aligned};
+use super::{PARALLEL_PRODUCTS, aligned, aligned_start};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
 
@@ -41,11 +41,7 @@ impl Panels {
                 #[cfg(target_arch = "x86_64")]
                 Layout::Pieces => {
                     let values = Values { values, stride, rows: count, columns: columns_of };
-                    if kernel.place(0).by_row {
-                        pieces::left(values, panel)
-                    } else {
-                        pieces::right_transposed(values, panel)
-                    }
+                    if kernel.by_row() { pieces::left(values, panel) } else { pieces::right_transposed(values, panel) }
                 }
             }
         };
@@ -67,7 +63,7 @@ impl Panels {
         let (width, rows) = (self.width, self.rows);
         let room = |columns| width * self.layout.room(columns);
         let part = room(columns.start)..room(columns.end);
-        let data = &self.data[self.data.as_ptr().align_offset(ALIGNED)..];
+        let data = &self.data[aligned_start(&self.data)..];
         data.chunks_exact(width * self.room).take(self.count()).enumerate().map(move |(index, panel)| {
             let rows = index * width..rows.min((index + 1) * width);
             (&panel[part.clone()], rows)

@@ -44,13 +44,16 @@ impl Values<'_> {
         assert!(to.len() == blocks * BLOCK);
     }
 
-    /// Two registers of a row's values from a column on, of which some may lie beyond the end: zeros.
+    /// Two registers of a row's values from a column on, zeros where they lie beyond the end.
     ///
     /// # Safety
-    /// The row is one of the matrix.
+    /// The matrix was [checked](Self::check).
     #[inline]
     #[target_feature(enable = "avx512f")]
     unsafe fn two(&self, row: usize, column: usize) -> [__m512; 2] {
+        if row >= self.rows {
+            return [_mm512_setzero_ps(); 2];
+        }
         let left = self.columns - column.min(self.columns);
         // SAFETY: only what is in the row is read.
         unsafe {
@@ -89,12 +92,8 @@ fn pieces(values: [__m512; 2], order: __m512i) -> [__m512i; PIECES] {
     let rest = |value, piece| _mm512_sub_ps(value, _mm512_castsi512_ps(_mm512_and_si512(piece, upper)));
     let second = [rest(values[0], rounded[0]), rest(values[1], rounded[1])];
     let third = second.map(|value| rest(value, _mm512_castps_si512(value)));
-    let joined = |pair: [__m512i; 2]| _mm512_permutex2var_epi16(pair[0], order, pair[1]);
-    [
-        joined(rounded),
-        joined(second.map(|value| _mm512_castps_si512(value))),
-        joined(third.map(|value| _mm512_castps_si512(value))),
-    ]
+    let bits = |pair: [__m512; 2]| pair.map(|value| _mm512_castps_si512(value));
+    [rounded, bits(second), bits(third)].map(|[first, second]| _mm512_permutex2var_epi16(first, order, second))
 }
 
 /// A line of each piece, in the half of the block that it belongs to.
@@ -134,11 +133,8 @@ fn left_avx512(from: Values, to: &mut [f32]) {
                 let next = from.values.as_ptr().wrapping_add((row + TOGETHER) * from.stride + block * SIDE);
                 prefetch(next);
                 prefetch(next.wrapping_add(LINE));
-                // SAFETY: one of the rows; a line of a block.
-                unsafe {
-                    let values = if row < from.rows { from.two(row, block * SIDE) } else { [_mm512_setzero_ps(); 2] };
-                    store(pieces(values, order), to.as_mut_ptr(), row);
-                }
+                // SAFETY: it was checked; a line of a block.
+                unsafe { store(pieces(from.two(row, block * SIDE), order), to.as_mut_ptr(), row) };
             }
         }
     }
@@ -162,10 +158,9 @@ fn right_avx512(from: Values, to: &mut [f32]) {
     for (block, to) in to.as_chunks_mut::<BLOCK>().0.iter_mut().enumerate() {
         for pair in 0..LINES {
             let row = block * SIDE + 2 * pair;
-            // SAFETY: one of the rows; lines of a block.
+            // SAFETY: it was checked; lines of a block.
             unsafe {
-                let values = |row| if row < from.rows { from.two(row, 0) } else { [_mm512_setzero_ps(); 2] };
-                let [even, odd] = [values(row), values(row + 1)];
+                let [even, odd] = [from.two(row, 0), from.two(row + 1, 0)];
                 for half in 0..2 {
                     store(pieces([even[half], odd[half]], order), to.as_mut_ptr(), half * LINES + pair);
                 }

@@ -14,6 +14,8 @@ use crate::targets::flex::weights::Weights;
 
 /// Rows of a weight whose lines the nearest cache holds until the strips have been filled with all of them.
 const BLOCK: usize = 32;
+#[cfg(target_arch = "x86_64")]
+const _: () = assert!(BLOCK.is_multiple_of(pieces::SIDE), "pieces are laid out in whole blocks");
 
 /// Memory for strips that are not taken as they lie.
 #[derive(Default)]
@@ -129,42 +131,32 @@ impl<'w> Strips<'w> {
         }
         let room = layout.room(depth);
         let strips = aligned(&mut scratch.packed, count.next_multiple_of(height) * room);
-        #[cfg(target_arch = "x86_64")]
-        if layout == Layout::Pieces {
-            // The terms of a weight's columns lie in as many lines of the cache, each of which holds those of the next strip too.
-            let block = if over == Over::Inputs { depth } else { pieces::SIDE };
-            for start in (0..depth).step_by(block) {
-                let some = block.min(depth - start);
-                for (index, strip) in strips.chunks_exact_mut(height * room).enumerate() {
-                    let (first, sums) = (index * height, height.min(count - index * height));
-                    match over {
-                        Over::Inputs => {
-                            let values = &values[first * stride..];
-                            pieces::left(Values { values, stride, rows: sums, columns: some }, strip);
-                        }
-                        Over::Outputs => {
-                            let to = &mut strip[height * layout.room(start)..height * layout.room(start + some)];
-                            let values = &values[start * stride + first..];
-                            pieces::right(Values { values, stride, rows: some, columns: sums }, to);
-                        }
-                    }
-                }
-            }
-            return Self { values: strips, sums: count, height, form: Form::Packed { room } };
-        }
         // The terms of a weight's columns are in as many lines of the cache, each of which holds those of more strips than one.
         let block = if over == Over::Inputs { depth } else { BLOCK };
         for start in (0..depth).step_by(block) {
             let terms = start..depth.min(start + block);
-            for (index, strip) in strips.chunks_exact_mut(height * depth).enumerate() {
-                let (first, to) = (index * height, &mut strip[terms.start * height..terms.end * height]);
+            for (index, strip) in strips.chunks_exact_mut(height * room).enumerate() {
+                let first = index * height;
                 let some = height.min(count - first);
-                if some < height {
+                let to = &mut strip[height * layout.room(terms.start)..height * layout.room(terms.end)];
+                let values = match over {
+                    Over::Inputs => &values[first * stride..],
+                    Over::Outputs => &values[terms.start * stride + first..],
+                };
+                if layout == Layout::Terms && some < height {
                     to.fill(0.0);
                 }
-                match over {
-                    Over::Inputs => transpose(&values[first * stride..], stride, [some, depth], to, height),
-                    Over::Outputs => gather(&values[terms.start * stride + first..], stride, some, to, height),
+                match (layout, over) {
+                    (Layout::Terms, Over::Inputs) => transpose(values, stride, [some, depth], to, height),
+                    (Layout::Terms, Over::Outputs) => gather(values, stride, some, to, height),
+                    #[cfg(target_arch = "x86_64")]
+                    (Layout::Pieces, Over::Inputs) => {
+                        pieces::left(Values { values, stride, rows: some, columns: depth }, to);
+                    }
+                    #[cfg(target_arch = "x86_64")]
+                    (Layout::Pieces, Over::Outputs) => {
+                        pieces::right(Values { values, stride, rows: terms.len(), columns: some }, to);
+                    }
                 }
             }
         }

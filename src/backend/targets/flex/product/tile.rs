@@ -16,7 +16,7 @@ const UNROLLED: usize = 4;
 
 /// Rows from which on AMX pays.
 #[cfg(target_arch = "x86_64")]
-pub(super) const AMX_FROM: usize = 144;
+const AMX_FROM: usize = 144;
 
 /// The tile of an instruction set.
 pub(super) struct Kernel {
@@ -65,9 +65,8 @@ impl Layout {
 pub(super) struct Place {
     /// From a strip's sums to the next one's.
     pub(super) step: usize,
-    /// From a row of the tile to the next: a sum's for all rows, or a row's of all sums if `by_row`.
+    /// From a row of the tile to the next: a sum's for all rows, or [a row's](Kernel::by_row) of all sums.
     pub(super) pitch: usize,
-    pub(super) by_row: bool,
 }
 
 /// Calls `$tile` for a strip with its number of sums, and that of halves of a panel, as constants.
@@ -94,23 +93,32 @@ impl Kernel {
         let set = if set == InstructionSet::Amx && rows < AMX_FROM { InstructionSet::Avx512 } else { set };
         #[cfg(not(target_arch = "x86_64"))]
         let _ = rows;
-        let [height, width, depth, strips, packed_from] = match set {
-            // Sums are moved to memory and back at a cost of two blocks.
+        let narrow =
+            Self { set, over, height: 6, width: 16, depth: 512, strips: 16, packed_from: 192, share: 96, unit: LINE };
+        match set {
+            // Sums are moved to memory and back at a cost of two blocks. What is laid out is of use to one thread as to the other, so shares
+            // may be short.
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Amx => [pieces::SIDE, pieces::SIDE, 1024, 4, 0],
+            InstructionSet::Amx => {
+                let side = pieces::SIDE;
+                Self {
+                    height: side,
+                    width: side,
+                    depth: 1024,
+                    strips: 4,
+                    packed_from: 0,
+                    share: side,
+                    unit: side,
+                    ..narrow
+                }
+            }
             // A weight is broadcast by the instruction that multiplies, so that one far from the next costs nothing.
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => [12, 32, 512, 8, 513],
+            InstructionSet::Avx512 => Self { height: 12, width: 32, strips: 8, packed_from: 513, ..narrow },
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => [6, 16, 512, 16, 192],
-            InstructionSet::Portable => [if Baseline::REGISTERS == 32 { 6 } else { 2 }, 16, 512, 16, 192],
-        };
-        let kernel = Self { set, over, height, width, depth, strips, packed_from, share: height * strips, unit: LINE };
-        match kernel.layout() {
-            Layout::Terms => kernel,
-            // What is laid out is of use to one thread as to the other, so shares may be short.
-            #[cfg(target_arch = "x86_64")]
-            Layout::Pieces => Self { share: height, unit: pieces::SIDE, ..kernel },
+            InstructionSet::Avx2 => narrow,
+            InstructionSet::Portable if Baseline::REGISTERS == 32 => narrow,
+            InstructionSet::Portable => Self { height: 2, share: 32, ..narrow },
         }
     }
 
@@ -123,13 +131,17 @@ impl Kernel {
         }
     }
 
+    /// Whether tiles leave the sums of a row one after another, which makes the rows the left operand of AMX.
+    pub(super) fn by_row(&self) -> bool {
+        self.layout() != Layout::Terms && self.over == Over::Outputs
+    }
+
     /// Where the sums of a group of so many are.
     pub(super) fn place(&self, count: usize) -> Place {
-        let by_row = self.layout() != Layout::Terms && self.over == Over::Outputs;
-        if by_row {
-            Place { step: self.height, pitch: count.next_multiple_of(self.height), by_row }
+        if self.by_row() {
+            Place { step: self.height, pitch: count.next_multiple_of(self.height) }
         } else {
-            Place { step: self.height * self.width, pitch: self.width, by_row }
+            Place { step: self.height * self.width, pitch: self.width }
         }
     }
 
@@ -151,7 +163,7 @@ impl Kernel {
             assert!(values.len() == panel.len() && panel.len().is_multiple_of(pieces::BLOCK));
             assert!((pieces::SIDE - 1) * place.pitch + pieces::SIDE <= sums.len());
             let (strip, panel) = ((values.as_ptr(), count <= pieces::SIDE / 2), (panel.as_ptr(), half));
-            let (left, right) = if place.by_row { (panel, strip) } else { (strip, panel) };
+            let (left, right) = if self.by_row() { (panel, strip) } else { (strip, panel) };
             let to = amx::Sums { at: sums.as_mut_ptr(), pitch: place.pitch };
             // SAFETY: the assertions prove every offset that is reached; `begin` was called.
             unsafe { amx::tile(left.0, right.0, values.len() / pieces::BLOCK, [left.1, right.1], add, to) };
