@@ -45,6 +45,8 @@ fn a_wrong_op_is_named() {
         "softmax",
         "rope",
         "rope_into",
+        "norm_rope",
+        "norm_rope_into",
         "swiglu",
         "gelu",
         "linear",
@@ -63,9 +65,9 @@ fn a_wrong_op_is_named() {
 
 #[test]
 fn a_wrong_gradient_of_an_op_is_named() {
-    // That of a sum's norm goes through that of the norm; those of a linear under an adapter and of the head's loss go through that of the
-    // linear.
-    let norms = &["rms_norm", "add_rms_norm"][..];
+    // Those of a sum's norm and of a head's go through that of the norm; those of a linear under an adapter and of the head's loss go through
+    // that of the linear.
+    let norms = &["rms_norm", "add_rms_norm", "norm_rope", "norm_rope_into"][..];
     let linears = &["linear", "lora_linear", "cross_entropy_of_linear"][..];
     for (name, first) in [("rms_norm", norms), ("linear", linears)] {
         let failed = found(Lie::Backward(name), &quick());

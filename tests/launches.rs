@@ -36,9 +36,9 @@ fn counts(kernels: &[String]) -> BTreeMap<&str, usize> {
     counts
 }
 
-/// Checks what each op of a decoded token launches, without an adapter and with one on every linear. `head_norms` are the norms of queries
-/// and keys in a layer.
-fn check<B: KernelBackend>(launches: &Launches, what: &str, name: &str, head_norms: usize) {
+/// Checks what each op of a decoded token launches, without an adapter and with one on every linear. `turn` is the kernel that makes queries
+/// and keys of heads.
+fn check<B: KernelBackend>(launches: &Launches, what: &str, name: &str, turn: &str) {
     let model = Golden::open(name).load::<B>(&B::Device::default());
     let lora = LoraConfig { rank: 4, targets: Targets::AllLinear, ..LoraConfig::default() };
     let adapted = random_adapter(&*model, &lora, 0.1).attach(&*model).unwrap();
@@ -52,13 +52,13 @@ fn check<B: KernelBackend>(launches: &Launches, what: &str, name: &str, head_nor
             // Seven linears, each with its bias and its adapter's second matrix in one launch, the first one in another; and the head.
             ("RowsTimesWeight", layers * (7 + adapted) + 1),
             // The queries; the keys on their way into the cache.
-            ("TurnPairs", layers * 2),
+            (turn, layers * 2),
             // The values.
             ("PlaceValues", layers),
             ("Attend", layers),
             // Each sum with the norm after it; the first norm.
             ("AddNorm", layers * 2),
-            ("Norm", layers * head_norms + 1),
+            ("Norm", 1),
             ("Gated", layers),
         ];
         for (kernel, launches) in expected {
@@ -69,7 +69,7 @@ fn check<B: KernelBackend>(launches: &Launches, what: &str, name: &str, head_nor
             assert_eq!(counts.get(kernel), None, "{kernel}");
         }
         // The embedding is the one launch that is not named above: Burn's, under the name that fusion gives it.
-        let of_a_layer = 14 + head_norms + adapted;
+        let of_a_layer = 14 + adapted;
         assert_eq!(kernels.len(), layers * of_a_layer + 3, "the layers; the embedding, the first norm and the head");
         println!("{name} on {what} {adapters} adapters: {of_a_layer} launches a layer");
     }
@@ -80,9 +80,9 @@ fn check<B: KernelBackend>(launches: &Launches, what: &str, name: &str, head_nor
 fn a_decoded_token_is_few_launches() {
     let folder = tempfile::tempdir().unwrap();
     let launches = Launches::noted_in(&folder.path().join("launches")).expect("CubeCL is built in");
-    // Qwen3 norms the queries and the keys too.
-    for (name, head_norms) in [("qwen2-tiny", 0), ("qwen3-tiny", 2)] {
-        check::<Wgpu>(&launches, "wgpu", name, head_norms);
-        check::<WgpuUnfused>(&launches, "wgpu without fusion", name, head_norms);
+    // Qwen3 norms the heads of queries and keys, in the launch that turns them.
+    for (name, turn) in [("qwen2-tiny", "TurnPairs"), ("qwen3-tiny", "NormAndTurn")] {
+        check::<Wgpu>(&launches, "wgpu", name, turn);
+        check::<WgpuUnfused>(&launches, "wgpu without fusion", name, turn);
     }
 }

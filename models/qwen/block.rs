@@ -2,13 +2,12 @@
 
 use burn::tensor::Tensor;
 use firebrick_backend::ops::attention::{AttentionLayout, attention};
-use firebrick_backend::ops::rope::rope;
 use firebrick_backend::ops::swiglu::swiglu;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::cache::LayerCache;
 use firebrick_core::checkpoint::TensorLoader;
 use firebrick_core::model::{Footprint, Positions};
-use firebrick_core::nn::{Linear, RmsNorm, Stream};
+use firebrick_core::nn::{Linear, RmsNorm, Stream, turned};
 
 use super::QwenConfig;
 
@@ -178,18 +177,15 @@ impl<B: KernelBackend> Attention<B> {
     ) -> Tensor<B, 2> {
         let [tokens, _] = x.dims();
         let heads = |x: Tensor<B, 2>, heads: usize| x.reshape([tokens, heads, self.head_dim]);
-        let normed = |x: Tensor<B, 3>, norm: &Option<RmsNorm<B>>| match norm {
-            Some(norm) => norm.forward(x),
-            None => x,
-        };
-        let turn = |x: Tensor<B, 3>| rope(x, positions.cos.clone(), positions.sin.clone());
-        let q = turn(normed(heads(self.q_proj.forward(x.clone()), self.heads), &self.q_norm));
-        let k = normed(heads(self.k_proj.forward(x.clone()), self.kv_heads), &self.k_norm);
+        let angles = || [positions.cos.clone(), positions.sin.clone()];
+        let q = turned(heads(self.q_proj.forward(x.clone()), self.heads), self.q_norm.as_ref(), angles());
+        let k = heads(self.k_proj.forward(x.clone()), self.kv_heads);
         let v = heads(self.v_proj.forward(x), self.kv_heads);
+        let norm = self.k_norm.as_ref();
         let (k, v, spans) = match cache {
-            None => (turn(k), v, positions.segments.spans()),
+            None => (turned(k, norm, angles()), v, positions.segments.spans()),
             Some(cache) => {
-                let (k, v, capacity) = cache.append(k, v, [&positions.cos, &positions.sin], &positions.segments);
+                let (k, v, capacity) = cache.append(k, v, norm, [&positions.cos, &positions.sin], &positions.segments);
                 (k, v, positions.segments.cached_spans(capacity))
             }
         };

@@ -174,6 +174,18 @@ pub trait KernelBackend: Backend {
         ops::rope::reference::<Self>(x, cos, sin)
     }
 
+    /// [`rope`](Self::rope) of the [`rms_norm`](Self::rms_norm) of each head of `x` `[tokens, heads, dim]`, `weight` `[dim]`, as Qwen3's
+    /// attention begins. The gradient is that of the norm, of what is rotated back.
+    fn norm_rope(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        ops::norm_rope::reference::<Self>(x, weight, epsilon, cos, sin)
+    }
+
     /// `silu(gate) · up` (Shazeer 2020).
     fn swiglu(gate: FloatTensor<Self>, up: FloatTensor<Self>) -> FloatTensor<Self> {
         ops::swiglu::reference::<Self>(gate, up)
@@ -274,6 +286,19 @@ pub trait KernelBackend: Backend {
         start: usize,
     ) -> FloatTensor<Self> {
         Self::write_rows(target, Self::rope(x, cos, sin), start)
+    }
+
+    /// The same with [`norm_rope`](Self::norm_rope) of `x`.
+    fn norm_rope_into(
+        target: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        start: usize,
+    ) -> FloatTensor<Self> {
+        Self::write_rows(target, Self::norm_rope(x, weight, epsilon, cos, sin), start)
     }
 
     /// Weighted sum over rows of the cross entropy of `hidden · Wᵀ`, `[1]`, without ever holding `[rows, vocabulary]`.

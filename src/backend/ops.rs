@@ -10,6 +10,7 @@ pub mod gelu;
 pub mod layer_norm;
 pub mod linear;
 pub mod lora_linear;
+pub mod norm_rope;
 pub mod rms_norm;
 pub mod rope;
 pub mod softmax;

@@ -211,7 +211,7 @@ fn cache<B: KernelBackend>(device: &B::Device) -> Result<Found, String> {
     let mut cache = KvCache::<B>::new(qwen::LAYERS, 1, TOKENS, kv_heads, dim, DType::F32, device);
     let segments = Segments::continuing([(TOKENS, 0)]);
     for layer in 0..qwen::LAYERS {
-        drop(cache.layer(layer).append(rows.clone(), rows.clone(), [&angles, &angles], &segments));
+        drop(cache.layer(layer).append(rows.clone(), rows.clone(), None, [&angles, &angles], &segments));
     }
     B::sync(device).map_err(|problem| problem.to_string())?;
     let after = rss_bytes().ok_or("the system does not say")?;

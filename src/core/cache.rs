@@ -2,9 +2,9 @@
 
 use burn::tensor::{DType, Tensor};
 use firebrick_backend::KernelBackend;
-use firebrick_backend::ops::rope::rope_into;
 use firebrick_backend::ops::write_rows::write_rows;
 
+use crate::nn::{RmsNorm, turned_into};
 use crate::sequence::{Segment, Segments};
 
 /// Rows a cache grows by at least, so that a long chat does not copy at each token.
@@ -80,8 +80,8 @@ impl<B: KernelBackend> KvCache<B> {
 }
 
 impl<B: KernelBackend> LayerCache<B> {
-    /// Appends the segments' rows, the keys turned by their positions' angles on the way, and gives back all keys and values,
-    /// `[slots · capacity, kv heads, dim]`, with the capacity. `cos` and `sin` are `[rows, dim / 2]`.
+    /// Appends the segments' rows, the keys normed, if heads have a norm, and turned by their positions' angles on the way, and gives back
+    /// all keys and values, `[slots · capacity, kv heads, dim]`, with the capacity. `cos` and `sin` are `[rows, dim / 2]`.
     ///
     /// # Panics
     /// If a segment's slot does not exist.
@@ -89,6 +89,7 @@ impl<B: KernelBackend> LayerCache<B> {
         &mut self,
         k: Tensor<B, 3>,
         v: Tensor<B, 3>,
+        norm: Option<&RmsNorm<B>>,
         [cos, sin]: [&Tensor<B, 2>; 2],
         segments: &Segments,
     ) -> (Tensor<B, 3>, Tensor<B, 3>, usize) {
@@ -100,7 +101,8 @@ impl<B: KernelBackend> LayerCache<B> {
         for segment in segments.iter() {
             assert!(segment.slot < self.slots, "cache slot {} of {}", segment.slot, self.slots);
             let start = segment.slot * self.capacity + segment.position;
-            keys = rope_into(keys, rows(&k, segment), rows(cos, segment), rows(sin, segment), start);
+            let angles = [rows(cos, segment), rows(sin, segment)];
+            keys = turned_into(keys, rows(&k, segment), norm, angles, start);
             values = write_rows(values, rows(&v, segment), start);
         }
         self.keys = Some(keys.clone());

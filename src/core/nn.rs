@@ -8,4 +8,4 @@ mod rotary;
 pub use embedding::Embedding;
 pub use linear::{Dropout, Linear, Lora};
 pub use norm::{LayerNorm, RmsNorm, Stream};
-pub use rotary::{RopeScaling, Rotary, RotaryConfig};
+pub use rotary::{RopeScaling, Rotary, RotaryConfig, turned, turned_into};

@@ -13,6 +13,7 @@ use firebrick_backend::ops::gelu::gelu;
 use firebrick_backend::ops::layer_norm::layer_norm;
 use firebrick_backend::ops::linear::linear;
 use firebrick_backend::ops::lora_linear::lora_linear;
+use firebrick_backend::ops::norm_rope::{norm_rope, norm_rope_into};
 use firebrick_backend::ops::rms_norm::rms_norm;
 use firebrick_backend::ops::rope::{rope, rope_into};
 use firebrick_backend::ops::softmax::softmax;
@@ -61,6 +62,8 @@ pub enum Op {
     Softmax,
     Rope,
     RopeInto,
+    NormRope,
+    NormRopeInto,
     Swiglu,
     Gelu,
     Linear,
@@ -73,7 +76,7 @@ pub enum Op {
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::RmsNorm,
         Self::LayerNorm,
         Self::AddRmsNorm,
@@ -81,6 +84,8 @@ impl Op {
         Self::Softmax,
         Self::Rope,
         Self::RopeInto,
+        Self::NormRope,
+        Self::NormRopeInto,
         Self::Swiglu,
         Self::Gelu,
         Self::Linear,
@@ -121,6 +126,13 @@ impl Op {
             Self::Rope => op!(B, at; x 3 [9, 3, 32]; cos 2 [9, 16], sin 2 [9, 16]; rope(x, cos, sin)),
             Self::RopeInto => {
                 op!(B, at; target 3 [40, 3, 32], x 3 [9, 3, 32]; cos 2 [9, 16], sin 2 [9, 16]; rope_into(target, x, cos, sin, 17))
+            }
+            Self::NormRope => {
+                op!(B, at; x 3 [9, 3, 32], weight 1 [32]; cos 2 [9, 16], sin 2 [9, 16]; norm_rope(x, weight, 1e-6, [cos, sin]))
+            }
+            Self::NormRopeInto => {
+                op!(B, at; target 3 [40, 3, 32], x 3 [9, 3, 32], weight 1 [32]; cos 2 [9, 16], sin 2 [9, 16];
+                    norm_rope_into(target, x, weight, 1e-6, [cos, sin], 17))
             }
             Self::Swiglu => op!(B, at; gate 2 [7, 131], up 2 [7, 131]; ; swiglu(gate, up)),
             Self::Gelu => op!(B, at; x 2 [7, 131], bias 1 [131]; ; gelu(x, Some(bias))),
@@ -182,6 +194,8 @@ impl fmt::Display for Op {
             Self::Softmax => "softmax",
             Self::Rope => "rope",
             Self::RopeInto => "rope_into",
+            Self::NormRope => "norm_rope",
+            Self::NormRopeInto => "norm_rope_into",
             Self::Swiglu => "swiglu",
             Self::Gelu => "gelu",
             Self::Linear => "linear",

@@ -147,6 +147,7 @@ pub(super) fn cases(op: &str, dtype: Dtype) -> Vec<Case> {
             cases
         }
         "rope" => rope(dtype),
+        "norm_rope" => norm_rope(dtype),
         "swiglu" => {
             let mut cases = elements(dtype, 2, |i| Case {
                 what: String::new(),
@@ -239,6 +240,28 @@ fn rope(dtype: Dtype) -> Vec<Case> {
             launch: shader::rope(tokens, heads, dim),
             expected: vec![reference::rope(&x, &cos, &sin, heads, dim)],
             inputs: vec![x, cos, sin],
+        }
+    });
+    shape.collect()
+}
+
+fn norm_rope(dtype: Dtype) -> Vec<Case> {
+    let shapes = [[1, 1, 2], [1, 14, 64], [5, 3, 6], [7, 1, 128], [60, 2, 34], [2, 2, 1026], [0, 2, 4]];
+    let shape = shapes.into_iter().map(|[tokens, heads, dim]| {
+        let angles = random(2, tokens * dim / 2, Dtype::F32, 3.0);
+        let (mut x, weight) = (random(1, tokens * heads * dim, dtype, 2.0), random(4, dim, dtype, 1.0));
+        if tokens == 5 {
+            x[7] = f64::NAN;
+            x[2 * dim..3 * dim].fill(0.0);
+        }
+        let cos: Vec<f64> = angles.iter().map(|a| dtype.round(a.cos())).collect();
+        let sin: Vec<f64> = angles.iter().map(|a| dtype.round(a.sin())).collect();
+        let normed = reference::rms_norm(&x, &weight, EPSILON);
+        Case {
+            what: format!("{tokens} tokens, {heads} heads of {dim}"),
+            launch: shader::norm_rope(tokens, heads, dim, EPSILON),
+            expected: vec![reference::rope(&normed, &cos, &sin, heads, dim)],
+            inputs: vec![x, weight, cos, sin],
         }
     });
     shape.collect()

@@ -37,6 +37,7 @@ const KERNELS: &[(&str, Cases)] = &[
     ("linear::rows_times_weight", products::linears),
     ("attention::attend", products::attentions),
     ("rope::turn_pairs", elements::ropes),
+    ("norm_rope::norm_and_turn", rows::norm_ropes),
     ("write_rows::place_values", elements::written_rows),
     ("swiglu::gated", elements::swiglus),
     ("swiglu::gated_backward", elements::swiglu_backwards),

@@ -161,6 +161,20 @@ impl KernelBackend for Watched {
     fn rope_into(target: FlexTensor, x: FlexTensor, cos: FlexTensor, sin: FlexTensor, start: usize) -> FlexTensor {
         told("rope_into", Flex::rope_into(target, x, cos, sin, start))
     }
+    fn norm_rope(x: FlexTensor, weight: FlexTensor, epsilon: f64, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        told("norm_rope", Flex::norm_rope(x, weight, epsilon, cos, sin))
+    }
+    fn norm_rope_into(
+        target: FlexTensor,
+        x: FlexTensor,
+        weight: FlexTensor,
+        epsilon: f64,
+        cos: FlexTensor,
+        sin: FlexTensor,
+        start: usize,
+    ) -> FlexTensor {
+        told("norm_rope_into", Flex::norm_rope_into(target, x, weight, epsilon, cos, sin, start))
+    }
     fn cross_entropy_of_linear(hidden: FlexTensor, weight: FlexTensor, targets: &Targets) -> FlexTensor {
         told("cross_entropy_of_linear", Flex::cross_entropy_of_linear(hidden, weight, targets))
     }

@@ -124,7 +124,24 @@ fn those_of_element_ops_are_autodiffs_through_the_reference<B: TrainBackend>(dev
         |[x, cos, sin]| B::rope(x, cos, sin),
         |[x, cos, sin]| rope::reference::<B>(x, cos, sin),
     );
+    let normed = |x, weight| rms_norm::reference::<B>(x, weight, EPSILON);
+    same::<B, 4>(
+        device,
+        "norm_rope",
+        ([x, &[8], table, table], 2),
+        |[x, weight, cos, sin]| B::norm_rope(x, weight, EPSILON, cos, sin),
+        |[x, weight, cos, sin]| rope::reference::<B>(normed(x, weight), cos, sin),
+    );
     let rows = [Slice::from(2..7), Slice::from(0..3), Slice::from(0..8)];
+    same::<B, 5>(
+        device,
+        "norm_rope_into",
+        ([target, x, &[8], table, table], 3),
+        |[target, x, weight, cos, sin]| B::norm_rope_into(target, x, weight, EPSILON, cos, sin, 2),
+        |[target, x, weight, cos, sin]| {
+            B::float_slice_assign(target, &rows, rope::reference::<B>(normed(x, weight), cos, sin))
+        },
+    );
     same::<B, 4>(
         device,
         "rope_into",

@@ -10,8 +10,8 @@ use crate::KernelBackend;
 use crate::ops::attention::AttentionLayout;
 use crate::ops::cross_entropy::Targets;
 use crate::ops::{
-    add_layer_norm, add_rms_norm, attention, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear, rms_norm,
-    rope, softmax, swiglu,
+    add_layer_norm, add_rms_norm, attention, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear,
+    norm_rope, rms_norm, rope, softmax, swiglu,
 };
 use crate::packed::Packed;
 
@@ -31,7 +31,7 @@ pub(crate) fn parent<B: KernelBackend>(tensor: Option<Tracked<B>>, like: &FloatT
     })
 }
 
-// `write_rows` and `rope_into` have no line: a cache is not trained through, and the references differentiate.
+// `write_rows`, `rope_into` and `norm_rope_into` have no line: a cache is not trained through, and the references differentiate.
 impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn has_f64() -> bool {
         B::has_f64()
@@ -64,6 +64,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
     fn rope(x: Tracked<B>, cos: Tracked<B>, sin: Tracked<B>) -> Tracked<B> {
         rope::autodiff::rope::<B, C>(x, cos, sin)
+    }
+    fn norm_rope(x: Tracked<B>, weight: Tracked<B>, epsilon: f64, cos: Tracked<B>, sin: Tracked<B>) -> Tracked<B> {
+        norm_rope::autodiff::norm_rope::<B, C>(x, weight, epsilon, cos, sin)
     }
     fn swiglu(gate: Tracked<B>, up: Tracked<B>) -> Tracked<B> {
         swiglu::autodiff::swiglu::<B, C>(gate, up)

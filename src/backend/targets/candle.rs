@@ -16,7 +16,7 @@ use super::{cpu, shader};
 use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::{
-    add_layer_norm, add_rms_norm, gelu, in_dtype_of, layer_norm, linear, rms_norm, rope, softmax, swiglu,
+    add_layer_norm, add_rms_norm, gelu, in_dtype_of, layer_norm, linear, norm_rope, rms_norm, rope, softmax, swiglu,
 };
 use crate::process::cpu_name;
 
@@ -154,6 +154,22 @@ impl KernelBackend for Backend {
         match run("rope", [&x, &cos, &sin], Some(&launch), |[x, cos, sin]| [rope::cpu::forward(x, cos, sin)]) {
             Some([y]) => y,
             None => rope::reference::<Self>(x, cos, sin),
+        }
+    }
+    fn norm_rope(
+        x: CandleTensor,
+        weight: CandleTensor,
+        epsilon: f64,
+        cos: CandleTensor,
+        sin: CandleTensor,
+    ) -> CandleTensor {
+        let shape = x.shape();
+        let launch = || shader::norm_rope(shape[0], shape[1], shape[2], epsilon);
+        match run("norm_rope", [&x, &weight, &cos, &sin], Some(&launch), |[x, weight, cos, sin]| {
+            [norm_rope::cpu::forward(x, weight, epsilon, cos, sin)]
+        }) {
+            Some([y]) => y,
+            None => norm_rope::reference::<Self>(x, weight, epsilon, cos, sin),
         }
     }
 

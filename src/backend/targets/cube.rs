@@ -10,7 +10,7 @@ macro_rules! cube_kernels {
             use burn::tensor::backend::Backend;
             use burn::tensor::ops::FloatTensor;
             use $crate::ops::{add_layer_norm, add_rms_norm, attention, gelu, layer_norm, linear, lora_linear};
-            use $crate::ops::{rms_norm, rope, softmax, swiglu, write_rows};
+            use $crate::ops::{norm_rope, rms_norm, rope, softmax, swiglu, write_rows};
             use $crate::targets::cube::rows;
 
             impl $crate::KernelBackend for $backend {
@@ -39,6 +39,32 @@ macro_rules! cube_kernels {
                         return rope::cube::forward_into(target, x, cos, sin, start);
                     }
                     Self::write_rows(target, Self::rope(x, cos, sin), start)
+                }
+                fn norm_rope(
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    epsilon: f64,
+                    cos: FloatTensor<Self>,
+                    sin: FloatTensor<Self>,
+                ) -> FloatTensor<Self> {
+                    if norm_rope::cube::takes(&[&x, &cos, &sin], &weight) {
+                        return norm_rope::cube::forward(x, weight, epsilon, cos, sin);
+                    }
+                    norm_rope::reference::<Self>(x, weight, epsilon, cos, sin)
+                }
+                fn norm_rope_into(
+                    target: FloatTensor<Self>,
+                    x: FloatTensor<Self>,
+                    weight: FloatTensor<Self>,
+                    epsilon: f64,
+                    cos: FloatTensor<Self>,
+                    sin: FloatTensor<Self>,
+                    start: usize,
+                ) -> FloatTensor<Self> {
+                    if norm_rope::cube::takes(&[&x, &target, &cos, &sin], &weight) {
+                        return norm_rope::cube::forward_into(target, x, weight, epsilon, [cos, sin], start);
+                    }
+                    Self::write_rows(target, Self::norm_rope(x, weight, epsilon, cos, sin), start)
                 }
                 fn write_rows(target: FloatTensor<Self>, rows: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
                     if write_rows::cube::takes(target.dtype, rows.dtype, rows.meta.num_elements()) {

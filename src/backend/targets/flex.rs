@@ -24,8 +24,8 @@ use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::attention::{self, AttentionLayout};
 use crate::ops::{
-    add_layer_norm, add_rms_norm, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear, rms_norm, rope,
-    softmax, swiglu, write_rows,
+    add_layer_norm, add_rms_norm, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear, norm_rope, rms_norm,
+    rope, softmax, swiglu, write_rows,
 };
 use crate::packed::{Format, Packed};
 use crate::process::{cpu_instructions, cpu_name};
@@ -210,6 +210,12 @@ impl KernelBackend for Flex {
             return rope::cpu::forward(x, cos, sin);
         }
         rope::reference::<Self>(x, cos, sin)
+    }
+    fn norm_rope(x: FlexTensor, weight: FlexTensor, epsilon: f64, cos: FlexTensor, sin: FlexTensor) -> FlexTensor {
+        if all_f32([&x, &weight, &cos, &sin]) {
+            return norm_rope::cpu::forward(x, weight, epsilon, cos, sin);
+        }
+        norm_rope::reference::<Self>(x, weight, epsilon, cos, sin)
     }
 
     fn swiglu(gate: FlexTensor, up: FlexTensor) -> FlexTensor {

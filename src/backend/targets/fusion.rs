@@ -13,7 +13,8 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorI
 use crate::KernelBackend;
 use crate::ops::attention::{self, AttentionLayout};
 use crate::ops::{
-    add_layer_norm, add_rms_norm, gelu, layer_norm, linear, lora_linear, rms_norm, rope, softmax, swiglu, write_rows,
+    add_layer_norm, add_rms_norm, gelu, layer_norm, linear, lora_linear, norm_rope, rms_norm, rope, softmax, swiglu,
+    write_rows,
 };
 use crate::targets::cube::rows;
 
@@ -43,6 +44,38 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
         let (shape, dtype) = (target.shape.clone(), target.dtype);
         let run = move |[target, x, cos, sin]: [FloatTensor<B>; 4]| B::rope_into(target, x, cos, sin, start);
         whole::<B, 4>("firebrick rope_into", [target, x, cos, sin], shape, dtype, run)
+    }
+    fn norm_rope(
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+    ) -> FloatTensor<Self> {
+        if !norm_rope::cube::takes(&[&x, &cos, &sin], &weight) {
+            return norm_rope::reference::<Self>(x, weight, epsilon, cos, sin);
+        }
+        let (shape, dtype) = (x.shape.clone(), x.dtype);
+        let run = move |[x, weight, cos, sin]: [FloatTensor<B>; 4]| B::norm_rope(x, weight, epsilon, cos, sin);
+        whole::<B, 4>("firebrick norm_rope", [x, weight, cos, sin], shape, dtype, run)
+    }
+    fn norm_rope_into(
+        target: FloatTensor<Self>,
+        x: FloatTensor<Self>,
+        weight: FloatTensor<Self>,
+        epsilon: f64,
+        cos: FloatTensor<Self>,
+        sin: FloatTensor<Self>,
+        start: usize,
+    ) -> FloatTensor<Self> {
+        if !norm_rope::cube::takes(&[&x, &target, &cos, &sin], &weight) {
+            return Self::write_rows(target, Self::norm_rope(x, weight, epsilon, cos, sin), start);
+        }
+        let (shape, dtype) = (target.shape.clone(), target.dtype);
+        let run = move |[target, x, weight, cos, sin]: [FloatTensor<B>; 5]| {
+            B::norm_rope_into(target, x, weight, epsilon, cos, sin, start)
+        };
+        whole::<B, 5>("firebrick norm_rope_into", [target, x, weight, cos, sin], shape, dtype, run)
     }
     fn write_rows(target: FloatTensor<Self>, rows: FloatTensor<Self>, start: usize) -> FloatTensor<Self> {
         if !write_rows::cube::takes(target.dtype, rows.dtype, rows.shape.num_elements()) {

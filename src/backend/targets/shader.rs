@@ -6,13 +6,14 @@ const THREADGROUP: &str = include_str!("threadgroup.metal");
 
 /// The files, by the op that each is for.
 #[rustfmt::skip]
-pub(crate) const SOURCES: [(&str, &str); 8] = [
+pub(crate) const SOURCES: [(&str, &str); 9] = [
     ("rms_norm", include_str!("../ops/rms_norm.metal")),
     ("add_rms_norm", include_str!("../ops/add_rms_norm.metal")),
     ("layer_norm", include_str!("../ops/layer_norm.metal")),
     ("add_layer_norm", include_str!("../ops/add_layer_norm.metal")),
     ("softmax", include_str!("../ops/softmax.metal")),
     ("rope", include_str!("../ops/rope.metal")),
+    ("norm_rope", include_str!("../ops/norm_rope.metal")),
     ("swiglu", include_str!("../ops/swiglu.metal")),
     ("gelu", include_str!("../ops/gelu.metal")),
 ];
@@ -126,6 +127,11 @@ pub(crate) fn softmax(rows: usize, width: usize, scale: f64, mask_rows: Option<u
 /// Inputs `x` `[tokens, heads, dim]`, `cos`, `sin`.
 pub(crate) fn rope(tokens: usize, heads: usize, dim: usize) -> Launch {
     Launch::elements("rope", tokens * heads * (dim / 2), &[unsigned(heads), unsigned(dim / 2)])
+}
+
+/// Inputs `x` `[tokens, heads, dim]`, `weight`, `cos`, `sin`.
+pub(crate) fn norm_rope(tokens: usize, heads: usize, dim: usize, epsilon: f64) -> Launch {
+    Launch::rows("norm_rope", tokens * heads, dim, &[Constant::Float(epsilon as f32), unsigned(heads)])
 }
 
 /// Inputs `gate`, `up`.

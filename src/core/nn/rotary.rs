@@ -4,6 +4,36 @@
 
 use burn::tensor::{DType, Tensor, TensorData};
 use firebrick_backend::KernelBackend;
+use firebrick_backend::ops::norm_rope::{norm_rope, norm_rope_into};
+use firebrick_backend::ops::rope::{rope, rope_into};
+
+use super::RmsNorm;
+
+/// Heads `[tokens, heads, dim]`, normed each, if they have a norm, and turned by their positions' cos and sin `[tokens, dim / 2]`.
+pub fn turned<B: KernelBackend>(
+    heads: Tensor<B, 3>,
+    norm: Option<&RmsNorm<B>>,
+    [cos, sin]: [Tensor<B, 2>; 2],
+) -> Tensor<B, 3> {
+    match norm {
+        None => rope(heads, cos, sin),
+        Some(norm) => norm_rope(heads, norm.weight.clone(), norm.epsilon, [cos, sin]),
+    }
+}
+
+/// `target` `[capacity, heads, dim]` with [`turned`] heads written from row `start` on; in place where this is its only handle.
+pub fn turned_into<B: KernelBackend>(
+    target: Tensor<B, 3>,
+    heads: Tensor<B, 3>,
+    norm: Option<&RmsNorm<B>>,
+    [cos, sin]: [Tensor<B, 2>; 2],
+    start: usize,
+) -> Tensor<B, 3> {
+    match norm {
+        None => rope_into(target, heads, cos, sin, start),
+        Some(norm) => norm_rope_into(target, heads, norm.weight.clone(), norm.epsilon, [cos, sin], start),
+    }
+}
 
 /// How a checkpoint stretches its positions.
 #[derive(Clone, Copy, Debug, PartialEq)]

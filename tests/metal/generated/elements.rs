@@ -133,30 +133,44 @@ pub(super) fn gelu_backwards() -> Vec<Case> {
 }
 
 /// What is written into a longer tensor leaves the rest of it as it was.
-fn inside(written: Vec<f64>, before: usize, after: usize) -> Vec<f64> {
+pub(super) fn inside(written: Vec<f64>, before: usize, after: usize) -> Vec<f64> {
     [vec![f64::NAN; before], written, vec![f64::NAN; after]].concat()
 }
 
+/// Cosines and sines of random angles, `[tokens, dim / 2]`.
+pub(super) fn tables(tokens: usize, dim: usize, format: Dtype) -> [Vec<f64>; 2] {
+    let angles: Vec<f64> = random(2, tokens * dim / 2, F32).iter().map(|angle| angle * 3.0).collect();
+    [f64::cos, f64::sin].map(|of| angles.iter().map(|&angle| format.round(of(angle))).collect())
+}
+
 pub(super) fn ropes() -> Vec<Case> {
-    let shapes = [([5, 3, 6], 2), ([1, 14, 64], 0), ([7, 1, 128], 3), ([1, 1, 2], 1), ([60, 2, 34], 0)];
-    let case = |([tokens, heads, dim], start): ([usize; 3], usize)| {
-        let angles: Vec<f64> = random(2, tokens * dim / 2, F32).iter().map(|angle| angle * 3.0).collect();
-        let [cos, sin] = [f64::cos, f64::sin].map(|of| angles.iter().map(|&a| F32.round(of(a))).collect::<Vec<_>>());
-        let mut x = random(1, tokens * heads * dim, F32);
+    let shapes = [
+        ([5, 3, 6], 2, F32),
+        ([1, 14, 64], 0, F32),
+        ([7, 1, 128], 3, F32),
+        ([1, 1, 2], 1, F32),
+        ([60, 2, 34], 0, F32),
+        ([5, 3, 34], 2, F16),
+    ];
+    let case = |([tokens, heads, dim], start, format): ([usize; 3], usize, Dtype)| {
+        let [cos, sin] = tables(tokens, dim, format);
+        let mut x = random(1, tokens * heads * dim, format);
         if tokens == 5 {
             x[7] = f64::NAN;
         }
         let row = heads * dim;
-        let mut a = Arguments::new(1, [F32, F32]);
+        let mut a = Arguments::new(1, [format, format]);
         let turned = reference::rope(&x, &cos, &sin, heads, dim);
-        let (from, turn_cos, turn_sin) = (a.plain(&x), a.plain(&cos), a.plain(&sin));
-        let to = a.plain_output(inside(turned, start * row, 2 * start * row));
+        let (from, turn_cos, turn_sin) = (a.elements(&x), a.elements(&cos), a.elements(&sin));
+        let to = a.output_of_elements(inside(turned, start * row, 2 * start * row));
         let pairs = tokens * row / 2;
         let (count, half) = (a.unsigned(pairs), a.unsigned(dim / 2));
-        let (per_token, first) = (a.unsigned(heads), a.unsigned(start * row));
+        let (per_token, first, dtypes) = (a.unsigned(heads), a.unsigned(start * row), a.dtypes());
         let scope = &mut a.builder.scope;
-        rope::cube::turn_pairs::expand(scope, from, turn_cos, turn_sin, to, count, half, per_token, first);
-        let what = format!("{tokens} tokens, {heads} heads of {dim}, into row {start}");
+        rope::cube::turn_pairs::expand::<F>(
+            scope, from, turn_cos, turn_sin, to, count, half, per_token, first, dtypes[0],
+        );
+        let what = format!("{tokens} tokens, {heads} heads of {dim} in {format:?}, into row {start}");
         a.finish("turn_pairs", what, [(pairs.div_ceil(UNITS) / 2 + 1) as u32, 2, 1], UNITS as u32)
     };
     shapes.into_iter().map(case).collect()

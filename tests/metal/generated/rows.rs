@@ -1,10 +1,11 @@
 //! The cases of the kernels that give each row a cube: norms and softmax, forward and backward.
 
 use super::arguments::{Arguments, Case, F, N, W, apple};
+use super::elements::{inside, tables};
 use super::gradients;
 use crate::metal::{Dtype, reference};
 use crate::ops::oracle::Array;
-use crate::ops::{add_layer_norm, add_rms_norm, layer_norm, rms_norm, softmax};
+use crate::ops::{add_layer_norm, add_rms_norm, layer_norm, norm_rope, rms_norm, softmax};
 use crate::targets::cube::rows::{Plan, Rows};
 
 use Dtype::{F16, F32};
@@ -137,6 +138,62 @@ pub(super) fn rms_norm_backwards() -> Vec<Case> {
         );
         launch.finish(a, "norm_backward", "")
     })
+}
+
+pub(super) fn norm_ropes() -> Vec<Case> {
+    // Tokens, heads and their length; the first row written to; formats of the heads and of the weight; planes or the tree.
+    let shapes = [
+        ([5, 3, 6], 2, [F32, F32], true),
+        ([1, 14, 64], 0, [F32, F32], false),
+        ([7, 1, 128], 3, [F32, F32], true),
+        ([1, 1, 2], 1, [F32, F32], true),
+        ([3, 2, 2056], 0, [F32, F32], true),
+        ([3, 2, 2056], 0, [F32, F32], false),
+        ([6, 2, 34], 1, [F16, F16], true),
+        ([5, 3, 128], 2, [F16, F32], true),
+    ];
+    let case = |([tokens, heads, dim], start, formats, planes): ([usize; 3], usize, [Dtype; 2], bool)| {
+        let [cos, sin] = tables(tokens, dim, formats[0]);
+        let (mut x, weight) = (random(1, tokens * heads * dim, formats[0]), random(4, dim, formats[1]));
+        if tokens == 5 {
+            x[7] = f64::NAN;
+        }
+        let size = formats[0].size().max(formats[1].size());
+        let halves = Rows::on(&apple(), &[tokens * heads, dim / 2], size).expect("rows");
+        let plan = Plan { plane: if planes { halves.plan.plane } else { 0 }, ..halves.plan };
+        let turned = reference::rope(&reference::rms_norm(&x, &weight, EPSILON), &cos, &sin, heads, dim);
+        let row = heads * dim;
+        let mut a = Arguments::new(halves.width, formats);
+        let (from, by, turn_cos, turn_sin) = (a.wide(&x), a.weight(&weight), a.wide(&cos), a.wide(&sin));
+        let to = a.wide_output(inside(turned, start * row, 2 * start * row));
+        let (rows, vectors) = (a.unsigned(tokens * heads), a.unsigned(halves.vectors as usize));
+        let (per_token, first, epsilon) = (a.unsigned(heads), a.unsigned(start * heads), a.float(EPSILON));
+        let dtypes = a.dtypes();
+        let scope = &mut a.builder.scope;
+        norm_rope::cube::norm_and_turn::expand::<F, W, N>(
+            scope,
+            halves.width,
+            from,
+            by,
+            turn_cos,
+            turn_sin,
+            to,
+            rows,
+            vectors,
+            per_token,
+            first,
+            epsilon,
+            plan,
+            dtypes,
+        );
+        let what = format!(
+            "{tokens} tokens, {heads} heads of {dim} in {formats:?}, into row {start}, {} units, planes of {}",
+            plan.units, plan.plane
+        );
+        // A cube too many, in two rows of them.
+        a.finish("norm_and_turn", what, [(tokens * heads) as u32 / 2 + 1, 2, 1], plan.units as u32)
+    };
+    shapes.into_iter().map(case).collect()
 }
 
 pub(super) fn add_rms_norms() -> Vec<Case> {

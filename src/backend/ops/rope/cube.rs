@@ -14,10 +14,11 @@ const UNITS: u32 = 64;
 
 /// Whether the kernel takes tensors of these formats and so many elements to turn.
 pub(crate) fn takes(formats: &[DType], elements: usize) -> bool {
-    elements > 0 && formats.iter().all(|&dtype| dtype == DType::F32)
+    let takes = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
+    elements > 0 && takes(formats[0]) && formats.iter().all(|&dtype| dtype == formats[0])
 }
 
-/// `x` `[tokens, heads, dim]` turned by `cos` and `sin` `[tokens, dim / 2]`, all f32.
+/// `x` `[tokens, heads, dim]` turned by `cos` and `sin` `[tokens, dim / 2]`, all in one dtype.
 pub(crate) fn forward<R: CubeRuntime>(x: CubeTensor<R>, cos: CubeTensor<R>, sin: CubeTensor<R>) -> CubeTensor<R> {
     let y = empty_device_contiguous_dtype(x.client.clone(), x.device.clone(), x.shape(), x.dtype);
     turn_into(y.clone(), x, cos, sin, 0);
@@ -46,7 +47,7 @@ fn turn_into<R: CubeRuntime>(
 ) {
     let (heads, dim) = (x.shape()[1], x.shape()[2]);
     let pairs = x.shape().num_elements() / 2;
-    let client = x.client.clone();
+    let (client, dtype) = (x.client.clone(), x.dtype);
     let units = CubeDim::new_1d(UNITS.min(client.properties().hardware.max_units_per_cube));
     let argument = |tensor: CubeTensor<R>| into_contiguous(tensor).into_tensor_arg();
     turn_pairs::launch::<R>(
@@ -61,20 +62,22 @@ fn turn_into<R: CubeRuntime>(
         (dim / 2) as u32,
         heads as u32,
         (start * heads * dim) as u32,
+        dtype.into(),
     );
 }
 
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
-pub(crate) fn turn_pairs(
-    x: &Tensor<f32>,
-    cos: &Tensor<f32>,
-    sin: &Tensor<f32>,
-    y: &mut Tensor<f32>,
+pub(crate) fn turn_pairs<F: Float>(
+    x: &Tensor<F>,
+    cos: &Tensor<F>,
+    sin: &Tensor<F>,
+    y: &mut Tensor<F>,
     pairs: u32,
     half: u32,
     heads: u32,
     start: u32,
+    #[define(F)] _dtype: StorageType,
 ) {
     if ABSOLUTE_POS >= pairs as usize {
         terminate!();
@@ -83,12 +86,12 @@ pub(crate) fn turn_pairs(
     let head = ABSOLUTE_POS / half;
     let within = ABSOLUTE_POS % half;
     let angle = head / heads as usize * half + within;
-    let turn_cos = cos[angle];
-    let turn_sin = sin[angle];
+    let turn_cos = f32::cast_from(cos[angle]);
+    let turn_sin = f32::cast_from(sin[angle]);
     let low = head * 2 * half + within;
-    let first = x[low];
-    let second = x[low + half];
+    let first = f32::cast_from(x[low]);
+    let second = f32::cast_from(x[low + half]);
     let at = start as usize + low;
-    y[at] = first * turn_cos - second * turn_sin;
-    y[at + half] = second * turn_cos + first * turn_sin;
+    y[at] = F::cast_from(first * turn_cos - second * turn_sin);
+    y[at + half] = F::cast_from(second * turn_cos + first * turn_sin);
 }
