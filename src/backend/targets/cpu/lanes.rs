@@ -1,6 +1,8 @@
 //! Sums, maxima and element-wise functions of rows, in registers of whatever instruction set there is.
 //! Sums run in lanes, in the same order on every processor, which also rounds less than one running sum.
 
+use std::mem::MaybeUninit;
+
 use pulp::{Simd, WithSimd};
 
 use super::rows::Fetch;
@@ -76,6 +78,19 @@ macro_rules! with_registers {
 pub(crate) trait Elementwise<const IN: usize, const OUT: usize> {
     /// Of some elements at once.
     fn of<V: Vector>(&self, elements: [V; IN]) -> [V; OUT];
+}
+
+/// Exponentials of a row that a thread holds beside it, in the nearest caches.
+const HELD: usize = 4096;
+
+/// `factor · x`.
+struct Times(f32);
+
+impl Elementwise<1, 1> for Times {
+    #[inline(always)]
+    fn of<V: Vector>(&self, [x]: [V; 1]) -> [V; 1] {
+        [x * V::splat(self.0)]
+    }
 }
 
 /// `x + y`.
@@ -243,12 +258,24 @@ impl Math {
             return self.softmax_in_place(out, scale);
         }
         let most = self.max_but_nan(row);
+        let (from, length) = (row.as_ptr(), row.len());
+        // What goes past the caches cannot be read again, so it waits elsewhere for the sum that divides it.
+        let mut held = [const { MaybeUninit::<f32>::uninit() }; HELD];
+        if ahead.past_caches() && length <= HELD {
+            let (fetch, to) = (ahead.fetch([row], []), held.as_mut_ptr().cast());
+            // SAFETY: as many elements of either.
+            let sum =
+                with_registers!(self, V => unsafe { exponentials::<V, 1, 0>(from, to, length, scale, most, fetch) });
+            // SAFETY: these have just been written.
+            let held = unsafe { std::slice::from_raw_parts(held.as_ptr().cast(), length) };
+            return self.map(&Times(1.0 / sum), [held], [out], ahead.fetch([], []));
+        }
         // What is written is read again.
         let fetch = ahead.kept().fetch([row], [out]);
-        let (from, to) = (row.as_ptr(), out.as_mut_ptr());
         // SAFETY: as many elements of either.
-        let sum =
-            with_registers!(self, V => unsafe { exponentials::<V, 1, 1>(from, to, row.len(), scale, most, fetch) });
+        let sum = with_registers!(self, V => unsafe {
+            exponentials::<V, 1, 1>(from, out.as_mut_ptr(), length, scale, most, fetch)
+        });
         divide(out, sum);
     }
 }

@@ -197,6 +197,12 @@ impl Ahead {
         Self { distance: 0, past_caches: false }
     }
 
+    /// Whether results go past the caches.
+    #[inline(always)]
+    pub(super) fn past_caches(self) -> bool {
+        self.past_caches
+    }
+
     /// For a result that is read again at once: it stays in the caches.
     #[inline(always)]
     pub(crate) fn kept(self) -> Self {
@@ -349,6 +355,33 @@ mod tests {
         for made in [doubled, same, other] {
             let made = Rows::new(&made);
             assert!(rows.all().iter().zip(made.all()).all(|(x, y)| 2.0 * x == *y));
+        }
+    }
+
+    #[test]
+    fn a_softmax_that_goes_past_the_caches_is_the_same() {
+        // Rows that are held beside, and one that is too long for that.
+        for width in [1021, 5003] {
+            let count = PAST_CACHES / 4 / width + 1;
+            let x =
+                tensor((0..count * width).map(|i| (i * 7919 % 2003) as f32 * 0.01).collect(), [count, width].into());
+            let rows = Rows::new(&x);
+            let softmax = rows.map(
+                #[inline(always)]
+                |math, _, ahead, row, out| {
+                    assert!(ahead.past_caches);
+                    math.softmax_into(row, 0.7, ahead, out);
+                },
+            );
+            let softmax = Rows::new(&softmax);
+            let mut expected = vec![0.0; width];
+            for index in 0..count {
+                lanes::vectorised(
+                    #[inline(always)]
+                    |math| math.softmax_into(rows.row(index), 0.7, Ahead::nowhere(), &mut expected),
+                );
+                assert!(softmax.row(index) == expected, "row {index} of {width}");
+            }
         }
     }
 }
