@@ -25,6 +25,18 @@ pub(crate) fn prefetch<T>(at: *const T) {
     }
 }
 
+/// As [`prefetch`], to be overwritten: the line comes to be this processor's alone.
+#[inline(always)]
+#[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other processor is asked for anything"))]
+pub(crate) fn prefetch_to_write<T>(at: *const T) {
+    // SAFETY: a hint, which changes nothing and cannot fault; a processor that does not know it does nothing. (What the intrinsic becomes
+    // depends on the features that a function is compiled for.)
+    #[cfg(target_arch = "x86_64")]
+    unsafe {
+        std::arch::asm!("prefetchw [{}]", in(reg) at.addr(), options(nomem, nostack, preserves_flags));
+    }
+}
+
 /// As [`prefetch`], as far as the second cache: for what is needed after the nearest one has held something else.
 #[inline(always)]
 #[cfg_attr(not(target_arch = "x86_64"), expect(unused_variables, reason = "no other processor is asked for anything"))]

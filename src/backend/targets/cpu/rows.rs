@@ -4,6 +4,7 @@ use burn::tensor::Shape;
 use rayon::prelude::*;
 
 use super::lanes::{self, Math};
+use super::{prefetch_far, prefetch_to_write};
 use crate::process::prefer_large_pages;
 
 /// Below this many elements the work is done before another thread has woken up.
@@ -187,7 +188,6 @@ pub(crate) struct Fetch<const IN: usize, const OUT: usize> {
 
 /// The row after another, to be asked for.
 #[derive(Clone, Copy)]
-#[cfg_attr(not(target_arch = "x86_64"), expect(dead_code, reason = "no other processor is asked for anything"))]
 struct Next(Option<*const f32>);
 
 impl Ahead {
@@ -242,28 +242,20 @@ impl<const IN: usize, const OUT: usize> Fetch<IN, OUT> {
     }
 }
 
-#[cfg_attr(not(target_arch = "x86_64"), allow(unused_variables, reason = "no other processor is asked for anything"))]
 impl Next {
     /// Asks for the cache line of the element at `at`.
     #[inline(always)]
     fn fetch(self, at: usize) {
-        #[cfg(target_arch = "x86_64")]
         if let Some(start) = self.0 {
-            use std::arch::x86_64::{_MM_HINT_T1, _mm_prefetch};
-            // SAFETY: a hint, which reads nothing and cannot fault.
-            unsafe { _mm_prefetch::<_MM_HINT_T1>(start.wrapping_add(at).cast()) };
+            prefetch_far(start.wrapping_add(at));
         }
     }
 
-    /// As [`fetch`](Self::fetch) for values that will be overwritten: their line comes to be this processor's alone.
+    /// As [`fetch`](Self::fetch) for values that will be overwritten.
     #[inline(always)]
     fn fetch_to_write(self, at: usize) {
-        #[cfg(target_arch = "x86_64")]
         if let Some(start) = self.0 {
-            // SAFETY: a hint, which changes nothing and cannot fault; a processor that does not know it does nothing.
-            unsafe {
-                std::arch::asm!("prefetchw [{}]", in(reg) start.wrapping_add(at).addr(), options(nomem, nostack, preserves_flags));
-            }
+            prefetch_to_write(start.wrapping_add(at));
         }
     }
 }

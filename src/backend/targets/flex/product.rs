@@ -27,10 +27,12 @@ use super::memory::Lent;
 use super::transpose::transpose;
 use super::weights::{Weights, shares};
 use crate::targets::cpu::lanes::LINE;
-use crate::targets::cpu::prefetch;
+use crate::targets::cpu::prefetch_to_write;
 
 /// Products below which another thread is not worth waking.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
+/// Values that several threads lay out together from here on.
+const PARALLEL_VALUES: usize = 1 << 17;
 /// Rows, and terms of their sums, that are laid out at a time at most: enough for what they meet to be laid out for once, few enough to
 /// weigh little beside what a model keeps.
 const ROWS: usize = 1024;
@@ -68,51 +70,58 @@ pub(crate) fn multiply<'a>(
         let out = &mut out[some.start * sums..some.end * sums];
         let x = &x[some.start * terms..some.end * terms];
         for some in parts(0..terms, TERMS, 1) {
-            let panels = Panels::pack(&kernel, x, terms, some.clone());
             let into = if some.start == 0 { into } else { Into::Add };
-            multiply_panels(&kernel, &panels, some, weights, over, into, out);
+            multiply_terms(&kernel, (x, terms), some, weights, over, into, out);
         }
     }
 }
 
-/// Some of the terms of the sums of some rows.
-fn multiply_panels<'a>(
+/// Some of the terms of the sums of rows of so many.
+fn multiply_terms<'a>(
     kernel: &Kernel,
-    panels: &Panels,
+    (x, stride): (&[f32], usize),
     terms: Range<usize>,
     weights: impl Weights<'a>,
     over: Over,
     into: Into,
     out: &mut [f32],
 ) {
-    let sums = out.len() / panels.rows;
+    let rows = x.len() / stride;
+    let sums = out.len() / rows;
     let unit = if over == Over::Outputs { common_multiple(kernel.height, weights.block()) } else { kernel.height };
     let most = kernel.height * kernel.strips;
     let product = Product {
         kernel,
-        panels,
         weights,
         over,
-        packed: over == Over::Outputs || panels.rows >= kernel.packed_from,
+        packed: over == Over::Outputs || rows >= kernel.packed_from,
         parts: parts(0..terms.len(), kernel.depth, kernel.unit).collect(),
         first_term: terms.start,
         into,
         out: SharedColumns::new(out, sums),
     };
-    let compute = |share: Range<usize>| {
+    let compute = |panels: &Panels, share: Range<usize>| {
         let _ready = kernel.begin();
         let mut scratch = Scratch::default();
         let mut groups = parts(share, most, unit).peekable();
         while let Some(group) = groups.next() {
             // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs; their
             // number fits, as the lengths agree.
-            unsafe { product.group(group, groups.peek(), &mut scratch) };
+            unsafe { product.group(panels, group, groups.peek(), &mut scratch) };
         }
     };
-    if panels.rows * terms.len() * sums < PARALLEL_PRODUCTS {
-        return compute(0..sums);
+    let pack = || Panels::pack(kernel, x, stride, terms.clone());
+    if rows * terms.len() * sums < PARALLEL_PRODUCTS {
+        return compute(&pack(), 0..sums);
     }
-    shares(sums, unit, kernel.share).par_bridge().for_each(compute);
+    let shares = shares(sums, unit, kernel.share).par_bridge();
+    if rows * terms.len() < PARALLEL_VALUES {
+        // By each thread for itself: that takes no longer than waiting for one of them, and what is laid out stays with its core.
+        shares.for_each_init(|| None, |panels, share| compute(panels.get_or_insert_with(pack), share));
+    } else {
+        let panels = pack();
+        shares.for_each(|share| compute(&panels, share));
+    }
 }
 
 /// Memory of a thread.
@@ -127,7 +136,6 @@ struct Scratch {
 /// What the groups of sums of a product have in common.
 struct Product<'p, W> {
     kernel: &'p Kernel,
-    panels: &'p Panels,
     weights: W,
     over: Over,
     /// Whether the weight is laid out in strips.
@@ -145,12 +153,12 @@ impl<'a, W: Weights<'a>> Product<'_, W> {
     ///
     /// # Safety
     /// No other thread may touch these columns of the output, and they must lie inside it.
-    unsafe fn group(&self, group: Range<usize>, next: Option<&Range<usize>>, scratch: &mut Scratch) {
+    unsafe fn group(&self, panels: &Panels, group: Range<usize>, next: Option<&Range<usize>>, scratch: &mut Scratch) {
         let (kernel, count) = (self.kernel, group.len());
         let place = kernel.place(count);
         let size = count.div_ceil(kernel.height) * kernel.height * kernel.width;
         // Sums of a single part are written as soon as they are there.
-        let kept = if self.parts.len() == 1 { 1 } else { self.panels.count() };
+        let kept = if self.parts.len() == 1 { 1 } else { panels.count() };
         let (all, turned) = (aligned(&mut scratch.sums, kept * size), scratch.turned.first(count * kernel.width));
         let into = self.into.columns(group.clone());
         for (index, part) in self.parts.iter().enumerate() {
@@ -158,17 +166,17 @@ impl<'a, W: Weights<'a>> Product<'_, W> {
             let next =
                 if last { next.map(|next| (next, &self.parts[0])) } else { Some((&group, &self.parts[index + 1])) };
             let mut ahead = Ahead::of(next.filter(|_| self.packed).map(|(sums, part)| self.matrix(sums, part)));
-            let share = ahead.len().div_ceil(self.panels.count() * count.div_ceil(kernel.height));
+            let share = ahead.len().div_ceil(panels.count() * count.div_ceil(kernel.height));
             let matrix = self.matrix(&group, part);
             let strips =
                 Strips::of(matrix, self.over, (kernel.height, kernel.layout(), self.packed), &mut scratch.strips);
-            for (index, (panel, rows)) in self.panels.parts(part.clone()).enumerate() {
+            for (index, (panel, rows)) in panels.parts(part.clone()).enumerate() {
                 let sums = &mut all[index % kept * size..][..size];
                 if last {
                     for row in rows.clone() {
                         // SAFETY: the caller's promise. Where the sums go comes near while they are computed.
                         let lines = unsafe { self.out.part_of_row(row, group.start, count) }.chunks(LINE);
-                        lines.for_each(|line| prefetch(line.as_ptr()));
+                        lines.for_each(|line| prefetch_to_write(line.as_ptr()));
                     }
                 }
                 let half = rows.len() <= kernel.width / 2;

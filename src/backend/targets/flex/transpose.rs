@@ -1,5 +1,6 @@
 //! A matrix turned over, in squares as wide as a register.
 
+use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::vector::{Baseline, Vector};
 
 /// Width of a square.
@@ -20,15 +21,19 @@ pub(crate) fn transpose(from: &[f32], stride: usize, [rows, columns]: [usize; 2]
         }
         return;
     }
-    for column in starts(columns) {
+    let beside = columns.div_ceil(SQUARE);
+    // As many squares side by side as a cache line is wide: rows may lie so that the nearest cache holds few of their lines at a time.
+    for first in (0..beside).step_by(LINE / SQUARE) {
         for row in starts(rows) {
-            // SAFETY: a square that begins here ends inside the matrix, all of which is inside the slices.
-            unsafe {
-                let from = from.as_ptr().add(row * stride + column);
-                let square = std::array::from_fn(|at| Baseline::load(from.add(at * stride)));
-                let to = to.as_mut_ptr().add(column * pitch + row);
-                for (at, column) in Baseline::transposed(square).into_iter().enumerate() {
-                    column.store(to.add(at * pitch));
+            for column in starts(columns).skip(first).take(LINE / SQUARE) {
+                // SAFETY: a square that begins here ends inside the matrix, all of which is inside the slices.
+                unsafe {
+                    let from = from.as_ptr().add(row * stride + column);
+                    let square = std::array::from_fn(|at| Baseline::load(from.add(at * stride)));
+                    let to = to.as_mut_ptr().add(column * pitch + row);
+                    for (at, column) in Baseline::transposed(square).into_iter().enumerate() {
+                        column.store(to.add(at * pitch));
+                    }
                 }
             }
         }

@@ -7,7 +7,7 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::pieces::{self, Values};
 use super::tile::{Kernel, Layout};
-use super::{PARALLEL_PRODUCTS, aligned, aligned_start};
+use super::{PARALLEL_VALUES, aligned, aligned_start};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
 
@@ -45,7 +45,7 @@ impl Panels {
                 }
             }
         };
-        if data.len() < PARALLEL_PRODUCTS {
+        if rows * columns.len() < PARALLEL_VALUES {
             data.chunks_exact_mut(width * room).zip(x.chunks(width * stride)).for_each(pack);
         } else {
             data.par_chunks_exact_mut(width * room).zip(x.par_chunks(width * stride)).for_each(pack);
