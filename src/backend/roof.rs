@@ -56,15 +56,22 @@ impl Reading {
     }
 }
 
-/// Bytes read and written in a second by copies of a buffer, both together so many bytes.
+/// Bytes read and written in a second by copies of a buffer, both together so many bytes; on a CPU through the caches or past them, whichever
+/// is faster.
 ///
 /// # Panics
 /// If the device fails.
-pub fn copy_bandwidth<B: KernelBackend>(device: &B::Device, bytes: usize) -> f64 {
+pub fn copy_bandwidth<B: KernelBackend>(device: &B::Device, kind: DeviceKind, bytes: usize) -> f64 {
     let elements = elements(bytes / 2);
+    #[cfg(feature = "cpu")]
+    let past_caches =
+        if kind == DeviceKind::Cpu { cpu::seconds_to_copy_past_caches::<B>(elements) } else { f64::INFINITY };
+    #[cfg(not(feature = "cpu"))]
+    let (past_caches, _) = (f64::INFINITY, kind);
     let x = random::<B>(device, Shape::from([elements.div_ceil(1024), elements.min(1024)]));
     let moved = 2.0 * bytes_of(elements.div_ceil(1024) * elements.min(1024));
-    moved / synchronised::<B>(device, || B::copied(x.clone()))
+    let copied = moved / synchronised::<B>(device, || B::copied(x.clone()));
+    copied.max(2.0 * bytes_of(elements) / past_caches)
 }
 
 /// Operations in a second: of a CPU, multiplications and additions that never leave its registers, on all threads, fused in f32, or of bytes
@@ -182,7 +189,7 @@ mod cpu {
     use crate::KernelBackend;
     #[cfg(target_arch = "x86_64")]
     use crate::targets::cpu::InstructionSet;
-    use crate::targets::cpu::{ByteProducts, lanes};
+    use crate::targets::cpu::{ByteProducts, copy_past_caches, lanes};
 
     /// By one thread or by all of them, whichever is faster: what a small cache holds is read before another thread has woken up.
     pub(super) fn seconds_to_read<B: KernelBackend>(values: &[f32]) -> f64 {
@@ -199,6 +206,14 @@ mod cpu {
         // From inside the pool, as the ops of a model are called.
         let best = |()| super::fastest(by_one).min(super::fastest(by_all));
         B::concurrently(vec![()], best).into_iter().fold(f64::INFINITY, f64::min)
+    }
+
+    pub(super) fn seconds_to_copy_past_caches<B: KernelBackend>(count: usize) -> f64 {
+        let (from, mut to) = (vec![1.0; count], vec![0.0; count]);
+        let best = |to: &mut Vec<f32>| {
+            super::fastest(|calls| (0..calls).for_each(|_| copy_past_caches(black_box(&from), black_box(to))))
+        };
+        B::concurrently(vec![&mut to], best).into_iter().fold(f64::INFINITY, f64::min)
     }
 
     /// What a thread takes at a time: a late one is not waited for.
@@ -412,7 +427,7 @@ mod tests {
         let (cached, memory) = (read(64 << 10), read(64 << 20));
         assert!(cached > 0.5 * memory, "{cached:e} and {memory:e} bytes a second");
         assert!((1e8..1e13).contains(&memory), "{memory:e} bytes a second");
-        let copied = copy_bandwidth::<Flex>(&device, 64 << 20);
+        let copied = copy_bandwidth::<Flex>(&device, DeviceKind::Cpu, 64 << 20);
         assert!((1e8..1e13).contains(&copied), "{copied:e} bytes a second");
         let of_bytes = Format::Q8.dtype(32);
         let [operations, of_bytes] =

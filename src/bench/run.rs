@@ -539,7 +539,7 @@ impl Job for Measure {
 fn of<B: KernelBackend>(device: &B::Device, Measure { kind, what }: &Measure) -> f64 {
     match *what {
         Limit::Bytes(bytes) => {
-            roof::read_bandwidth::<B>(device, *kind, bytes).max(roof::copy_bandwidth::<B>(device, bytes))
+            roof::read_bandwidth::<B>(device, *kind, bytes).max(roof::copy_bandwidth::<B>(device, *kind, bytes))
         }
         Limit::Operations(dtype) => roof::operations::<B>(device, *kind, dtype),
     }

@@ -88,8 +88,20 @@ pub(crate) mod autodiff {
 pub(crate) mod cpu {
     //! The sum is written, summed up and normed while its row is in the first-level cache; rows in parallel.
     use crate::ops::rms_norm::cpu::{Scale, inverse_rms};
-    use crate::targets::cpu::lanes::Sum;
-    use crate::targets::cpu::{RowTensor, Rows};
+    use crate::targets::cpu::lanes::{Elementwise, Sum};
+    use crate::targets::cpu::vector::Vector;
+    use crate::targets::cpu::{HELD, RowTensor, Rows};
+
+    /// A sum as it is, and its norm.
+    struct WithNorm(Scale);
+
+    impl Elementwise<2, 2> for WithNorm {
+        #[inline(always)]
+        fn of<V: Vector>(&self, [sum, w]: [V; 2]) -> [V; 2] {
+            let [normed] = self.0.of([sum, w]);
+            [sum, normed]
+        }
+    }
 
     pub(crate) fn forward<T: RowTensor>(x: T, residual: T, weight: T, epsilon: f64) -> (T::Output, T::Output) {
         let residuals = Rows::new(&residual);
@@ -98,6 +110,14 @@ pub(crate) mod cpu {
         Rows::new(&x).map_to_two(
             #[inline(always)]
             |math, index, ahead, row, sum, normed| {
+                if ahead.holds(row.len()) {
+                    let mut held = [0.0; HELD];
+                    let (rows, held) = ([row, residuals.row(index)], &mut held[..row.len()]);
+                    math.map(&Sum, rows, [&mut *held], ahead.kept().fetch(rows, []));
+                    let inverse = inverse_rms(math, held, epsilon as f32);
+                    let results = ahead.fetch([], []);
+                    return math.map(&WithNorm(Scale { inverse }), [held, weight], [sum, normed], results);
+                }
                 let fetch = ahead.kept().fetch([row], [sum]);
                 math.map(&Sum, [row, residuals.row(index)], [&mut *sum], fetch);
                 let inverse = inverse_rms(math, sum, epsilon as f32);

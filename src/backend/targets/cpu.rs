@@ -11,7 +11,7 @@ mod rows;
 pub(crate) mod vector;
 
 pub(crate) use instructions::{ByteProducts, InstructionSet};
-pub(crate) use rows::{Ahead, RowTensor, Rows, copied, zeros};
+pub(crate) use rows::{Ahead, HELD, RowTensor, Rows, copied, copy_past_caches, zeros};
 
 /// Asks for a cache line, wherever it is.
 #[inline(always)]

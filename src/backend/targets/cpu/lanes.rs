@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 
 use pulp::{Simd, WithSimd};
 
-use super::rows::Fetch;
+use super::rows::{Fetch, HELD};
 use super::vector::{Baseline, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{F32x8, F32x16};
@@ -79,9 +79,6 @@ pub(crate) trait Elementwise<const IN: usize, const OUT: usize> {
     /// Of some elements at once.
     fn of<V: Vector>(&self, elements: [V; IN]) -> [V; OUT];
 }
-
-/// Exponentials of a row that a thread holds beside it, in the nearest caches.
-const HELD: usize = 4096;
 
 /// `factor · x`.
 struct Times(f32);
@@ -259,9 +256,9 @@ impl Math {
         }
         let most = self.max_but_nan(row);
         let (from, length) = (row.as_ptr(), row.len());
-        // What goes past the caches cannot be read again, so it waits elsewhere for the sum that divides it.
-        let mut held = [const { MaybeUninit::<f32>::uninit() }; HELD];
-        if ahead.past_caches() && length <= HELD {
+        // The exponentials wait for the sum that divides them.
+        if ahead.holds(length) {
+            let mut held = [const { MaybeUninit::<f32>::uninit() }; HELD];
             let (fetch, to) = (ahead.fetch([row], []), held.as_mut_ptr().cast());
             // SAFETY: as many elements of either.
             let sum =

@@ -3,7 +3,8 @@
 use burn::tensor::Shape;
 use rayon::prelude::*;
 
-use super::lanes::{self, Math};
+use super::lanes::{self, Elementwise, Math};
+use super::vector::Vector;
 use super::{prefetch_far, prefetch_to_write};
 use crate::process::prefer_large_pages;
 
@@ -167,6 +168,38 @@ pub(crate) fn copied<T: RowTensor>(x: &T) -> T::Output {
     )
 }
 
+/// Copies values in parallel, past the caches.
+///
+/// # Panics
+/// If there are not as many of both.
+pub(crate) fn copy_past_caches(from: &[f32], to: &mut [f32]) {
+    /// An element as it is.
+    struct Same;
+
+    impl Elementwise<1, 1> for Same {
+        #[inline(always)]
+        fn of<V: Vector>(&self, x: [V; 1]) -> [V; 1] {
+            x
+        }
+    }
+    /// As many as make a long row.
+    const ROW: usize = 1 << 12;
+
+    assert_eq!(from.len(), to.len());
+    let ahead = Ahead { distance: ROW, past_caches: true };
+    let rows = from.par_chunks(ROW).zip(to.par_chunks_mut(ROW)).with_min_len(PARALLEL_ELEMENTS / ROW);
+    rows.for_each(|(row, out)| {
+        lanes::vectorised(
+            #[inline(always)]
+            |math| math.map(&Same, [row], [&mut *out], ahead.fetch([row], [])),
+        );
+        fence();
+    });
+}
+
+/// Values that a row's kernel may hold beside it, which the nearest caches have room for.
+pub(crate) const HELD: usize = 4096;
+
 /// What a row's kernel is told of memory. While a row is computed the memory would have nothing to do: so after each few elements those of
 /// the next are asked for, the values to be read and the place of those to be written. All at once would be waited for.
 #[derive(Clone, Copy)]
@@ -197,10 +230,11 @@ impl Ahead {
         Self { distance: 0, past_caches: false }
     }
 
-    /// Whether results go past the caches.
+    /// Whether what the next pass over a row of this length reads is held beside it: the result cannot be that, what goes past the caches
+    /// would come back from memory.
     #[inline(always)]
-    pub(super) fn past_caches(self) -> bool {
-        self.past_caches
+    pub(crate) fn holds(self, length: usize) -> bool {
+        self.past_caches && length <= HELD
     }
 
     /// For a result that is read again at once: it stays in the caches.
@@ -347,6 +381,16 @@ mod tests {
         for made in [doubled, same, other] {
             let made = Rows::new(&made);
             assert!(rows.all().iter().zip(made.all()).all(|(x, y)| 2.0 * x == *y));
+        }
+    }
+
+    #[test]
+    fn copies_past_the_caches_are_whole() {
+        for count in [0, 1, 4095, 100_003] {
+            let from: Vec<f32> = (0..count).map(|i| i as f32).collect();
+            let mut to = vec![f32::NAN; count];
+            copy_past_caches(&from, &mut to);
+            assert_eq!(from, to);
         }
     }
 
