@@ -24,10 +24,15 @@ pub(super) fn groups(lengths: &[usize], budget: usize) -> Vec<Vec<usize>> {
 /// Tokens below which a part is not worth a thread of its own: each part reads all weights.
 const PART_TOKENS: usize = 32;
 
-/// A group in parts of about as many tokens, `count` at most, for workers that each take a text from beginning to end.
-pub(super) fn parts(lengths: &[usize], group: &[usize], count: usize) -> Vec<Vec<usize>> {
+/// Tokens of a part at most, about: what an op leaves for the next is then still in the caches of the core that takes it up.
+const CACHED_TOKENS: usize = 320;
+
+/// A group in parts of about as many tokens, for workers that each take a part from beginning to end; a single one is given all.
+pub(super) fn parts(lengths: &[usize], group: &[usize], workers: usize) -> Vec<Vec<usize>> {
     let total: usize = group.iter().map(|&index| lengths[index]).sum();
-    let count = (total / PART_TOKENS).min(count).min(group.len()).max(1);
+    // Each worker is given as many.
+    let wanted = if workers > 1 { total.div_ceil(CACHED_TOKENS).next_multiple_of(workers) } else { 1 };
+    let count = (total / PART_TOKENS).min(wanted).min(group.len()).max(1);
     let mut parts = vec![Vec::new(); count];
     let mut tokens = vec![0; count];
     // The longest come first, each to the part that has least.
@@ -65,7 +70,10 @@ mod tests {
         let parts = parts(&lengths, &group, 4);
         let tokens = |part: &Vec<usize>| part.iter().map(|&index| lengths[index]).sum::<usize>();
         let (least, most) = (parts.iter().map(tokens).min().unwrap(), parts.iter().map(tokens).max().unwrap());
-        assert!(parts.len() == 4 && most - least <= 4 + 251, "{least} to {most}");
+        assert!(parts.len().is_multiple_of(4) && most - least <= 4 + 251, "{least} to {most}");
+        assert!(most <= CACHED_TOKENS + 251, "{most}");
+        assert_eq!(super::parts(&lengths, &group, 1).len(), 1);
+        assert_eq!(super::parts(&[100; 6], &[0, 1, 2, 3, 4, 5], 4), [vec![0, 4], vec![1, 5], vec![2], vec![3]]);
         let mut seen = parts.concat();
         seen.sort_unstable();
         assert_eq!(seen, (0..100).collect::<Vec<_>>());
