@@ -7,7 +7,7 @@ use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::cache::LayerCache;
 use firebrick_core::checkpoint::TensorLoader;
 use firebrick_core::model::{Footprint, Positions};
-use firebrick_core::nn::{Linear, RmsNorm, Stream, turned};
+use firebrick_core::nn::{Linear, RmsNorm, Stream, turned, turned_into};
 
 use super::QwenConfig;
 
@@ -185,7 +185,9 @@ impl<B: KernelBackend> Attention<B> {
         let (k, v, spans) = match cache {
             None => (turned(k, norm, angles()), v, positions.segments.spans()),
             Some(cache) => {
-                let (k, v, capacity) = cache.append(k, v, norm, [&positions.cos, &positions.sin], &positions.segments);
+                let (angles, segments) = ([&positions.cos, &positions.sin], &positions.segments);
+                let turn_into = |keys, k, angles, start| turned_into(keys, k, norm, angles, start);
+                let (k, v, capacity) = cache.append(k, v, angles, segments, turn_into);
                 (k, v, positions.segments.cached_spans(capacity))
             }
         };

@@ -14,6 +14,7 @@ use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::cache::KvCache;
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::decode::{Decode, DecodeOptions};
+use firebrick_core::nn::turned_into;
 use firebrick_core::sequence::Segments;
 use firebrick_core::train::data::{DataOptions, Dataset};
 use firebrick_core::train::evaluate::mean_loss;
@@ -211,7 +212,8 @@ fn cache<B: KernelBackend>(device: &B::Device) -> Result<Found, String> {
     let mut cache = KvCache::<B>::new(qwen::LAYERS, 1, TOKENS, kv_heads, dim, DType::F32, device);
     let segments = Segments::continuing([(TOKENS, 0)]);
     for layer in 0..qwen::LAYERS {
-        drop(cache.layer(layer).append(rows.clone(), rows.clone(), None, [&angles, &angles], &segments));
+        let turn_into = |keys, rows, angles, start| turned_into(keys, rows, None, angles, start);
+        drop(cache.layer(layer).append(rows.clone(), rows.clone(), [&angles, &angles], &segments, turn_into));
     }
     B::sync(device).map_err(|problem| problem.to_string())?;
     let after = rss_bytes().ok_or("the system does not say")?;

@@ -4,7 +4,6 @@ use burn::tensor::{DType, Tensor};
 use firebrick_backend::KernelBackend;
 use firebrick_backend::ops::write_rows::write_rows;
 
-use crate::nn::{RmsNorm, turned_into};
 use crate::sequence::{Segment, Segments};
 
 /// Rows a cache grows by at least, so that a long chat does not copy at each token.
@@ -80,8 +79,9 @@ impl<B: KernelBackend> KvCache<B> {
 }
 
 impl<B: KernelBackend> LayerCache<B> {
-    /// Appends the segments' rows, the keys normed, if heads have a norm, and turned by their positions' angles on the way, and gives back
-    /// all keys and values, `[slots · capacity, kv heads, dim]`, with the capacity. `cos` and `sin` are `[rows, dim / 2]`.
+    /// Appends the segments' rows, the keys turned by their positions' angles on the way, and gives back all keys and values,
+    /// `[slots · capacity, kv heads, dim]`, with the capacity. `cos` and `sin` are `[rows, dim / 2]`; `turn_into` writes some rows, turned by
+    /// their angles, into the keys from a row on.
     ///
     /// # Panics
     /// If a segment's slot does not exist.
@@ -89,9 +89,9 @@ impl<B: KernelBackend> LayerCache<B> {
         &mut self,
         k: Tensor<B, 3>,
         v: Tensor<B, 3>,
-        norm: Option<&RmsNorm<B>>,
         [cos, sin]: [&Tensor<B, 2>; 2],
         segments: &Segments,
+        turn_into: impl Fn(Tensor<B, 3>, Tensor<B, 3>, [Tensor<B, 2>; 2], usize) -> Tensor<B, 3>,
     ) -> (Tensor<B, 3>, Tensor<B, 3>, usize) {
         if segments.context() > self.capacity {
             self.grow(segments.context());
@@ -102,7 +102,7 @@ impl<B: KernelBackend> LayerCache<B> {
             assert!(segment.slot < self.slots, "cache slot {} of {}", segment.slot, self.slots);
             let start = segment.slot * self.capacity + segment.position;
             let angles = [rows(cos, segment), rows(sin, segment)];
-            keys = turned_into(keys, rows(&k, segment), norm, angles, start);
+            keys = turn_into(keys, rows(&k, segment), angles, start);
             values = write_rows(values, rows(&v, segment), start);
         }
         self.keys = Some(keys.clone());
