@@ -87,7 +87,7 @@ pub fn name_of_file(record: &Record) -> String {
     format!("{}-matrix-{}.jsonl", record.date, record.machine.name)
 }
 
-/// Adds records at the end of a file, which is created if it is not there.
+/// Adds records at the end of a file, which is created if it is not there, and so is its folder.
 ///
 /// # Errors
 /// If a record contradicts itself, in which case nothing is written, or the file cannot be written.
@@ -100,6 +100,9 @@ pub fn append(path: &Path, records: &[Record]) -> Result<(), RecordError> {
         }
         lines += &serde_json::to_string(record).map_err(|error| wrong(error.to_string()))?;
         lines.push('\n');
+    }
+    if let Some(folder) = path.parent() {
+        std::fs::create_dir_all(folder).map_err(RecordError::io(folder))?;
     }
     let mut file = std::fs::OpenOptions::new().create(true).append(true).open(path).map_err(RecordError::io(path))?;
     file.write_all(lines.as_bytes()).map_err(RecordError::io(path))

@@ -32,6 +32,9 @@ fn a_record_is_read_and_written_and_the_same() {
     append(&path, &records).unwrap();
     let twice = read_folder(folder.path()).unwrap();
     assert_eq!(twice, [records[0].clone(), records[0].clone()]);
+    let elsewhere = folder.path().join("new/folder/records.jsonl");
+    append(&elsewhere, &records).unwrap();
+    assert_eq!(read(&elsewhere).unwrap(), records);
 }
 
 #[test]
