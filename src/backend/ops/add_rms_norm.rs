@@ -86,7 +86,8 @@ pub(crate) mod autodiff {
 
 #[cfg(feature = "cpu")]
 pub(crate) mod cpu {
-    //! The sum is written, summed up and normed while its row is in the first-level cache; rows in parallel.
+    //! The sum is written, summed up and normed while its row is in the first-level cache, or held there and written with its norm where both
+    //! go past the caches; rows in parallel.
     use crate::ops::rms_norm::cpu::{Scale, inverse_rms};
     use crate::targets::cpu::lanes::{Elementwise, Sum};
     use crate::targets::cpu::vector::Vector;

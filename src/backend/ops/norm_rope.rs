@@ -4,6 +4,7 @@ use burn::tensor::Tensor;
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 
+use super::rope::{assert_rows_fit, assert_tables_fit};
 use super::{primitive, rms_norm, rope, rowwise, tensor};
 use crate::KernelBackend;
 
@@ -45,23 +46,14 @@ pub fn norm_rope_into<B: KernelBackend>(
     start: usize,
 ) -> Tensor<B, 3> {
     fits("norm_rope_into", &x, &weight, [&cos, &sin]);
-    let ([capacity, to @ ..], [tokens, from @ ..]) = (target.dims(), x.dims());
-    assert!(
-        start + tokens <= capacity && to == from,
-        "norm_rope_into: {:?} at {start} into {:?}",
-        x.dims(),
-        target.dims()
-    );
+    assert_rows_fit("norm_rope_into", &target, &x, start);
     let (target, x, weight) = (primitive(target), primitive(x), primitive(weight));
     tensor(B::norm_rope_into(target, x, weight, epsilon, primitive(cos), primitive(sin), start))
 }
 
-fn fits<B: KernelBackend>(op: &str, x: &Tensor<B, 3>, weight: &Tensor<B, 1>, [cos, sin]: [&Tensor<B, 2>; 2]) {
-    let [tokens, _, dim] = x.dims();
-    assert!(dim % 2 == 0, "{op}: heads of {dim} have no halves");
-    assert_eq!([dim], weight.dims(), "{op}: x {:?}, weight {:?}", x.dims(), weight.dims());
-    assert_eq!([tokens, dim / 2], cos.dims(), "{op}: x {:?}, cos {:?}", x.dims(), cos.dims());
-    assert_eq!(cos.dims(), sin.dims(), "{op}: cos {:?}, sin {:?}", cos.dims(), sin.dims());
+fn fits<B: KernelBackend>(op: &str, x: &Tensor<B, 3>, weight: &Tensor<B, 1>, tables: [&Tensor<B, 2>; 2]) {
+    assert_tables_fit(op, x, tables);
+    assert_eq!([x.dims()[2]], weight.dims(), "{op}: x {:?}, weight {:?}", x.dims(), weight.dims());
 }
 
 /// [`norm_rope`] in Burn's own ops; narrow inputs are rounded once, at the end.
@@ -131,6 +123,7 @@ pub(crate) mod autodiff {
 pub(crate) mod cpu {
     //! A token's heads together, tokens in parallel: each head is read for its sum of squares, then out of the first-level cache.
     use crate::ops::rms_norm::cpu::inverse_rms;
+    use crate::ops::rope::cpu::turn;
     use crate::targets::cpu::{RowTensor, Rows};
 
     pub(crate) fn forward<T: RowTensor>(x: T, weight: T, epsilon: f64, cos: T, sin: T) -> T::Output {
@@ -145,12 +138,12 @@ pub(crate) mod cpu {
                 for (head, out) in row.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
                     let inverse = inverse_rms(math, head, epsilon as f32);
                     let (first, second) = head.split_at(dim / 2);
-                    let (low, high) = out.split_at_mut(dim / 2);
-                    for i in 0..dim / 2 {
-                        let (a, b) = (first[i] * inverse * scale_low[i], second[i] * inverse * scale_high[i]);
-                        low[i] = a * cos[i] - b * sin[i];
-                        high[i] = b * cos[i] + a * sin[i];
-                    }
+                    turn(
+                        #[inline(always)]
+                        |i| [first[i] * inverse * scale_low[i], second[i] * inverse * scale_high[i]],
+                        [cos, sin],
+                        out,
+                    );
                 }
             },
         )
@@ -172,16 +165,7 @@ mod tests {
 
     fn oracle_with(inputs: &[&Array], epsilon: f64) -> Array {
         let [x, weight, cos, sin] = inputs else { panic!("four inputs") };
-        let (heads, half) = (x.shape[1], x.shape[2] / 2);
-        x.map_rows(|row, head| {
-            let mean = head.iter().map(|x| x * x).sum::<f64>() / head.len() as f64;
-            let normed: Vec<f64> =
-                head.iter().zip(&weight.values).map(|(x, w)| x / (mean + epsilon).sqrt() * w).collect();
-            let angle = row / heads * half;
-            let rotated = |i: usize, a: f64, b: f64| a * cos.values[angle + i] + b * sin.values[angle + i];
-            let low = (0..half).map(|i| rotated(i, normed[i], -normed[half + i]));
-            low.chain((0..half).map(|i| rotated(i, normed[half + i], normed[i]))).collect()
-        })
+        rope::tests::oracle(&[&rms_norm::tests::oracle_with(&[x, weight], epsilon), cos, sin])
     }
 
     fn inputs(shape: [usize; 3]) -> [Array; 4] {

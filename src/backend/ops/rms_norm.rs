@@ -192,7 +192,7 @@ pub(crate) mod cpu {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::TrainBackend;
     use crate::ops::oracle::{
@@ -206,7 +206,7 @@ mod tests {
         oracle_with(inputs, EPSILON)
     }
 
-    fn oracle_with(inputs: &[&Array], epsilon: f64) -> Array {
+    pub(crate) fn oracle_with(inputs: &[&Array], epsilon: f64) -> Array {
         let [x, weight] = inputs else { panic!("two inputs") };
         x.map_rows(|_, row| {
             let mean = row.iter().map(|x| x * x).sum::<f64>() / row.len() as f64;

@@ -18,10 +18,7 @@ pub(crate) mod cube;
 /// # Panics
 /// If the tables do not fit `x`, or `dim` is odd.
 pub fn rope<B: KernelBackend>(x: Tensor<B, 3>, cos: Tensor<B, 2>, sin: Tensor<B, 2>) -> Tensor<B, 3> {
-    let [tokens, _, dim] = x.dims();
-    assert!(dim % 2 == 0, "rope: heads of {dim} have no halves");
-    assert_eq!([tokens, dim / 2], cos.dims(), "rope: x {:?}, cos {:?}", x.dims(), cos.dims());
-    assert_eq!(cos.dims(), sin.dims(), "rope: cos {:?}, sin {:?}", cos.dims(), sin.dims());
+    assert_tables_fit("rope", &x, [&cos, &sin]);
     tensor(B::rope(primitive(x), primitive(cos), primitive(sin)))
 }
 
@@ -40,17 +37,24 @@ pub fn rope_into<B: KernelBackend>(
     sin: Tensor<B, 2>,
     start: usize,
 ) -> Tensor<B, 3> {
-    let ([capacity, ..], [tokens, heads, dim]) = (target.dims(), x.dims());
-    assert!(dim % 2 == 0, "rope_into: heads of {dim} have no halves");
-    assert!(
-        start + tokens <= capacity && target.dims()[1..] == [heads, dim],
-        "rope_into: {:?} at {start} into {:?}",
-        x.dims(),
-        target.dims()
-    );
-    assert_eq!([tokens, dim / 2], cos.dims(), "rope_into: x {:?}, cos {:?}", x.dims(), cos.dims());
-    assert_eq!(cos.dims(), sin.dims(), "rope_into: cos {:?}, sin {:?}", cos.dims(), sin.dims());
+    assert_tables_fit("rope_into", &x, [&cos, &sin]);
+    assert_rows_fit("rope_into", &target, &x, start);
     tensor(B::rope_into(primitive(target), primitive(x), primitive(cos), primitive(sin), start))
+}
+
+/// `cos` and `sin` `[tokens, dim / 2]` are the tables of `x` `[tokens, heads, dim]`.
+pub(super) fn assert_tables_fit<B: Backend>(op: &str, x: &Tensor<B, 3>, [cos, sin]: [&Tensor<B, 2>; 2]) {
+    let [tokens, _, dim] = x.dims();
+    assert!(dim % 2 == 0, "{op}: heads of {dim} have no halves");
+    assert_eq!([tokens, dim / 2], cos.dims(), "{op}: x {:?}, cos {:?}", x.dims(), cos.dims());
+    assert_eq!(cos.dims(), sin.dims(), "{op}: cos {:?}, sin {:?}", cos.dims(), sin.dims());
+}
+
+/// The rows of `x` are like those of `target`, which has as many from `start` on.
+pub(super) fn assert_rows_fit<B: Backend>(op: &str, target: &Tensor<B, 3>, x: &Tensor<B, 3>, start: usize) {
+    let ([capacity, to @ ..], [tokens, from @ ..]) = (target.dims(), x.dims());
+    let fits = start + tokens <= capacity && to == from;
+    assert!(fits, "{op}: {:?} at {start} into {:?}", x.dims(), target.dims());
 }
 
 pub(crate) fn reference<B: Backend>(x: FloatTensor<B>, cos: FloatTensor<B>, sin: FloatTensor<B>) -> FloatTensor<B> {
@@ -120,26 +124,40 @@ pub(crate) mod cpu {
                 let (cos, sin) = (cos.row(token), sin.row(token));
                 for (head, out) in row.chunks_exact(dim).zip(out.chunks_exact_mut(dim)) {
                     let (first, second) = head.split_at(dim / 2);
-                    let (low, high) = out.split_at_mut(dim / 2);
-                    for i in 0..dim / 2 {
-                        low[i] = first[i] * cos[i] - second[i] * sin[i];
-                        high[i] = second[i] * cos[i] + first[i] * sin[i];
-                    }
+                    turn(
+                        #[inline(always)]
+                        |i| [first[i], second[i]],
+                        [cos, sin],
+                        out,
+                    );
                 }
             },
         )
     }
+
+    /// Writes a head turned, of which `pair` gives the elements that turn together.
+    #[inline(always)]
+    pub(crate) fn turn(pair: impl Fn(usize) -> [f32; 2], [cos, sin]: [&[f32]; 2], out: &mut [f32]) {
+        let half = out.len() / 2;
+        let (low, high) = out.split_at_mut(half);
+        for i in 0..half {
+            let [a, b] = pair(i);
+            low[i] = a * cos[i] - b * sin[i];
+            high[i] = b * cos[i] + a * sin[i];
+        }
+    }
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use burn::tensor::DType;
 
     use super::*;
     use crate::TrainBackend;
     use crate::ops::oracle::{Array, View, agrees, gradients_agree, on_every_backend, read};
 
-    fn oracle(inputs: &[&Array]) -> Array {
+    /// Of `x`, `cos` and `sin`.
+    pub(crate) fn oracle(inputs: &[&Array]) -> Array {
         let [x, cos, sin] = inputs else { panic!("three inputs") };
         let (heads, half) = (x.shape[1], x.shape[2] / 2);
         x.map_rows(|row, head| {

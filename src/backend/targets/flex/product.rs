@@ -31,8 +31,6 @@ use crate::targets::cpu::prefetch_to_write;
 
 /// Products below which another thread is not worth waking.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
-/// Values that several threads lay out together from here on.
-const PARALLEL_VALUES: usize = 1 << 17;
 /// Rows, and terms of their sums, that are laid out at a time at most: enough for what they meet to be laid out for once, few enough to
 /// weigh little beside what a model keeps.
 const ROWS: usize = 1024;
@@ -115,12 +113,12 @@ fn multiply_terms<'a>(
         return compute(&pack(), 0..sums);
     }
     let shares = shares(sums, unit, kernel.share).par_bridge();
-    if rows * terms.len() < PARALLEL_VALUES {
-        // By each thread for itself: that takes no longer than waiting for one of them, and what is laid out stays with its core.
-        shares.for_each_init(|| None, |panels, share| compute(panels.get_or_insert_with(pack), share));
-    } else {
+    if Panels::together(rows, terms.len()) {
         let panels = pack();
         shares.for_each(|share| compute(&panels, share));
+    } else {
+        // By each thread for itself: that takes no longer than waiting for one of them, and what is laid out stays with its core.
+        shares.for_each_init(|| None, |panels, share| compute(panels.get_or_insert_with(pack), share));
     }
 }
 

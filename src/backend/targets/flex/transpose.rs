@@ -22,10 +22,12 @@ pub(crate) fn transpose(from: &[f32], stride: usize, [rows, columns]: [usize; 2]
         return;
     }
     let beside = columns.div_ceil(SQUARE);
+    // The last square may repeat what is in the one before.
+    let start = |square: usize, length: usize| (square * SQUARE).min(length - SQUARE);
     // As many squares side by side as a cache line is wide: rows may lie so that the nearest cache holds few of their lines at a time.
     for first in (0..beside).step_by(LINE / SQUARE) {
-        for row in starts(rows) {
-            for column in starts(columns).skip(first).take(LINE / SQUARE) {
+        for row in (0..rows.div_ceil(SQUARE)).map(|square| start(square, rows)) {
+            for column in (first..beside.min(first + LINE / SQUARE)).map(|square| start(square, columns)) {
                 // SAFETY: a square that begins here ends inside the matrix, all of which is inside the slices.
                 unsafe {
                     let from = from.as_ptr().add(row * stride + column);
@@ -38,11 +40,6 @@ pub(crate) fn transpose(from: &[f32], stride: usize, [rows, columns]: [usize; 2]
             }
         }
     }
-}
-
-/// Where the squares along a side begin; the last may repeat what is in the one before.
-fn starts(length: usize) -> impl Iterator<Item = usize> {
-    (0..length).step_by(SQUARE).map(move |start| start.min(length - SQUARE))
 }
 
 #[cfg(test)]

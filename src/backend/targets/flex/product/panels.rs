@@ -7,9 +7,12 @@ use rayon::prelude::*;
 #[cfg(target_arch = "x86_64")]
 use super::pieces::{self, Values};
 use super::tile::{Kernel, Layout};
-use super::{PARALLEL_VALUES, aligned, aligned_start};
+use super::{aligned, aligned_start};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
+
+/// Values that several threads lay out together from here on.
+const PARALLEL_VALUES: usize = 1 << 17;
 
 /// Rows in panels of as many as a tile takes, laid out; the last panel is filled up with zeros.
 pub(super) struct Panels {
@@ -45,12 +48,17 @@ impl Panels {
                 }
             }
         };
-        if rows * columns.len() < PARALLEL_VALUES {
+        if !Self::together(rows, columns.len()) {
             data.chunks_exact_mut(width * room).zip(x.chunks(width * stride)).for_each(pack);
         } else {
             data.par_chunks_exact_mut(width * room).zip(x.par_chunks(width * stride)).for_each(pack);
         }
         Self { data: memory, width, rows, room, layout }
+    }
+
+    /// Whether so many columns of so many rows are laid out by several threads together.
+    pub(super) fn together(rows: usize, columns: usize) -> bool {
+        rows * columns >= PARALLEL_VALUES
     }
 
     /// How many panels there are.
