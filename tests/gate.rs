@@ -50,6 +50,7 @@ fn a_wrong_op_is_named() {
         "swiglu",
         "gelu",
         "linear",
+        "linears",
         "lora_linear",
         "attention",
         "write_rows",
@@ -65,10 +66,10 @@ fn a_wrong_op_is_named() {
 
 #[test]
 fn a_wrong_gradient_of_an_op_is_named() {
-    // Those of a sum's norm and of a head's go through that of the norm; those of a linear under an adapter and of the head's loss go through
-    // that of the linear.
+    // Those of a sum's norm and of a head's go through that of the norm; those of several linears, of one under an adapter and of the head's
+    // loss go through that of the linear.
     let norms = &["rms_norm", "add_rms_norm", "norm_rope", "norm_rope_into"][..];
-    let linears = &["linear", "lora_linear", "cross_entropy_of_linear"][..];
+    let linears = &["linear", "linears", "lora_linear", "cross_entropy_of_linear"][..];
     for (name, first) in [("rms_norm", norms), ("linear", linears)] {
         let failed = found(Lie::Backward(name), &quick());
         assert_eq!(failed, [first, &["gradients over 64 tokens", "gradients over 256 tokens"]].concat());

@@ -143,10 +143,11 @@ impl<B: KernelBackend> Attention<B> {
     pub fn forward(&self, x: Tensor<B, 2>, segments: &Segments) -> Tensor<B, 2> {
         let [tokens, hidden] = x.dims();
         let dim = hidden / self.heads;
-        let heads = |linear: &Linear<B>| linear.forward(x.clone()).reshape([tokens, self.heads, dim]);
+        let [q, k, v] = Linear::forward_all([&self.query, &self.key, &self.value], x.clone())
+            .map(|projected| projected.reshape([tokens, self.heads, dim]));
         let scale = (dim as f64).sqrt().recip();
         let layout = AttentionLayout { spans: segments.spans(), causal: false, window: None, scale };
-        let attended = attention(heads(&self.query), heads(&self.key), heads(&self.value), &layout);
+        let attended = attention(q, k, v, &layout);
         self.output_norm.forward_sum(self.output.forward(attended.reshape([tokens, hidden])), x)
     }
 }

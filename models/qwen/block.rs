@@ -178,9 +178,9 @@ impl<B: KernelBackend> Attention<B> {
         let [tokens, _] = x.dims();
         let heads = |x: Tensor<B, 2>, heads: usize| x.reshape([tokens, heads, self.head_dim]);
         let angles = || [positions.cos.clone(), positions.sin.clone()];
-        let q = turned(heads(self.q_proj.forward(x.clone()), self.heads), self.q_norm.as_ref(), angles());
-        let k = heads(self.k_proj.forward(x.clone()), self.kv_heads);
-        let v = heads(self.v_proj.forward(x), self.kv_heads);
+        let [q, k, v] = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x);
+        let q = turned(heads(q, self.heads), self.q_norm.as_ref(), angles());
+        let (k, v) = (heads(k, self.kv_heads), heads(v, self.kv_heads));
         let norm = self.k_norm.as_ref();
         let (k, v, spans) = match cache {
             None => (turned(k, norm, angles()), v, positions.segments.spans()),
@@ -201,7 +201,7 @@ impl<B: KernelBackend> Attention<B> {
 impl<B: KernelBackend> Mlp<B> {
     /// `[tokens, hidden]` → `[tokens, hidden]`.
     pub fn forward(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        let gate = self.gate_proj.forward(x.clone());
-        self.down_proj.forward(swiglu(gate, self.up_proj.forward(x)))
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x);
+        self.down_proj.forward(swiglu(gate, up))
     }
 }

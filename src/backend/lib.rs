@@ -47,6 +47,7 @@ use burn::tensor::ops::{FloatTensor, IntTensor};
 use burn::tensor::{DType, TensorData};
 use ops::attention::AttentionLayout;
 use ops::cross_entropy::Targets;
+use ops::linears::Map;
 use packed::Packed;
 
 /// A Burn backend that also runs our hot ops, on primitives (dynamic rank).
@@ -228,6 +229,11 @@ pub trait KernelBackend: Backend {
     /// `x · Wᵀ + b`: `x` `[rows, in]`, `weight` `[out, in]` in its stored format, `bias` `[out]`. The result has `x`'s dtype.
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         ops::linear::reference::<Self>(x, weight, bias)
+    }
+    /// [`linear`](Self::linear) of the same `x` by several weights, each with its bias: queries, keys and values, or gate and up. `x` is read,
+    /// and the work is begun, once for all.
+    fn linears<const N: usize>(x: FloatTensor<Self>, maps: [Map<Self>; N]) -> [FloatTensor<Self>; N] {
+        ops::linears::reference::<Self, N>(x, maps)
     }
     /// Gradient of [`linear`](Self::linear) with respect to `x`: `grad · W`, `[rows, in]`.
     fn linear_backward_input(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {

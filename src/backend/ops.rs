@@ -9,6 +9,7 @@ pub mod embedding;
 pub mod gelu;
 pub mod layer_norm;
 pub mod linear;
+pub mod linears;
 pub mod lora_linear;
 pub mod norm_rope;
 pub mod rms_norm;

@@ -12,6 +12,7 @@ use firebrick_backend::ops::cross_entropy::{Targets, cross_entropy_of_linear};
 use firebrick_backend::ops::gelu::gelu;
 use firebrick_backend::ops::layer_norm::layer_norm;
 use firebrick_backend::ops::linear::linear;
+use firebrick_backend::ops::linears::linears;
 use firebrick_backend::ops::lora_linear::lora_linear;
 use firebrick_backend::ops::norm_rope::{norm_rope, norm_rope_into};
 use firebrick_backend::ops::rms_norm::rms_norm;
@@ -67,6 +68,7 @@ pub enum Op {
     Swiglu,
     Gelu,
     Linear,
+    Linears,
     LoraLinear,
     Attention,
     CachedAttention,
@@ -76,7 +78,7 @@ pub enum Op {
 
 impl Op {
     /// All of them.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::RmsNorm,
         Self::LayerNorm,
         Self::AddRmsNorm,
@@ -89,6 +91,7 @@ impl Op {
         Self::Swiglu,
         Self::Gelu,
         Self::Linear,
+        Self::Linears,
         Self::LoraLinear,
         Self::Attention,
         Self::CachedAttention,
@@ -99,9 +102,12 @@ impl Op {
     pub(super) fn tolerance(self) -> f64 {
         match self {
             Self::WriteRows => 0.0,
-            Self::Linear | Self::LoraLinear | Self::Attention | Self::CachedAttention | Self::CrossEntropyOfLinear => {
-                2e-3
-            }
+            Self::Linear
+            | Self::Linears
+            | Self::LoraLinear
+            | Self::Attention
+            | Self::CachedAttention
+            | Self::CrossEntropyOfLinear => 2e-3,
             _ => 1e-5,
         }
     }
@@ -138,6 +144,11 @@ impl Op {
             Self::Gelu => op!(B, at; x 2 [7, 131], bias 1 [131]; ; gelu(x, Some(bias))),
             Self::Linear => {
                 op!(B, at; x 2 [19, 131], weight 2 [67, 131], bias 1 [67]; ; linear(x, weight, Some(bias)))
+            }
+            Self::Linears => {
+                op!(B, at; x 2 [5, 131], weight 2 [67, 131], bias 1 [67], other 2 [13, 131]; ; {
+                    Tensor::cat(linears(x, [(weight, Some(bias)), (other, None)]).into(), 1)
+                })
             }
             Self::LoraLinear => {
                 op!(B, at; x 2 [5, 131], a 2 [4, 131], b 2 [67, 4]; weight 2 [67, 131], bias 1 [67];
@@ -199,6 +210,7 @@ impl fmt::Display for Op {
             Self::Swiglu => "swiglu",
             Self::Gelu => "gelu",
             Self::Linear => "linear",
+            Self::Linears => "linears",
             Self::LoraLinear => "lora_linear",
             Self::Attention => "attention",
             Self::CachedAttention => "attention over a cache",

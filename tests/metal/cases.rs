@@ -225,16 +225,20 @@ fn masked_out(dtype: Dtype) -> Case {
     }
 }
 
+/// The cosines and sines of random angles, `[tokens, dim / 2]`.
+pub(crate) fn tables(tokens: usize, dim: usize, dtype: Dtype) -> [Vec<f64>; 2] {
+    let angles = random(2, tokens * dim / 2, Dtype::F32, 3.0);
+    [f64::cos, f64::sin].map(|of| angles.iter().map(|&angle| dtype.round(of(angle))).collect())
+}
+
 fn rope(dtype: Dtype) -> Vec<Case> {
     let shapes = [[1, 1, 2], [1, 14, 64], [5, 3, 6], [7, 1, 128], [60, 2, 34], [0, 2, 4]];
     let shape = shapes.into_iter().map(|[tokens, heads, dim]| {
-        let angles = random(2, tokens * dim / 2, Dtype::F32, 3.0);
+        let [cos, sin] = tables(tokens, dim, dtype);
         let mut x = random(1, tokens * heads * dim, dtype, 2.0);
         if tokens == 5 {
             x[7] = f64::NAN;
         }
-        let cos: Vec<f64> = angles.iter().map(|a| dtype.round(a.cos())).collect();
-        let sin: Vec<f64> = angles.iter().map(|a| dtype.round(a.sin())).collect();
         Case {
             what: format!("{tokens} tokens, {heads} heads of {dim}"),
             launch: shader::rope(tokens, heads, dim),
@@ -248,14 +252,12 @@ fn rope(dtype: Dtype) -> Vec<Case> {
 fn norm_rope(dtype: Dtype) -> Vec<Case> {
     let shapes = [[1, 1, 2], [1, 14, 64], [5, 3, 6], [7, 1, 128], [60, 2, 34], [2, 2, 1026], [0, 2, 4]];
     let shape = shapes.into_iter().map(|[tokens, heads, dim]| {
-        let angles = random(2, tokens * dim / 2, Dtype::F32, 3.0);
+        let [cos, sin] = tables(tokens, dim, dtype);
         let (mut x, weight) = (random(1, tokens * heads * dim, dtype, 2.0), random(4, dim, dtype, 1.0));
         if tokens == 5 {
             x[7] = f64::NAN;
             x[2 * dim..3 * dim].fill(0.0);
         }
-        let cos: Vec<f64> = angles.iter().map(|a| dtype.round(a.cos())).collect();
-        let sin: Vec<f64> = angles.iter().map(|a| dtype.round(a.sin())).collect();
         let normed = reference::rms_norm(&x, &weight, EPSILON);
         Case {
             what: format!("{tokens} tokens, {heads} heads of {dim}"),

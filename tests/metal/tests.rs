@@ -12,9 +12,9 @@ mod translate;
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
-#[cfg(feature = "metal-source")]
-pub(crate) use cases::Dtype;
 use cases::{Case, DTYPES, cases, wrong};
+#[cfg(feature = "metal-source")]
+pub(crate) use cases::{Dtype, tables};
 pub(crate) use machine::{Buffer, Run, Workbench};
 
 use crate::targets::shader;

@@ -18,6 +18,7 @@ use burn_flex::{Flex, FlexDevice, FlexQTensor, FlexTensor};
 use firebrick::KernelBackend;
 use firebrick::backend::ops::attention::AttentionLayout;
 use firebrick::backend::ops::cross_entropy::Targets;
+use firebrick::backend::ops::linears::Map;
 
 /// Flex, watched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -127,6 +128,14 @@ impl KernelBackend for Watched {
         let narrow = LIE.get() == Some(Lie::Weights(weight.dtype()));
         let output = told("linear", <Flex as KernelBackend>::linear(x, weight, bias));
         if narrow { times(output, 1.1) } else { output }
+    }
+    fn linears<const N: usize>(x: FlexTensor, maps: [Map<Self>; N]) -> [FlexTensor; N] {
+        let narrow = maps.each_ref().map(|(weight, _)| LIE.get() == Some(Lie::Weights(weight.dtype())));
+        let mut narrow = narrow.into_iter();
+        Flex::linears(x, maps).map(|output| {
+            let output = told("linears", output);
+            if narrow.next() == Some(true) { times(output, 1.1) } else { output }
+        })
     }
     fn lora_linear(
         x: FlexTensor,

@@ -132,10 +132,13 @@ pub(crate) mod cpu {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::DType;
+
     use super::*;
     use crate::TrainBackend;
     use crate::ops::oracle::{
-        Array, ROW_LENGTHS, agrees, agrees_in_f16, gradients_agree, on_every_backend, stacked, stacked_arrays,
+        Array, ROW_LENGTHS, View, agrees, agrees_in_f16, gradients_agree, on_every_backend, read, stacked,
+        stacked_arrays,
     };
 
     const EPSILON: f64 = 1e-6;
@@ -204,6 +207,27 @@ mod tests {
         }
     }
 
+    /// Results that no cache holds are written past them, of rows that are held beside and of longer ones.
+    fn rows_of_a_large_tensor_are_those_of_a_small_one<B: TrainBackend>(device: &B::Device) {
+        for width in [1021, 5003] {
+            let rows = 7;
+            let run = |times: usize| {
+                let [x, residual] = [1, 2].map(|seed| {
+                    let some = Array::random(seed, &[rows, width]).values;
+                    let all = Array::new(&[rows * times, width], some.repeat(times));
+                    all.on::<B::InnerBackend>(device, DType::F32, View::Plain)
+                });
+                let weight = Array::random(3, &[width]).on::<B::InnerBackend>(device, DType::F32, View::Plain);
+                let (sum, normed) = B::InnerBackend::add_rms_norm(x, residual, weight, EPSILON);
+                [sum, normed].map(|output| read::<B::InnerBackend>(output).values)
+            };
+            let large = run((32 << 20) / size_of::<f32>() / (rows * width) + 1);
+            for (small, large) in run(1).iter().zip(&large) {
+                assert!(large.chunks_exact(rows * width).all(|rows| rows == small), "rows of {width}");
+            }
+        }
+    }
+
     fn gradients_agree_with_differences<B: TrainBackend>(device: &B::Device) {
         for shape in [&[1, 1][..], &[3, 5], &[2, 3, 17], &[33, 1025]] {
             let weight = Array::random(3, &shape[shape.len() - 1..]);
@@ -228,6 +252,7 @@ mod tests {
         f16_agrees_with_the_oracle,
         zeros_and_no_rows_are_fine,
         nan_spoils_its_own_row_only,
+        rows_of_a_large_tensor_are_those_of_a_small_one,
         gradients_agree_with_differences,
         gradients_of_either_output_alone_agree,
     );

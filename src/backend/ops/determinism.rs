@@ -11,6 +11,7 @@ use super::cross_entropy::{Targets, cross_entropy_of_linear};
 use super::gelu::gelu;
 use super::layer_norm::layer_norm;
 use super::linear::linear;
+use super::linears::linears;
 use super::lora_linear::lora_linear;
 use super::oracle::{Array, View, on_every_backend, read};
 use super::rms_norm::rms_norm;
@@ -41,8 +42,8 @@ fn block<B: TrainBackend>(device: &B::Device, stored: DType) -> Vec<u64> {
     let [q_proj, kv_proj] = [trained(5, [heads * dim, hidden]), trained(6, [kv_heads * dim, hidden])];
 
     let normed = rms_norm(x.clone(), norm.clone(), 1e-6);
-    let q = linear(normed.clone(), q_proj.clone(), None).reshape([tokens, heads, dim]);
-    let kv = linear(normed, kv_proj.clone(), None).reshape([tokens, kv_heads, dim]);
+    let [q, kv] = linears(normed, [(q_proj.clone(), None), (kv_proj.clone(), None)]);
+    let (q, kv) = (q.reshape([tokens, heads, dim]), kv.reshape([tokens, kv_heads, dim]));
     let span = |start, len| Span { query_start: start, query_len: len, key_start: start, key_len: len };
     let spans = [span(0, 100), span(100, tokens - 100)].into();
     let layout = AttentionLayout { spans, causal: true, window: None, scale: 0.2 };

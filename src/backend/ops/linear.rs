@@ -22,11 +22,16 @@ pub(crate) mod flex;
 /// # Panics
 /// If the shapes do not fit.
 pub fn linear<B: KernelBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {
-    assert_eq!(x.dims()[1], weight.dims()[1], "linear: x {:?}, weight {:?}", x.dims(), weight.dims());
-    if let Some(bias) = &bias {
-        assert_eq!(bias.dims()[0], weight.dims()[0], "linear: bias {:?}, weight {:?}", bias.dims(), weight.dims());
-    }
+    assert_fits("linear", &x, &weight, bias.as_ref());
     tensor(<B as KernelBackend>::linear(primitive(x), primitive(weight), bias.map(primitive)))
+}
+
+/// A weight and a bias for rows like these.
+pub(crate) fn assert_fits<B: Backend>(op: &str, x: &Tensor<B, 2>, weight: &Tensor<B, 2>, bias: Option<&Tensor<B, 1>>) {
+    assert_eq!(x.dims()[1], weight.dims()[1], "{op}: x {:?}, weight {:?}", x.dims(), weight.dims());
+    if let Some(bias) = bias {
+        assert_eq!(bias.dims()[0], weight.dims()[0], "{op}: bias {:?}, weight {:?}", bias.dims(), weight.dims());
+    }
 }
 
 pub(crate) fn reference<B: Backend>(
@@ -98,11 +103,22 @@ pub(crate) mod autodiff {
         weight: Tracked<B>,
         bias: Option<Tracked<B>>,
     ) -> Tracked<B> {
-        let bias_node = parent::<B>(bias.clone(), &x.primitive).node;
-        let kept_x = is_tracked::<B>(&weight).then(|| x.primitive.clone());
-        let kept_weight = is_tracked::<B>(&x).then(|| weight.primitive.clone());
-        let output = <B as KernelBackend>::linear(x.primitive, weight.primitive, bias.map(|bias| bias.primitive));
-        match Linear.prepare::<C>([x.node, weight.node, bias_node]).compute_bound().stateful() {
+        let inner = |tensor: &Tracked<B>| tensor.primitive.clone();
+        let output = <B as KernelBackend>::linear(inner(&x), inner(&weight), bias.as_ref().map(inner));
+        recorded::<B, C>(&x, &weight, bias, output)
+    }
+
+    /// What the op made of these, with its gradient.
+    pub(crate) fn recorded<B: KernelBackend, C: CheckpointStrategy>(
+        x: &Tracked<B>,
+        weight: &Tracked<B>,
+        bias: Option<Tracked<B>>,
+        output: FloatTensor<B>,
+    ) -> Tracked<B> {
+        let kept_x = is_tracked::<B>(weight).then(|| x.primitive.clone());
+        let kept_weight = is_tracked::<B>(x).then(|| weight.primitive.clone());
+        let bias_node = parent::<B>(bias, &x.primitive).node;
+        match Linear.prepare::<C>([x.node.clone(), weight.node.clone(), bias_node]).compute_bound().stateful() {
             OpsKind::Tracked(prep) => prep.finish((kept_x, kept_weight), output),
             OpsKind::UnTracked(prep) => prep.finish(output),
         }
@@ -110,4 +126,4 @@ pub(crate) mod autodiff {
 }
 
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

@@ -7,7 +7,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{Tensor, TensorMetadata};
 
-use super::linear::linear;
+use super::linear::{assert_fits, linear};
 use super::{primitive, tensor};
 use crate::KernelBackend;
 
@@ -30,7 +30,7 @@ pub fn lora_linear<B: KernelBackend>(
     scale: f64,
 ) -> Tensor<B, 2> {
     let ([out, inputs], [rank, a_in], [b_out, b_rank]) = (weight.dims(), a.dims(), b.dims());
-    assert_eq!(x.dims()[1], inputs, "lora_linear: x {:?}, weight {:?}", x.dims(), weight.dims());
+    assert_fits("lora_linear", &x, &weight, bias.as_ref());
     assert!(
         a_in == inputs && b_out == out && rank == b_rank,
         "lora_linear: weight {:?}, a {:?}, b {:?}",
@@ -38,9 +38,6 @@ pub fn lora_linear<B: KernelBackend>(
         a.dims(),
         b.dims()
     );
-    if let Some(bias) = &bias {
-        assert_eq!(bias.dims()[0], out, "lora_linear: bias {:?}, weight {:?}", bias.dims(), weight.dims());
-    }
     if let Some(low_x) = &low_x {
         assert_eq!(low_x.dims(), x.dims(), "lora_linear: low_x {:?}, x {:?}", low_x.dims(), x.dims());
     }

@@ -10,7 +10,7 @@ use crate::KernelBackend;
 use crate::ops::attention::AttentionLayout;
 use crate::ops::cross_entropy::Targets;
 use crate::ops::{
-    add_layer_norm, add_rms_norm, attention, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear,
+    add_layer_norm, add_rms_norm, attention, cross_entropy, embedding, gelu, layer_norm, linear, linears, lora_linear,
     norm_rope, rms_norm, rope, softmax, swiglu,
 };
 use crate::packed::Packed;
@@ -90,6 +90,9 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     }
     fn linear(x: Tracked<B>, weight: Tracked<B>, bias: Option<Tracked<B>>) -> Tracked<B> {
         linear::autodiff::linear::<B, C>(x, weight, bias)
+    }
+    fn linears<const N: usize>(x: Tracked<B>, maps: [linears::Map<Self>; N]) -> [Tracked<B>; N] {
+        linears::autodiff::linears::<B, C, N>(x, maps)
     }
     fn lora_linear(
         x: Tracked<B>,

@@ -9,8 +9,8 @@ macro_rules! cube_kernels {
             use burn::tensor::DType;
             use burn::tensor::backend::Backend;
             use burn::tensor::ops::FloatTensor;
-            use $crate::ops::{add_layer_norm, add_rms_norm, attention, gelu, layer_norm, linear, lora_linear};
-            use $crate::ops::{norm_rope, rms_norm, rope, softmax, swiglu, write_rows};
+            use $crate::ops::{add_layer_norm, add_rms_norm, attention, gelu, layer_norm, linear, linears};
+            use $crate::ops::{lora_linear, norm_rope, rms_norm, rope, softmax, swiglu, write_rows};
             use $crate::targets::cube::rows;
 
             impl $crate::KernelBackend for $backend {
@@ -23,7 +23,7 @@ macro_rules! cube_kernels {
                 }
 
                 fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
-                    if rope::cube::takes(&[x.dtype, cos.dtype, sin.dtype], x.meta.num_elements()) {
+                    if rope::cube::takes(&[&x, &cos, &sin]) {
                         return rope::cube::forward(x, cos, sin);
                     }
                     rope::reference::<Self>(x, cos, sin)
@@ -35,7 +35,7 @@ macro_rules! cube_kernels {
                     sin: FloatTensor<Self>,
                     start: usize,
                 ) -> FloatTensor<Self> {
-                    if rope::cube::takes(&[target.dtype, x.dtype, cos.dtype, sin.dtype], x.meta.num_elements()) {
+                    if rope::cube::takes(&[&x, &target, &cos, &sin]) {
                         return rope::cube::forward_into(target, x, cos, sin, start);
                     }
                     Self::write_rows(target, Self::rope(x, cos, sin), start)
@@ -83,6 +83,18 @@ macro_rules! cube_kernels {
                         return linear::cube::forward(x, weight, bias, None);
                     }
                     linear::reference::<Self>(x, weight, bias)
+                }
+                fn linears<const N: usize>(
+                    x: FloatTensor<Self>,
+                    maps: [linears::Map<Self>; N],
+                ) -> [FloatTensor<Self>; N] {
+                    let formats = maps.each_ref().map(|(weight, bias)| {
+                        (weight.dtype, weight.meta.shape(), bias.as_ref().map(|bias| bias.dtype))
+                    });
+                    if linears::cube::takes((x.dtype, x.meta.shape()), &formats) && linears::cube::fits(&x, &maps) {
+                        return linears::cube::forward(x, maps);
+                    }
+                    linears::reference::<Self, N>(x, maps)
                 }
                 fn lora_linear(
                     x: FloatTensor<Self>,

@@ -24,8 +24,8 @@ use crate::KernelBackend;
 use crate::device::{DeviceKind, Found};
 use crate::ops::attention::{self, AttentionLayout};
 use crate::ops::{
-    add_layer_norm, add_rms_norm, cross_entropy, embedding, gelu, layer_norm, linear, lora_linear, norm_rope, rms_norm,
-    rope, softmax, swiglu, write_rows,
+    add_layer_norm, add_rms_norm, cross_entropy, embedding, gelu, layer_norm, linear, linears, lora_linear, norm_rope,
+    rms_norm, rope, softmax, swiglu, write_rows,
 };
 use crate::packed::{Format, Packed};
 use crate::process::{cpu_instructions, cpu_name};
@@ -260,6 +260,17 @@ impl KernelBackend for Flex {
             return linear::flex::forward(x, weight, bias);
         }
         linear::reference::<Self>(x, weight, bias)
+    }
+    fn linears<const N: usize>(x: FlexTensor, maps: [linears::Map<Self>; N]) -> [FlexTensor; N] {
+        let dtype = maps[0].0.dtype();
+        let fits = |(weight, bias): &linears::Map<Self>| {
+            let same = weight.dtype() == dtype && TensorMetadata::shape(weight).num_elements() > 0;
+            same && bias.as_ref().is_none_or(|bias| linear::flex::reads(bias.dtype()))
+        };
+        if all_f32([&x]) && linear::flex::reads(dtype) && maps.iter().all(fits) {
+            return linear::flex::forward_all(x, maps);
+        }
+        linears::reference::<Self, N>(x, maps)
     }
     fn lora_linear(
         x: FlexTensor,

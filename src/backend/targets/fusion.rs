@@ -13,8 +13,8 @@ use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorI
 use crate::KernelBackend;
 use crate::ops::attention::{self, AttentionLayout};
 use crate::ops::{
-    add_layer_norm, add_rms_norm, gelu, layer_norm, linear, lora_linear, norm_rope, rms_norm, rope, softmax, swiglu,
-    write_rows,
+    add_layer_norm, add_rms_norm, gelu, layer_norm, linear, linears, lora_linear, norm_rope, rms_norm, rope, softmax,
+    swiglu, write_rows,
 };
 use crate::targets::cube::rows;
 
@@ -24,7 +24,7 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
     }
 
     fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
-        if !rope::cube::takes(&[x.dtype, cos.dtype, sin.dtype], x.shape.num_elements()) {
+        if !rope::cube::takes(&[&x, &cos, &sin]) {
             return rope::reference::<Self>(x, cos, sin);
         }
         let (shape, dtype) = (x.shape.clone(), x.dtype);
@@ -38,7 +38,7 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
         sin: FloatTensor<Self>,
         start: usize,
     ) -> FloatTensor<Self> {
-        if !rope::cube::takes(&[target.dtype, x.dtype, cos.dtype, sin.dtype], x.shape.num_elements()) {
+        if !rope::cube::takes(&[&x, &target, &cos, &sin]) {
             return Self::write_rows(target, Self::rope(x, cos, sin), start);
         }
         let (shape, dtype) = (target.shape.clone(), target.dtype);
@@ -102,6 +102,23 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
                 whole::<B, 3>(name, [x, weight, bias], shape, DType::F32, run)
             }
         }
+    }
+    fn linears<const N: usize>(x: FloatTensor<Self>, maps: [linears::Map<Self>; N]) -> [FloatTensor<Self>; N] {
+        let formats =
+            maps.each_ref().map(|(weight, bias)| (weight.dtype, &weight.shape, bias.as_ref().map(|bias| bias.dtype)));
+        if !linears::cube::takes((x.dtype, &x.shape), &formats) {
+            return linears::reference::<Self, N>(x, maps);
+        }
+        let rows = x.shape[0];
+        let outputs = maps.each_ref().map(|(weight, _)| (Shape::from(vec![rows, weight.shape[0]]), DType::F32));
+        let biased = maps.each_ref().map(|(_, bias)| bias.is_some());
+        let inputs = [x].into_iter().chain(maps.into_iter().flat_map(|(weight, bias)| [Some(weight), bias]).flatten());
+        whole_of::<B, N>("firebrick linears", inputs.collect(), outputs, move |inputs| {
+            let mut inputs = inputs.into_iter();
+            let mut next = || inputs.next().expect("an input for each that was recorded");
+            let x = next();
+            B::linears(x, biased.map(|biased| (next(), biased.then(&mut next))))
+        })
     }
     fn lora_linear(
         x: FloatTensor<Self>,
@@ -348,36 +365,48 @@ fn whole_to<B: FusionBackend, const N: usize, const M: usize>(
     outputs: [(Shape, DType); M],
     run: impl Fn([FloatTensor<B>; N]) -> [FloatTensor<B>; M] + Send + Sync + 'static,
 ) -> [FusionTensor<B::FusionRuntime>; M] {
+    whole_of::<B, M>(name, inputs.into(), outputs, move |inputs| {
+        run(inputs.try_into().unwrap_or_else(|_| unreachable!("as many inputs as were recorded")))
+    })
+}
+
+/// The same with a number of inputs that only the caller knows.
+fn whole_of<B: FusionBackend, const M: usize>(
+    name: &'static str,
+    inputs: Vec<FusionTensor<B::FusionRuntime>>,
+    outputs: [(Shape, DType); M],
+    run: impl Fn(Vec<FloatTensor<B>>) -> [FloatTensor<B>; M] + Send + Sync + 'static,
+) -> [FusionTensor<B::FusionRuntime>; M] {
     let client = inputs[0].client.clone();
     // Before the inputs become descriptions: the streams they were recorded on must be known.
     let streams = OperationStreams::with_inputs(inputs.iter());
     let outputs = outputs.map(|(shape, dtype)| TensorIr::uninit(client.create_empty_handle(), shape, dtype));
-    let ir = CustomOpIr::new(name, &inputs.map(FusionTensor::into_ir), &outputs);
-    let operation = Whole::<B, _, N, M> { ir: ir.clone(), run, backend: PhantomData };
+    let inputs: Vec<TensorIr> = inputs.into_iter().map(FusionTensor::into_ir).collect();
+    let ir = CustomOpIr::new(name, &inputs, &outputs);
+    let operation = Whole::<B, _, M> { ir: ir.clone(), run, backend: PhantomData };
     client.register(streams, OperationIr::Custom(ir), operation).outputs()
 }
 
-struct Whole<B, F, const N: usize, const M: usize> {
+struct Whole<B, F, const M: usize> {
     ir: CustomOpIr,
     run: F,
     backend: PhantomData<fn() -> B>,
 }
 
-impl<B, F, const N: usize, const M: usize> fmt::Debug for Whole<B, F, N, M> {
+impl<B, F, const M: usize> fmt::Debug for Whole<B, F, M> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.ir.fmt(f)
     }
 }
 
-impl<B, F, const N: usize, const M: usize> Operation<B::FusionRuntime> for Whole<B, F, N, M>
+impl<B, F, const M: usize> Operation<B::FusionRuntime> for Whole<B, F, M>
 where
     B: FusionBackend,
-    F: Fn([FloatTensor<B>; N]) -> [FloatTensor<B>; M] + Send + Sync,
+    F: Fn(Vec<FloatTensor<B>>) -> [FloatTensor<B>; M] + Send + Sync,
 {
     fn execute(&self, handles: &mut HandleContainer<<B::FusionRuntime as FusionRuntime>::FusionHandle>) {
-        let (inputs, outputs) = self.ir.as_fixed::<N, M>();
-        let results = (self.run)(inputs.each_ref().map(|input| handles.get_float_tensor::<B>(input)));
-        for (output, result) in outputs.iter().zip(results) {
+        let inputs = self.ir.inputs.iter().map(|input| handles.get_float_tensor::<B>(input)).collect();
+        for (output, result) in self.ir.outputs.iter().zip((self.run)(inputs)) {
             handles.register_float_tensor::<B>(&output.id, result);
         }
     }

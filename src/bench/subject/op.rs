@@ -11,6 +11,7 @@ use firebrick_backend::ops::embedding::embedding;
 use firebrick_backend::ops::gelu::{self, gelu};
 use firebrick_backend::ops::layer_norm::{self, layer_norm};
 use firebrick_backend::ops::linear::linear;
+use firebrick_backend::ops::linears::linears;
 use firebrick_backend::ops::lora_linear::lora_linear;
 use firebrick_backend::ops::rms_norm::{self, rms_norm};
 use firebrick_backend::ops::rope::rope;
@@ -156,8 +157,8 @@ pub(super) fn op<B: KernelBackend>(workload: &Workload, device: &B::Device, eage
             let down = make.scaled([hidden, wide], 4, MLP_SCALE).cast(dtype);
             Box::new(move |input| {
                 let x = x[input % INPUTS].clone();
-                let inner = swiglu(linear(x.clone(), gate.clone(), None), linear(x, up.clone(), None));
-                primitive(linear(inner, down.clone(), None))
+                let [gate, up] = linears(x, [(gate.clone(), None), (up.clone(), None)]);
+                primitive(linear(swiglu(gate, up), down.clone(), None))
             })
         }
         Kind::HeadLoss { tokens, at_once } => {

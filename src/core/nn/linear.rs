@@ -2,6 +2,7 @@
 
 use burn::tensor::{Tensor, TensorData};
 use firebrick_backend::ops::linear::linear;
+use firebrick_backend::ops::linears::linears;
 use firebrick_backend::ops::lora_linear::lora_linear;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use rand::{RngExt, SeedableRng};
@@ -54,6 +55,14 @@ impl<B: KernelBackend> Linear<B> {
     /// As [`forward`](Self::forward), the bias left to the op that comes next.
     pub fn forward_without_bias(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
         self.mapped(x, None)
+    }
+
+    /// [`forward`](Self::forward) of several layers that see the same `x`, in one op where none has an adapter.
+    pub fn forward_all<const N: usize>(layers: [&Self; N], x: Tensor<B, 2>) -> [Tensor<B, 2>; N] {
+        if layers.iter().any(|layer| layer.lora.is_some()) {
+            return layers.map(|layer| layer.forward(x.clone()));
+        }
+        linears(x, layers.map(|layer| (layer.weight.clone(), layer.bias.clone())))
     }
 
     fn mapped(&self, x: Tensor<B, 2>, bias: Option<Tensor<B, 1>>) -> Tensor<B, 2> {

@@ -3,7 +3,7 @@
 use super::arguments::{Arguments, Case, F, N, W, apple};
 use super::gradients;
 use super::rows::random;
-use crate::metal::{Dtype, reference};
+use crate::metal::{Dtype, reference, tables};
 use crate::ops::{gelu, rope, swiglu, write_rows};
 use crate::targets::cube::rows::Elements;
 
@@ -135,12 +135,6 @@ pub(super) fn gelu_backwards() -> Vec<Case> {
 /// What is written into a longer tensor leaves the rest of it as it was.
 pub(super) fn inside(written: Vec<f64>, before: usize, after: usize) -> Vec<f64> {
     [vec![f64::NAN; before], written, vec![f64::NAN; after]].concat()
-}
-
-/// Cosines and sines of random angles, `[tokens, dim / 2]`.
-pub(super) fn tables(tokens: usize, dim: usize, format: Dtype) -> [Vec<f64>; 2] {
-    let angles: Vec<f64> = random(2, tokens * dim / 2, F32).iter().map(|angle| angle * 3.0).collect();
-    [f64::cos, f64::sin].map(|of| angles.iter().map(|&angle| format.round(of(angle))).collect())
 }
 
 pub(super) fn ropes() -> Vec<Case> {

@@ -5,7 +5,7 @@ use cubecl::prelude::*;
 use super::arguments::{Arguments, Case, N, W};
 use super::rows::random;
 use crate::metal::Dtype;
-use crate::ops::{attention, linear};
+use crate::ops::{attention, linear, linears};
 
 use Dtype::{F16, F32};
 
@@ -14,7 +14,7 @@ fn dot(a: &[f64], b: &[f64]) -> f64 {
 }
 
 /// Rows, inputs and outputs, the rank of an adapter, and the weight's format; a bias where the outputs are an odd number.
-pub(super) fn linears() -> Vec<Case> {
+pub(super) fn single_linears() -> Vec<Case> {
     let shapes = [
         ([3, 896, 9], 5, F16),
         ([1, 1, 1], 0, F32),
@@ -59,6 +59,81 @@ pub(super) fn linears() -> Vec<Case> {
         let grid = [outputs.div_ceil(2) as u32 + 1, 1, 2];
         let what = format!("{rows} rows of {inputs} in vectors of {width} times {outputs} in {format:?}, rank {rank}");
         Case { tolerance: 1e-5, ..a.finish("rows_times_weight", what, grid, 64) }
+    };
+    shapes.into_iter().map(case).collect()
+}
+
+/// Rows, inputs and the outputs of each weight, and the weights' format; a bias where the outputs are an odd number.
+pub(super) fn several_linears() -> Vec<Case> {
+    let shapes: [(_, &[usize], _); 5] = [
+        ([3, 896], &[9, 4, 3], F16),
+        ([1, 1], &[1, 1], F32),
+        ([2, 130], &[6, 5], F16),
+        ([8, 256], &[3, 1, 2], F32),
+        ([1, 65], &[2, 8, 7], F32),
+    ];
+    let case = |([rows, inputs], outputs, format): ([usize; 2], &[usize], Dtype)| {
+        let width = [4, 2, 1].into_iter().find(|width| inputs % width == 0).expect("one divides everything");
+        let mut x = random(1, rows * inputs, F32);
+        if rows == 3 {
+            x[inputs] = f64::NAN;
+        }
+        let mut a = Arguments::new(width, [F32, format]);
+        let from = a.floats(&x);
+        let maps: Vec<_> = (2..)
+            .zip(outputs)
+            .map(|(seed, &outputs)| {
+                let bias = (outputs % 2 == 1).then(|| random(10 + seed, outputs, F32));
+                (outputs, random(seed, outputs * inputs, format), bias)
+            })
+            .collect();
+        let mut starts = vec![0];
+        let mut expected = Vec::new();
+        for (outputs, weight, bias) in &maps {
+            for at in 0..rows * outputs {
+                let (row, output) = (at / outputs, at % outputs);
+                let bias = bias.as_ref().map_or(0.0, |bias| bias[output]);
+                expected.push(dot(&x[row * inputs..][..inputs], &weight[output * inputs..][..inputs]) + bias);
+            }
+            starts.push(expected.len());
+        }
+        let weights: Vec<_> = maps.iter().map(|(_, weight, _)| a.weight(weight)).collect();
+        let option = |value: Option<_>| value.map_or(ComptimeOptionExpand::None, ComptimeOptionExpand::Some);
+        let [first, second, third] = std::array::from_fn(|at| weights.get(at).cloned());
+        let [first_bias, second_bias, third_bias] = std::array::from_fn(|at| {
+            option(maps.get(at).and_then(|(_, _, bias)| bias.as_ref().map(|bias| a.plain(bias))))
+        });
+        let (first, second) = (first.expect("two weights"), second.expect("two weights"));
+        let third = third.map_or(ComptimeOptionExpand::None, ComptimeOptionExpand::Some);
+        let to = a.plain_output(expected);
+        let vectors = a.unsigned(inputs / width);
+        let [one, two, three] = std::array::from_fn(|at| a.unsigned(outputs.get(at).copied().unwrap_or(0)));
+        let [second_start, third_start] = [1, 2].map(|at| a.unsigned(starts.get(at).copied().unwrap_or(0)));
+        let dtypes = a.dtypes();
+        linears::cube::rows_times_weights::expand::<W, N>(
+            &mut a.builder.scope,
+            width,
+            from,
+            first,
+            second,
+            third,
+            first_bias,
+            second_bias,
+            third_bias,
+            to,
+            vectors,
+            one,
+            two,
+            three,
+            second_start,
+            third_start,
+            rows,
+            64,
+            dtypes[1],
+        );
+        let grid = [outputs.iter().sum::<usize>().div_ceil(2) as u32 + 1, 1, 2];
+        let what = format!("{rows} rows of {inputs} in vectors of {width} times {outputs:?} in {format:?}");
+        Case { tolerance: 1e-5, ..a.finish("rows_times_weights", what, grid, 64) }
     };
     shapes.into_iter().map(case).collect()
 }

@@ -1,9 +1,9 @@
 //! The cases of the kernels that give each row a cube: norms and softmax, forward and backward.
 
 use super::arguments::{Arguments, Case, F, N, W, apple};
-use super::elements::{inside, tables};
+use super::elements::inside;
 use super::gradients;
-use crate::metal::{Dtype, reference};
+use crate::metal::{Dtype, reference, tables};
 use crate::ops::oracle::Array;
 use crate::ops::{add_layer_norm, add_rms_norm, layer_norm, norm_rope, rms_norm, softmax};
 use crate::targets::cube::rows::{Plan, Rows};
@@ -76,15 +76,21 @@ pub(super) fn random(seed: u64, count: usize, format: Dtype) -> Vec<f64> {
     Array::random(seed, &[count]).values.into_iter().map(|value| format.round(value)).collect()
 }
 
+/// How Apple's processors are given rows of this shape, with planes or, as a device without them would be, with the tree.
+fn on_apple(shape: &[usize], formats: [Dtype; 2], planes: bool) -> Rows {
+    let size = formats[0].size().max(formats[1].size());
+    let mut rows = Rows::on(&apple(), shape, size).expect("rows");
+    assert_eq!(rows.plan.plane, 32);
+    rows.plan.plane = if planes { 32 } else { 0 };
+    rows
+}
+
 /// A case of each launch.
 fn each(case: impl Fn(&Launch) -> Case) -> Vec<Case> {
     let mut cases = Vec::new();
     for (length, formats, planes) in LAUNCHES {
-        let size = formats[0].size().max(formats[1].size());
-        let rows = Rows::on(&apple(), &[ROWS, length], size).expect("rows");
-        let plan = Plan { plane: if planes { rows.plan.plane } else { 0 }, ..rows.plan };
-        assert!(!planes || plan.plane == 32, "{plan:?}");
-        cases.push(case(&Launch { formats, length, vectors: rows.vectors as usize, width: rows.width, plan }));
+        let Rows { vectors, width, plan, .. } = on_apple(&[ROWS, length], formats, planes);
+        cases.push(case(&Launch { formats, length, vectors: vectors as usize, width, plan }));
     }
     cases
 }
@@ -158,9 +164,8 @@ pub(super) fn norm_ropes() -> Vec<Case> {
         if tokens == 5 {
             x[7] = f64::NAN;
         }
-        let size = formats[0].size().max(formats[1].size());
-        let halves = Rows::on(&apple(), &[tokens * heads, dim / 2], size).expect("rows");
-        let plan = Plan { plane: if planes { halves.plan.plane } else { 0 }, ..halves.plan };
+        let halves = on_apple(&[tokens * heads, dim / 2], formats, planes);
+        let plan = halves.plan;
         let turned = reference::rope(&reference::rms_norm(&x, &weight, EPSILON), &cos, &sin, heads, dim);
         let row = heads * dim;
         let mut a = Arguments::new(halves.width, formats);

@@ -20,6 +20,25 @@ const UNITS: u32 = 64;
 /// Cubes along one axis of a launch, by WebGPU's limits; a vocabulary is longer.
 const MAX_CUBES: u32 = 65_535;
 
+/// What the kernels are launched with: elements of a vector, units of a cube, and a cube for each output.
+pub(crate) struct Launch {
+    pub(crate) width: usize,
+    pub(crate) units: u32,
+    pub(crate) cubes: CubeCount,
+}
+
+impl Launch {
+    pub(crate) fn of<R: CubeRuntime>(client: &ComputeClient<R>, inputs: usize, outputs: usize, weight: DType) -> Self {
+        let narrow = client.io_optimized_vector_sizes(weight.size());
+        let outputs = outputs as u32;
+        Self {
+            width: narrow.filter(|&width| inputs.is_multiple_of(width) && width <= 4).max().unwrap_or(1),
+            units: UNITS.min(client.properties().hardware.max_units_per_cube),
+            cubes: CubeCount::Static(MAX_CUBES.min(outputs), 1, outputs.div_ceil(MAX_CUBES)),
+        }
+    }
+}
+
 /// Whether [`forward`] takes this product.
 pub(crate) fn takes(x: (DType, &Shape), weight: (DType, &Shape), bias: Option<DType>) -> bool {
     let formats = x.0 == DType::F32
@@ -54,17 +73,14 @@ pub(crate) fn forward<R: CubeRuntime>(
     let shape = Shape::from(vec![rows, outputs]);
     // Rows without the padding that CUDA gives to tensors of its own making.
     let y = empty_device_contiguous_dtype(client.clone(), x.device.clone(), shape, DType::F32);
-    let narrow = client.io_optimized_vector_sizes(weight.dtype.size());
-    let width = narrow.filter(|&width| inputs.is_multiple_of(width) && width <= 4).max().unwrap_or(1);
-    let units = UNITS.min(client.properties().hardware.max_units_per_cube);
-    let (columns, layers) = (MAX_CUBES.min(outputs as u32), (outputs as u32).div_ceil(MAX_CUBES));
+    let Launch { width, units, cubes } = Launch::of(&client, inputs, outputs, weight.dtype);
     let dtype = weight.dtype;
     let argument = |tensor: CubeTensor<R>| into_contiguous(tensor).into_tensor_arg();
     let (rank, scale) = update.as_ref().map_or((0, 0.0), |update| (update.low.shape()[1] as u32, update.scale));
     let (low, b) = update.map(|update| (argument(update.low), argument(update.b))).unzip();
     rows_times_weight::launch::<R>(
         &client,
-        CubeCount::Static(columns, 1, layers),
+        cubes,
         CubeDim::new_1d(units),
         width,
         x.into_tensor_arg(),
@@ -105,33 +121,8 @@ pub(crate) fn rows_times_weight<W: Float, N: Size>(
     if output >= outputs {
         terminate!();
     }
-    let weight_start = output as usize * vectors as usize;
-    let mut sums = Array::<Vector<f32, N>>::new(rows);
-    #[unroll]
-    for row in 0..rows {
-        sums[row] = Vector::<f32, N>::empty().fill(0.0);
-    }
-    let mut at = UNIT_POS;
-    while at < vectors {
-        let weights = Vector::<f32, N>::cast_from(weight[weight_start + at as usize]);
-        #[unroll]
-        for row in 0..rows {
-            sums[row] += x[row * vectors as usize + at as usize] * weights;
-        }
-        at += CUBE_DIM;
-    }
     let mut shared = SharedMemory::<f32>::new(rows * units);
-    #[unroll]
-    for row in 0..rows {
-        let lanes = sums[row];
-        let sum = RuntimeCell::<f32>::new(0.0);
-        #[unroll]
-        for lane in 0..N::value() {
-            let next = lanes[lane] + sum.read();
-            sum.store(next);
-        }
-        shared[row * units + UNIT_POS as usize] = sum.consume();
-    }
+    products_of_unit::<W, N>(x, weight, output, vectors, &mut shared, rows, units);
     #[comptime]
     if let ComptimeOption::Some(low) = low {
         #[comptime]
@@ -150,6 +141,54 @@ pub(crate) fn rows_times_weight<W: Float, N: Size>(
             }
         }
     }
+    sum_units(&mut shared, rows, units);
+    if UNIT_POS < rows as u32 {
+        y[(UNIT_POS * outputs + output) as usize] = with_bias(shared[UNIT_POS as usize * units], bias, output);
+    }
+}
+
+/// This unit's part of each row's products with a row of the weight, in its cell of each row's.
+#[cube]
+pub(crate) fn products_of_unit<W: Float, N: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    weight: &Tensor<Vector<W, N>>,
+    weight_row: u32,
+    vectors: u32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] rows: usize,
+    #[comptime] units: usize,
+) {
+    let weight_start = weight_row as usize * vectors as usize;
+    let mut sums = Array::<Vector<f32, N>>::new(rows);
+    #[unroll]
+    for row in 0..rows {
+        sums[row] = Vector::<f32, N>::empty().fill(0.0);
+    }
+    let mut at = UNIT_POS;
+    while at < vectors {
+        let weights = Vector::<f32, N>::cast_from(weight[weight_start + at as usize]);
+        #[unroll]
+        for row in 0..rows {
+            sums[row] += x[row * vectors as usize + at as usize] * weights;
+        }
+        at += CUBE_DIM;
+    }
+    #[unroll]
+    for row in 0..rows {
+        let lanes = sums[row];
+        let sum = RuntimeCell::<f32>::new(0.0);
+        #[unroll]
+        for lane in 0..N::value() {
+            let next = lanes[lane] + sum.read();
+            sum.store(next);
+        }
+        shared[row * units + UNIT_POS as usize] = sum.consume();
+    }
+}
+
+/// The sum over the units of each row's cells, in the first of them.
+#[cube]
+pub(crate) fn sum_units(shared: &mut SharedMemory<f32>, #[comptime] rows: usize, #[comptime] units: usize) {
     sync_cube();
     let mut active = CUBE_DIM / 2;
     while active > 0 {
@@ -163,13 +202,16 @@ pub(crate) fn rows_times_weight<W: Float, N: Size>(
         sync_cube();
         active /= 2;
     }
-    if UNIT_POS < rows as u32 {
-        let sum = RuntimeCell::<f32>::new(shared[UNIT_POS as usize * units]);
-        #[comptime]
-        if let ComptimeOption::Some(bias) = bias {
-            let next = sum.read() + bias[output as usize];
-            sum.store(next);
-        }
-        y[(UNIT_POS * outputs + output) as usize] = sum.consume();
+}
+
+/// A sum, and the bias of its output if there is one.
+#[cube]
+pub(crate) fn with_bias(sum: f32, bias: &ComptimeOption<Tensor<f32>>, output: u32) -> f32 {
+    let total = RuntimeCell::<f32>::new(sum);
+    #[comptime]
+    if let ComptimeOption::Some(bias) = bias {
+        let next = total.read() + bias[output as usize];
+        total.store(next);
     }
+    total.consume()
 }

@@ -10,7 +10,7 @@ use crate::packed::Format;
 use crate::targets::cpu::ByteProducts;
 use crate::targets::flex::dot::{InstructionSet, STREAMS, Stored, VECTORS};
 use crate::targets::flex::integers::rows_times_packed;
-use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
+use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, Product, multiply};
 use crate::targets::flex::packed::PackedRows;
 use crate::targets::flex::product::{self, Over};
 pub(crate) use crate::targets::flex::weights::reads;
@@ -31,8 +31,22 @@ struct Update {
     rank: usize,
 }
 
+/// One of the linear maps of the same rows.
+struct Map {
+    weight: FlexTensor,
+    bias: Option<Rows>,
+    update: Option<Update>,
+}
+
+impl Map {
+    fn new(weight: FlexTensor, bias: Option<FlexTensor>, update: Option<Update>) -> Self {
+        Self { weight, bias: bias.map(|bias| Rows::new(&in_f32(bias))), update }
+    }
+}
+
 pub(crate) fn forward(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
-    product(x, weight, bias, None)
+    let [output] = products(x, [Map::new(weight, bias, None)]);
+    output
 }
 
 /// The product with an adapter's part added to it in place. `low` and `b` are f32, and no axis is empty.
@@ -46,51 +60,141 @@ pub(crate) fn forward_with_update(
 ) -> FlexTensor {
     let rank = b.shape()[1];
     let scaled = Flex::float_mul_scalar(low, scale.into());
-    product(x, weight, bias, Some(&Update { low: Rows::new(&scaled), b: Rows::new(&b), rank }))
+    let update = Update { low: Rows::new(&scaled), b: Rows::new(&b), rank };
+    let [output] = products(x, [Map::new(weight, bias, Some(update))]);
+    output
 }
 
-fn product(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>, update: Option<&Update>) -> FlexTensor {
-    let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
-    let x = Rows::new(&x);
-    let bias = bias.map(|bias| Rows::new(&in_f32(bias)));
-    let bias = bias.as_ref().map(Rows::all);
-    let out = if rows == 0 || inputs == 0 || outputs == 0 {
+/// The products by several weights of one dtype, of which none is empty: rows are laid out, or rounded to bytes, once, and threads wait for
+/// each other once.
+pub(crate) fn forward_all<const N: usize>(
+    x: FlexTensor,
+    maps: [(FlexTensor, Option<FlexTensor>); N],
+) -> [FlexTensor; N] {
+    products(x, maps.map(|(weight, bias)| Map::new(weight, bias, None)))
+}
+
+fn products<const N: usize>(x: FlexTensor, maps: [Map; N]) -> [FlexTensor; N] {
+    let (rows, inputs) = (x.shape()[0], x.shape()[1]);
+    let outputs = maps.each_ref().map(|map| map.weight.shape()[0]);
+    let forward = Forward { x: &Rows::new(&x), rows, maps: &maps };
+    let results = if rows * inputs == 0 || outputs.contains(&0) {
         // An empty sum is zero, and the kernels need not know.
-        bias.map_or(memory::zeros(rows * outputs), |bias| bias.repeat(rows))
+        let empty = |(map, outputs): (&Map, &usize)| match &map.bias {
+            Some(bias) => bias.all().repeat(rows),
+            None => memory::zeros(rows * outputs),
+        };
+        maps.iter().zip(&outputs).map(empty).collect()
     } else {
-        let forward = Forward { x: &x, rows, bias, update };
-        match Format::of(weight.dtype()) {
+        match Format::of(maps[0].weight.dtype()) {
             // At every number of rows, in training too: what was evaluated and trained is what will be decoded.
             Some(_) => {
-                let multiply = |out: &mut [f32], into: Into<'_>| {
-                    rows_times_packed(ByteProducts::detect(), x.all(), PackedRows::of(&weight), into, out);
-                };
-                many_rows(forward, outputs, multiply)
+                let weights = maps.iter().map(|map| PackedRows::of(&map.weight)).collect();
+                forward.many_rows(weights, |x, products| rows_times_packed(ByteProducts::detect(), x, products))
             }
-            None => on_dense(&weight, forward),
+            None => on_dense(&maps.each_ref().map(|map| &map.weight), forward),
         }
     };
-    tensor(out, Shape::from(vec![rows, outputs]))
+    let mut results = results.into_iter().zip(outputs);
+    std::array::from_fn(|_| {
+        let (result, outputs) = results.next().expect("a result for each map");
+        tensor(result, Shape::from(vec![rows, outputs]))
+    })
 }
 
+/// The maps of some rows.
+#[derive(Clone, Copy)]
 struct Forward<'x> {
     x: &'x Rows,
     rows: usize,
-    bias: Option<&'x [f32]>,
-    update: Option<&'x Update>,
+    maps: &'x [Map],
 }
 
 impl OnDense for Forward<'_> {
-    type Output = Vec<f32>;
+    type Output = Vec<Vec<f32>>;
 
-    fn run<T: Stored>(self, weights: Dense<'_, T>) -> Vec<f32> {
+    fn run<T: Stored>(self, weights: Vec<Dense<'_, T>>) -> Vec<Vec<f32>> {
         if self.rows <= FEW_ROWS {
-            return few_rows(self, weights);
+            return self.few_rows(&weights);
         }
-        let x = self.x.all();
-        many_rows(self, weights.outputs(), |out, into| {
-            product::multiply(InstructionSet::detect(), x, weights, Over::Inputs, into, out);
-        })
+        self.many_rows(weights, |x, products| product::multiply(InstructionSet::detect(), x, Over::Inputs, products))
+    }
+}
+
+impl Forward<'_> {
+    fn few_rows<T: Stored>(self, weights: &[Dense<'_, T>]) -> Vec<Vec<f32>> {
+        let (set, rows, inputs) = (InstructionSet::detect(), self.rows, weights[0].inputs());
+        let outputs: Vec<usize> = weights.iter().map(|weights| weights.outputs()).collect();
+        // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
+        let mut products: Vec<_> = outputs.iter().map(|outputs| memory::stale(outputs * rows)).collect();
+        let run = |map: usize, first: usize, out: &mut [f32]| {
+            let count = out.len() / rows;
+            every_row_dot(set, self.x, rows, weights[map].rows(first..first + count), out);
+            let Map { bias, update, .. } = &self.maps[map];
+            if let Some(bias) = bias {
+                for (out, bias) in out.chunks_exact_mut(rows).zip(&bias.all()[first..]) {
+                    out.iter_mut().for_each(|out| *out += bias);
+                }
+            }
+            if let Some(Update { low, b, rank }) = update {
+                let mut added = memory::scratch(out.len());
+                every_row_dot(set, low, rows, Dense::new(b.all(), *rank).rows(first..first + count), &mut added);
+                out.iter_mut().zip(&*added).for_each(|(out, added)| *out += added);
+            }
+        };
+        if inputs * outputs.iter().sum::<usize>() < PARALLEL_PRODUCTS {
+            products.iter_mut().enumerate().for_each(|(map, out)| run(map, 0, out));
+        } else {
+            let mut left: Vec<&mut [f32]> = products.iter_mut().map(Vec::as_mut_slice).collect();
+            let shares = shares(&outputs, STREAMS, SHARE / inputs).map(|share| {
+                let parts = share.into_iter().map(|(map, part)| {
+                    let out;
+                    (out, left[map]) = std::mem::take(&mut left[map]).split_at_mut(part.len() * rows);
+                    (map, part.start, out)
+                });
+                parts.collect::<Vec<_>>()
+            });
+            shares.par_bridge().for_each(|share| share.into_iter().for_each(|(map, first, out)| run(map, first, out)));
+        }
+        if rows == 1 {
+            return products;
+        }
+        let by_row = products.iter().zip(outputs).map(|(products, outputs)| {
+            let mut out = memory::stale(products.len());
+            for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
+                out.iter_mut().zip(products.iter().skip(row).step_by(rows)).for_each(|(out, product)| *out = *product);
+            }
+            out
+        });
+        by_row.collect()
+    }
+
+    fn many_rows<'a, W: Weights<'a>>(
+        self,
+        weights: Vec<W>,
+        multiply: impl FnOnce(&[f32], Vec<Product<'_, W>>),
+    ) -> Vec<Vec<f32>> {
+        let mut outs: Vec<_> = weights.iter().map(|weights| memory::stale(self.rows * weights.outputs())).collect();
+        let products = weights.into_iter().zip(self.maps).zip(&mut outs).map(|((weights, map), out)| {
+            let into = map.bias.as_ref().map_or(Into::Overwrite, |bias| Into::Bias(bias.all()));
+            Product { weights, into, out }
+        });
+        multiply(self.x.all(), products.collect());
+        for (map, out) in self.maps.iter().zip(&mut outs) {
+            if let Some(Update { low, b, rank }) = &map.update {
+                let product = Product { weights: Dense::new(b.all(), *rank), into: Into::Add, out };
+                product::multiply(InstructionSet::detect(), low.all(), Over::Inputs, vec![product]);
+            }
+        }
+        outs
+    }
+}
+
+/// `out[w · rows + r] = x[r] · weights[w]`.
+fn every_row_dot<T: Stored>(set: InstructionSet, x: &Rows, rows: usize, weights: Dense<T>, out: &mut [f32]) {
+    for start in (0..rows).step_by(VECTORS) {
+        let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
+        weights.dots(set, &vectors, &mut out[start..], rows);
     }
 }
 
@@ -116,7 +220,8 @@ impl OnWeights for BackwardInput<'_> {
 
     fn run<'a>(self, weights: impl Weights<'a>) -> Vec<f32> {
         let mut out = memory::stale(self.rows * weights.inputs());
-        product::multiply(InstructionSet::detect(), self.grad, weights, Over::Outputs, Into::Overwrite, &mut out);
+        let product = Product { weights, into: Into::Overwrite, out: &mut out };
+        product::multiply(InstructionSet::detect(), self.grad, Over::Outputs, vec![product]);
         out
     }
 }
@@ -131,68 +236,6 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let parallel = rows * inputs * outputs >= PARALLEL_PRODUCTS;
     multiply(MatrixMut::new(&mut out, outputs, inputs, inputs), Into::Overwrite, left, right, parallel);
     tensor(out, Shape::from(vec![outputs, inputs]))
-}
-
-/// `out[w · rows + r] = x[r] · weights[w]`.
-fn every_row_dot<T: Stored>(set: InstructionSet, x: &Rows, rows: usize, weights: Dense<T>, out: &mut [f32]) {
-    for start in (0..rows).step_by(VECTORS) {
-        let vectors: Vec<&[f32]> = (start..rows.min(start + VECTORS)).map(|row| x.row(row)).collect();
-        weights.dots(set, &vectors, &mut out[start..], rows);
-    }
-}
-
-fn few_rows<T: Stored>(Forward { x, rows, bias, update }: Forward, weights: Dense<T>) -> Vec<f32> {
-    let set = InstructionSet::detect();
-    let (inputs, outputs) = (weights.inputs(), weights.outputs());
-    // By weight row, so that each thread owns its part: transposed below, which is nothing beside the weights.
-    let mut products = memory::stale(outputs * rows);
-    let run = |first: usize, out: &mut [f32]| {
-        let count = out.len() / rows;
-        every_row_dot(set, x, rows, weights.rows(first..first + count), out);
-        if let Some(bias) = bias {
-            for (out, bias) in out.chunks_exact_mut(rows).zip(&bias[first..]) {
-                out.iter_mut().for_each(|out| *out += bias);
-            }
-        }
-        if let Some(Update { low, b, rank }) = update {
-            let mut added = memory::scratch(out.len());
-            every_row_dot(set, low, rows, Dense::new(b.all(), *rank).rows(first..first + count), &mut added);
-            out.iter_mut().zip(&*added).for_each(|(out, added)| *out += added);
-        }
-    };
-    if inputs * outputs < PARALLEL_PRODUCTS {
-        run(0, &mut products);
-    } else {
-        let mut left = &mut products[..];
-        let parts = shares(outputs, STREAMS, SHARE / inputs).map(|share| {
-            let out;
-            (out, left) = std::mem::take(&mut left).split_at_mut(share.len() * rows);
-            (share.start, out)
-        });
-        parts.par_bridge().for_each(|(first, out)| run(first, out));
-    }
-    if rows == 1 {
-        return products;
-    }
-    let mut out = memory::stale(products.len());
-    for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
-        out.iter_mut().zip(products.iter().skip(row).step_by(rows)).for_each(|(out, product)| *out = *product);
-    }
-    out
-}
-
-fn many_rows(
-    Forward { rows, bias, update, .. }: Forward,
-    outputs: usize,
-    multiply: impl FnOnce(&mut [f32], Into<'_>),
-) -> Vec<f32> {
-    let mut out = memory::stale(rows * outputs);
-    multiply(&mut out, bias.map_or(Into::Overwrite, Into::Bias));
-    if let Some(Update { low, b, rank }) = update {
-        let b = Dense::new(b.all(), *rank);
-        product::multiply(InstructionSet::detect(), low.all(), b, Over::Inputs, Into::Add, &mut out);
-    }
-    out
 }
 
 /// A bias, which is read as f32.

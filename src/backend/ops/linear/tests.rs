@@ -10,7 +10,7 @@ use crate::TrainBackend;
 use crate::ops::oracle::{Array, View, agrees, gradients_agree, on_every_backend, read};
 
 /// `x · Wᵀ`, and `b` if there is a third input.
-fn oracle(inputs: &[&Array]) -> Array {
+pub(crate) fn oracle(inputs: &[&Array]) -> Array {
     let (x, weight) = (inputs[0], inputs[1]);
     let bias = |output: usize| inputs.get(2).map_or(0.0, |bias| bias.values[output]);
     let dot = |x: &[f64], w: &[f64]| x.iter().zip(w).map(|(x, w)| x * w).sum::<f64>();

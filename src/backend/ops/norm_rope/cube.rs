@@ -6,8 +6,9 @@ use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use crate::ops::rms_norm::cube::inverse_rms_of;
 use crate::ops::write_rows::cube::owned;
-use crate::targets::cube::rows::{self, Plan, Rows, cube_index, empty_like, load, sum};
+use crate::targets::cube::rows::{self, Plan, Rows, cube_index, empty_like, load};
 
 /// Whether the kernel takes these tensors, of which `alike` have one dtype, the first being what is turned.
 pub(crate) fn takes<T: TensorMetadata>(alike: &[&T], weight: &T) -> bool {
@@ -108,8 +109,7 @@ pub(crate) fn norm_and_turn<F: Float, W: Float, N: Size>(
         high[turn] = load::<F, N>(x, start + half, at, vectors);
         squares += low[turn] * low[turn] + high[turn] * high[turn];
     }
-    let length = f32::cast_from(2 * vectors * N::value() as u32);
-    let inverse = 1.0 / f32::sqrt(sum::<N>(squares, plan) / length + epsilon);
+    let inverse = inverse_rms_of::<N>(squares, 2 * vectors, epsilon, plan);
     let inverses = Vector::<f32, N>::empty().fill(inverse);
     let angles = (row / heads) as usize * half;
     let to = (first + row) as usize * 2 * half;

@@ -72,6 +72,17 @@ pub(crate) fn inverse_rms<N: Size>(
     for turn in 0..plan.turns {
         squares += held[turn] * held[turn];
     }
+    inverse_rms_of::<N>(squares, vectors, epsilon, plan)
+}
+
+/// The same from each unit's squares of a row of so many vectors.
+#[cube]
+pub(crate) fn inverse_rms_of<N: Size>(
+    squares: Vector<f32, N>,
+    vectors: u32,
+    epsilon: f32,
+    #[comptime] plan: Plan,
+) -> f32 {
     let length = f32::cast_from(vectors * N::value() as u32);
     1.0 / f32::sqrt(sum::<N>(squares, plan) / length + epsilon)
 }

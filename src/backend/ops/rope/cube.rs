@@ -1,6 +1,6 @@
 //! wgpu and CUDA: a unit turns one pair of each head. The same launch writes into a new tensor or into rows of a cache.
 
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::TensorMetadata;
 use burn_cubecl::CubeRuntime;
 use burn_cubecl::kernel::into_contiguous;
 use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
@@ -9,13 +9,13 @@ use cubecl::calculate_cube_count_elemwise;
 use cubecl::prelude::*;
 
 use crate::ops::write_rows::cube::owned;
+use crate::targets::cube::rows::takes_elements;
 
 const UNITS: u32 = 64;
 
-/// Whether the kernel takes tensors of these formats and so many elements to turn.
-pub(crate) fn takes(formats: &[DType], elements: usize) -> bool {
-    let takes = |dtype| matches!(dtype, DType::F32 | DType::F16 | DType::BF16);
-    elements > 0 && takes(formats[0]) && formats.iter().all(|&dtype| dtype == formats[0])
+/// Whether the kernel takes these tensors, the first being what is turned.
+pub(crate) fn takes<T: TensorMetadata>(alike: &[&T]) -> bool {
+    alike[0].shape().num_elements() > 0 && takes_elements(alike, &[])
 }
 
 /// `x` `[tokens, heads, dim]` turned by `cos` and `sin` `[tokens, dim / 2]`, all in one dtype.

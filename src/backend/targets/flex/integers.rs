@@ -15,7 +15,7 @@ use rayon::prelude::*;
 
 use self::activations::Activations;
 use self::tile::{Kernel, Operands, TILE};
-use super::matrix::{Into, SharedColumns};
+use super::matrix::{Into, Product, SharedColumns};
 use super::packed::{LANES, PackedRows};
 use super::weights::{Weights, shares};
 use crate::targets::cpu::ByteProducts;
@@ -29,19 +29,27 @@ const SHARE_ROWS: usize = 96;
 /// Products that are done before another thread has begun.
 const PARALLEL_PRODUCTS: usize = 1 << 16;
 
-/// `out[row · outputs + o] (+)= Σ x[row · inputs + i] · weights[o, i]`, with `x` rounded to eight bits by blocks.
+/// `out[row · outputs + o] (+)= Σ x[row · inputs + i] · weights[o, i]` of each product, with `x` rounded to eight bits by blocks, once for all.
 ///
 /// # Panics
-/// If a slice does not fit the sizes.
-pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], weights: PackedRows, into: Into, out: &mut [f32]) {
-    let (inputs, outputs) = (weights.inputs(), weights.outputs());
+/// If a slice does not fit the sizes, or the weights are not of one format.
+pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], products: Vec<Product<PackedRows>>) {
+    let weights = products[0].weights;
+    let (inputs, block, format) = (weights.inputs(), weights.block(), weights.format());
     let rows = x.len() / inputs;
-    assert!(x.len() == rows * inputs && out.len() == rows * outputs && into.fits(outputs));
+    assert!(x.len() == rows * inputs);
     let kernel = Kernel::of(set);
-    let x = Activations::round(set, x, inputs, weights.block(), weights.format().zero());
-    let destination = SharedColumns::new(out, outputs);
-    let compute = |part: Range<usize>| {
-        let depth = DEPTH / weights.block();
+    let x = Activations::round(set, x, inputs, block, format.zero());
+    let outputs: Vec<usize> = products.iter().map(|product| product.weights.outputs()).collect();
+    let products = products.into_iter().zip(&outputs).map(|(Product { weights, into, out }, &outputs)| {
+        assert!((weights.inputs(), weights.block(), weights.format()) == (inputs, block, format));
+        assert!(out.len() == rows * outputs && into.fits(outputs));
+        (weights, into, SharedColumns::new(out, outputs))
+    });
+    let products: Vec<_> = products.collect();
+    let compute = |product: usize, part: Range<usize>| {
+        let (weights, into, destination) = &products[product];
+        let depth = DEPTH / block;
         for start in (0..rows).step_by(ROWS) {
             let some = start..rows.min(start + ROWS);
             for first in part.clone().step_by(kernel.width) {
@@ -51,15 +59,16 @@ pub(crate) fn rows_times_packed(set: ByteProducts, x: &[f32], weights: PackedRow
                     let into = if start == 0 { into.columns(first..first + group.outputs()) } else { Into::Add };
                     // SAFETY: the weight rows of a call are its own, and so are their columns of the output, which is borrowed mutably
                     // for as long as this runs; their number fits, as the lengths agree.
-                    unsafe { multiply(kernel, (&x, some.clone()), group, blocks, into, &destination, first) };
+                    unsafe { multiply(kernel, (&x, some.clone()), group, blocks, into, destination, first) };
                 }
             }
         }
     };
-    if rows * inputs * outputs < PARALLEL_PRODUCTS {
-        return compute(0..outputs);
+    if rows * inputs * outputs.iter().sum::<usize>() < PARALLEL_PRODUCTS {
+        return outputs.iter().enumerate().for_each(|(product, &outputs)| compute(product, 0..outputs));
     }
-    shares(outputs, kernel.width, SHARE_ROWS).par_bridge().for_each(compute);
+    let shares = shares(&outputs, kernel.width, SHARE_ROWS).par_bridge();
+    shares.for_each(|share| share.into_iter().for_each(|(product, part)| compute(product, part)));
 }
 
 /// Some blocks of some rows of activations times those of a group of weight rows, which begin with a panel.
@@ -119,7 +128,8 @@ mod tests {
     fn product(set: ByteProducts, x: &[f32], packed: &Packed) -> Vec<f32> {
         let matrix = tensor(packed.clone());
         let mut out = vec![f32::NAN; x.len() / packed.shape[1] * packed.shape[0]];
-        rows_times_packed(set, x, PackedRows::of(&matrix), Into::Overwrite, &mut out);
+        let product = Product { weights: PackedRows::of(&matrix), into: Into::Overwrite, out: &mut out };
+        rows_times_packed(set, x, vec![product]);
         out
     }
 
@@ -223,8 +233,9 @@ mod tests {
     fn a_product_is_added_to_what_is_there() {
         let (x, packed) = (values(1, 3 * 2048), matrices([50, 2048]).remove(0));
         for set in ByteProducts::available() {
-            let mut out = vec![0.5; 150];
-            rows_times_packed(set, &x, PackedRows::of(&tensor(packed.clone())), Into::Add, &mut out);
+            let (mut out, matrix) = (vec![0.5; 150], tensor(packed.clone()));
+            let added = Product { weights: PackedRows::of(&matrix), into: Into::Add, out: &mut out };
+            rows_times_packed(set, &x, vec![added]);
             for (sum, product) in out.iter().zip(product(set, &x, &packed)) {
                 assert!((sum - 0.5 - product).abs() < 1e-4, "{set:?} {sum} {product}");
             }

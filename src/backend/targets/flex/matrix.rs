@@ -107,6 +107,13 @@ impl Into<'_> {
     }
 }
 
+/// One of several products of the same rows: with which weight, and where it goes, row after row.
+pub(crate) struct Product<'p, W> {
+    pub(crate) weights: W,
+    pub(crate) into: Into<'p>,
+    pub(crate) out: &'p mut [f32],
+}
+
 /// `destination (+)= left · right`, on every thread of the pool if `parallel`.
 ///
 /// # Panics

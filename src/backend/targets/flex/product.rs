@@ -22,10 +22,10 @@ use self::panels::Panels;
 use self::strips::{Ahead, Matrix, Strips};
 use self::tile::Kernel;
 use super::dot::InstructionSet;
-use super::matrix::{Into, SharedColumns};
+use super::matrix::{Into, Product, SharedColumns};
 use super::memory::Lent;
 use super::transpose::transpose;
-use super::weights::{Weights, shares};
+use super::weights::{Share, Weights, shares};
 use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch_to_write;
 
@@ -45,50 +45,63 @@ pub(crate) enum Over {
     Outputs,
 }
 
-/// `out (+)= x · Wᵀ` or `x · W`, all of them contiguous.
+impl Over {
+    /// Terms of a sum.
+    fn terms<'a>(self, weights: impl Weights<'a>) -> usize {
+        if self == Self::Inputs { weights.inputs() } else { weights.outputs() }
+    }
+
+    /// Sums of a row.
+    fn sums<'a>(self, weights: impl Weights<'a>) -> usize {
+        if self == Self::Inputs { weights.outputs() } else { weights.inputs() }
+    }
+}
+
+/// `out (+)= x · Wᵀ` or `x · W` of each product, all of them contiguous.
 ///
 /// # Panics
 /// If a slice does not fit the sizes, or there are no terms.
-pub(crate) fn multiply<'a>(
+pub(crate) fn multiply<'a, W: Weights<'a>>(
     set: InstructionSet,
     x: &[f32],
-    weights: impl Weights<'a>,
     over: Over,
-    into: Into,
-    out: &mut [f32],
+    mut products: Vec<Product<'_, W>>,
 ) {
-    let (terms, sums) = match over {
-        Over::Inputs => (weights.inputs(), weights.outputs()),
-        Over::Outputs => (weights.outputs(), weights.inputs()),
-    };
+    let terms = over.terms(products[0].weights);
     let rows = x.len() / terms;
-    assert!(x.len() == rows * terms && out.len() == rows * sums && into.fits(sums));
+    assert!(x.len() == rows * terms);
+    for Product { weights, into, out } in &products {
+        let sums = over.sums(*weights);
+        assert!(over.terms(*weights) == terms && out.len() == rows * sums && into.fits(sums));
+    }
     let kernel = Kernel::of(set, over, rows);
     for some in parts(0..rows, ROWS, kernel.width) {
-        let out = &mut out[some.start * sums..some.end * sums];
         let x = &x[some.start * terms..some.end * terms];
-        for some in parts(0..terms, TERMS, 1) {
-            let into = if some.start == 0 { into } else { Into::Add };
-            multiply_terms(&kernel, (x, terms), some, weights, over, into, out);
+        for part in parts(0..terms, TERMS, 1) {
+            let products = products.iter_mut().map(|Product { weights, into, out }| {
+                let sums = over.sums(*weights);
+                let into = if part.start == 0 { *into } else { Into::Add };
+                Product { weights: *weights, into, out: &mut out[some.start * sums..some.end * sums] }
+            });
+            multiply_terms(&kernel, (x, terms), part.clone(), over, products.collect());
         }
     }
 }
 
 /// Some of the terms of the sums of rows of so many.
-fn multiply_terms<'a>(
+fn multiply_terms<'a, W: Weights<'a>>(
     kernel: &Kernel,
     (x, stride): (&[f32], usize),
     terms: Range<usize>,
-    weights: impl Weights<'a>,
     over: Over,
-    into: Into,
-    out: &mut [f32],
+    products: Vec<Product<'_, W>>,
 ) {
     let rows = x.len() / stride;
-    let sums = out.len() / rows;
-    let unit = if over == Over::Outputs { common_multiple(kernel.height, weights.block()) } else { kernel.height };
+    let block = products.iter().map(|product| product.weights.block()).max().unwrap_or(1);
+    let unit = if over == Over::Outputs { common_multiple(kernel.height, block) } else { kernel.height };
     let most = kernel.height * kernel.strips;
-    let product = Product {
+    let sums: Vec<usize> = products.iter().map(|product| over.sums(product.weights)).collect();
+    let passes = products.into_iter().zip(&sums).map(|(Product { weights, into, out }, &sums)| Pass {
         kernel,
         weights,
         over,
@@ -97,22 +110,25 @@ fn multiply_terms<'a>(
         first_term: terms.start,
         into,
         out: SharedColumns::new(out, sums),
-    };
-    let compute = |panels: &Panels, share: Range<usize>| {
+    });
+    let passes: Vec<Pass<W>> = passes.collect();
+    let compute = |panels: &Panels, share: Share| {
         let _ready = kernel.begin();
         let mut scratch = Scratch::default();
-        let mut groups = parts(share, most, unit).peekable();
-        while let Some(group) = groups.next() {
-            // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs; their
-            // number fits, as the lengths agree.
-            unsafe { product.group(panels, group, groups.peek(), &mut scratch) };
+        for (pass, sums) in share {
+            let mut groups = parts(sums, most, unit).peekable();
+            while let Some(group) = groups.next() {
+                // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs; their
+                // number fits, as the lengths agree.
+                unsafe { passes[pass].group(panels, group, groups.peek(), &mut scratch) };
+            }
         }
     };
     let pack = || Panels::pack(kernel, x, stride, terms.clone());
-    if rows * terms.len() * sums < PARALLEL_PRODUCTS {
-        return compute(&pack(), 0..sums);
+    if rows * terms.len() * sums.iter().sum::<usize>() < PARALLEL_PRODUCTS {
+        return compute(&pack(), sums.iter().enumerate().map(|(pass, &sums)| (pass, 0..sums)).collect());
     }
-    let shares = shares(sums, unit, kernel.share).par_bridge();
+    let shares = shares(&sums, unit, kernel.share).par_bridge();
     if Panels::together(rows, terms.len()) {
         let panels = pack();
         shares.for_each(|share| compute(&panels, share));
@@ -132,7 +148,7 @@ struct Scratch {
 }
 
 /// What the groups of sums of a product have in common.
-struct Product<'p, W> {
+struct Pass<'p, W> {
     kernel: &'p Kernel,
     weights: W,
     over: Over,
@@ -145,7 +161,7 @@ struct Product<'p, W> {
     out: SharedColumns,
 }
 
-impl<'a, W: Weights<'a>> Product<'_, W> {
+impl<'a, W: Weights<'a>> Pass<'_, W> {
     /// A group's sums for every row: a part of a panel stays in the nearest cache while all strips meet it. Of the `next` group, what its
     /// strips are made from is asked for meanwhile.
     ///

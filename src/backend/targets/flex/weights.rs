@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, TensorMetadata};
+use burn::tensor::{DType, Element, TensorMetadata};
 use burn_flex::FlexTensor;
 use half::{bf16, f16};
 
@@ -78,18 +78,35 @@ impl<'a, T: Stored> Weights<'a> for Dense<'a, T> {
     }
 }
 
-/// The rows of a weight in shares for the threads to take one after another: whole `units`, and `least` rows at least where there are enough
-/// for all threads. They become shorter: long ones are fast, and at the end no thread waits long for another.
-pub(crate) fn shares(rows: usize, unit: usize, least: usize) -> impl Iterator<Item = Range<usize>> + Send {
+/// Part of the work on weights of so many rows: which of them, and which of its rows.
+pub(crate) type Share = Vec<(usize, Range<usize>)>;
+
+/// The rows of weights, one weight after another, in shares for the threads to take: whole `units` of each weight, and `least` rows at least
+/// where there are enough for all threads. They become shorter: long ones are fast, and at the end no thread waits long for another.
+pub(crate) fn shares(rows: &[usize], unit: usize, least: usize) -> impl Iterator<Item = Share> + Send {
     let threads = rayon::current_num_threads();
-    let least = least.min(rows.div_ceil(threads)).next_multiple_of(unit).max(unit);
-    let mut start = 0;
+    let mut left: usize = rows.iter().map(|rows| rows.next_multiple_of(unit)).sum();
+    let least = least.min(left.div_ceil(threads)).next_multiple_of(unit).max(unit);
+    let mut weights = rows.iter().copied().enumerate().collect::<Vec<_>>().into_iter();
+    // What is left of the weight at which the last share ended.
+    let mut rest = (0, 0..0);
     std::iter::from_fn(move || {
-        let left = rows - start;
-        let share = (left / (2 * threads)).next_multiple_of(unit).max(least).min(left);
-        let range = start..start + share;
-        start += share;
-        (share > 0).then_some(range)
+        let mut size = (left / (2 * threads)).next_multiple_of(unit).max(least).min(left);
+        left -= size;
+        let mut share = Vec::new();
+        while size > 0 {
+            if rest.1.is_empty() {
+                let (weight, rows) = weights.next()?;
+                rest = (weight, 0..rows);
+                continue;
+            }
+            let (weight, Range { start, end }) = rest.clone();
+            let part = start..end.min(start + size);
+            size -= part.len().next_multiple_of(unit);
+            rest.1.start = part.end;
+            share.push((weight, part));
+        }
+        (!share.is_empty()).then_some(share)
     })
 }
 
@@ -99,10 +116,10 @@ pub(crate) trait OnWeights {
     fn run<'a>(self, weights: impl Weights<'a>) -> Self::Output;
 }
 
-/// Work on weights stored one by one.
+/// Work on weights stored one by one, all in the same format.
 pub(crate) trait OnDense {
     type Output;
-    fn run<T: Stored>(self, weights: Dense<'_, T>) -> Self::Output;
+    fn run<T: Stored>(self, weights: Vec<Dense<'_, T>>) -> Self::Output;
 }
 
 /// Whether weights of this dtype are read as they are.
@@ -120,30 +137,37 @@ pub(crate) fn on_weights<W: OnWeights>(matrix: &FlexTensor, work: W) -> W::Outpu
     impl<W: OnWeights> OnDense for AnyForm<W> {
         type Output = W::Output;
 
-        fn run<T: Stored>(self, weights: Dense<'_, T>) -> W::Output {
-            self.0.run(weights)
+        fn run<T: Stored>(self, weights: Vec<Dense<'_, T>>) -> W::Output {
+            self.0.run(weights[0])
         }
     }
     match Format::of(matrix.dtype()) {
         Some(_) => work.run(PackedRows::of(matrix)),
-        None => on_dense(matrix, AnyForm(work)),
+        None => on_dense(&[matrix], AnyForm(work)),
     }
 }
 
-/// Runs `work` on the weights of a matrix that is neither empty nor packed.
+/// Runs `work` on the weights of matrices that are neither empty nor packed.
 ///
 /// # Panics
-/// If its dtype is not one that [`reads`] knows.
-pub(crate) fn on_dense<W: OnDense>(matrix: &FlexTensor, work: W) -> W::Output {
-    let matrix = super::contiguous(matrix);
-    let (shape, start) = (TensorMetadata::shape(&matrix), matrix.layout().start_offset());
-    let (range, inputs) = (start..start + shape.num_elements(), shape[1]);
-    match matrix.dtype() {
-        DType::F32 => work.run(Dense::new(&matrix.storage::<f32>()[range], inputs)),
-        DType::F16 => work.run(Dense::new(&matrix.storage::<f16>()[range], inputs)),
-        DType::BF16 => work.run(Dense::new(&matrix.storage::<bf16>()[range], inputs)),
+/// If they are not of one dtype, or of one that [`reads`] does not know.
+pub(crate) fn on_dense<W: OnDense>(matrices: &[&FlexTensor], work: W) -> W::Output {
+    let matrices: Vec<FlexTensor> = matrices.iter().map(|matrix| super::contiguous(matrix)).collect();
+    match matrices[0].dtype() {
+        DType::F32 => work.run(dense::<f32>(&matrices)),
+        DType::F16 => work.run(dense::<f16>(&matrices)),
+        DType::BF16 => work.run(dense::<bf16>(&matrices)),
         other => unreachable!("weights of {other:?} are not read"),
     }
+}
+
+fn dense<T: Stored + Element>(matrices: &[FlexTensor]) -> Vec<Dense<'_, T>> {
+    let weights = matrices.iter().map(|matrix| {
+        assert_eq!(matrix.dtype(), T::dtype());
+        let (shape, start) = (TensorMetadata::shape(matrix), matrix.layout().start_offset());
+        Dense::new(&matrix.storage::<T>()[start..start + shape.num_elements()], shape[1])
+    });
+    weights.collect()
 }
 
 #[cfg(test)]
@@ -153,8 +177,12 @@ mod tests {
     #[test]
     fn shares_become_shorter_and_are_made_of_whole_units() {
         let pool = |threads| rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        let shares = |threads, rows: &[usize], unit, least| -> Vec<Share> {
+            pool(threads).install(|| shares(rows, unit, least).collect())
+        };
         let lengths = |threads, rows, unit, least| -> Vec<usize> {
-            pool(threads).install(|| shares(rows, unit, least).map(|share| share.len()).collect())
+            let shares = shares(threads, &[rows], unit, least).into_iter();
+            shares.map(|share| share.into_iter().map(|(_, rows)| rows.len()).sum()).collect()
         };
         assert_eq!(lengths(2, 896, 32, 0), [224, 192, 128, 96, 64, 64, 32, 32, 32, 32]);
         assert_eq!(lengths(2, 896, 4, 128), [224, 168, 128, 128, 128, 120]);
@@ -168,6 +196,18 @@ mod tests {
                 assert_eq!(lengths.iter().sum::<usize>(), rows);
                 assert!(lengths.is_sorted_by(|a, b| a >= b), "{threads} {rows}");
                 assert!(lengths[..lengths.len() - 1].iter().all(|length| length.is_multiple_of(16)));
+            }
+        }
+        // Each weight begins with a unit; one that ends within a unit, or has no rows, is in no other's way.
+        assert_eq!(shares(1, &[10, 0, 20], 8, 8), [vec![(0, 0..10), (2, 0..8)], vec![(2, 8..16)], vec![(2, 16..20)]]);
+        for threads in 1..5 {
+            for rows in [[896, 128, 128], [50, 3, 7], [0, 16, 1]] {
+                let mut ends = [0; 3];
+                for (weight, part) in shares(threads, &rows, 16, 48).into_iter().flatten() {
+                    assert!(part.start == ends[weight] && part.start.is_multiple_of(16) && !part.is_empty());
+                    ends[weight] = part.end;
+                }
+                assert_eq!(ends, rows);
             }
         }
     }

@@ -16,7 +16,7 @@ fn check<'a>(set: InstructionSet, rows: usize, over: Over, weights: impl Weights
     let bias = values(3, sums);
     for (into, before) in [(Into::Overwrite, f32::NAN), (Into::Add, 0.5), (Into::Bias(&bias), f32::NAN)] {
         let mut out = vec![before; rows * sums];
-        multiply(set, &x, weights, over, into, &mut out);
+        multiply(set, &x, over, vec![Product { weights, into, out: &mut out }]);
         for (at, &value) in out.iter().enumerate() {
             let (row, sum) = (at / sums, at % sums);
             let weight = |term| widened[if over == Over::Inputs { sum * inputs + term } else { term * inputs + sum }];
@@ -83,7 +83,8 @@ fn a_row_gives_the_same_on_one_thread_and_on_several() {
         let product = |threads| {
             let mut out = vec![0.0; 300 * outputs];
             let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
-            pool.install(|| multiply(set, &x, weights, Over::Inputs, Into::Overwrite, &mut out));
+            let products = vec![Product { weights, into: Into::Overwrite, out: &mut out }];
+            pool.install(|| multiply(set, &x, Over::Inputs, products));
             out
         };
         assert!(product(1) == product(3), "{set:?}");
@@ -91,7 +92,8 @@ fn a_row_gives_the_same_on_one_thread_and_on_several() {
         let same = |rows| Kernel::of(set, Over::Inputs, rows).layout() == Kernel::of(set, Over::Inputs, 300).layout();
         let rows = if same(20) { 20 } else { 200 };
         let mut few = vec![0.0; rows * outputs];
-        multiply(set, &x[..rows * inputs], weights, Over::Inputs, Into::Overwrite, &mut few);
+        let products = vec![Product { weights, into: Into::Overwrite, out: &mut few }];
+        multiply(set, &x[..rows * inputs], Over::Inputs, products);
         assert!(same(rows) && few == product(1)[..rows * outputs], "{set:?}");
     }
 }
@@ -103,7 +105,8 @@ fn a_value_that_is_no_number_spoils_its_own_row_only() {
             let (mut x, weights) = (values(1, rows * 64), values(2, 30 * 64));
             x[7 * 64 + 5] = f32::NAN;
             let mut out = vec![0.0; rows * 30];
-            multiply(set, &x, Dense::new(&weights, 64), Over::Inputs, Into::Overwrite, &mut out);
+            let weights = Dense::new(&weights, 64);
+            multiply(set, &x, Over::Inputs, vec![Product { weights, into: Into::Overwrite, out: &mut out }]);
             for (at, value) in out.iter().enumerate() {
                 assert_eq!(value.is_nan(), at / 30 == 7, "{set:?} {at}");
             }
