@@ -11,7 +11,8 @@ use serde_json::{Value, json};
 use super::measure::{Runner, Sample};
 
 /// The peers of `serve.py`, and candle, which is a binary of its own.
-const PYTHON: [&str; 6] = ["pytorch", "peft", "sentence-transformers", "onnxruntime", "mlx", "llama.cpp"];
+const PYTHON: [&str; 6] = ["pytorch", "peft", "sentence-transformers", "onnxruntime", "mlx", LLAMA];
+const LLAMA: &str = "llama.cpp";
 const CANDLE: &str = "candle-peer";
 
 /// What a peer says when it starts.
@@ -57,6 +58,11 @@ pub struct Setup {
     pub models: PathBuf,
 }
 
+/// Whether one of these texts is in a peer's name; all peers are wanted where there is none.
+fn is_wanted(name: &str, wanted: &[String]) -> bool {
+    wanted.is_empty() || wanted.iter().any(|part| name.contains(part.as_str()))
+}
+
 /// Runs a command to its end; the last line it prints.
 fn last_line(command: &mut Command) -> Result<String, String> {
     let shown = format!("{command:?}");
@@ -69,25 +75,31 @@ fn last_line(command: &mut Command) -> Result<String, String> {
     Ok(text.lines().last().unwrap_or_default().to_owned())
 }
 
-/// Installs the peers and makes the models, once; `folder` is `benches/peers` of a checkout, `cache` where it all goes.
+/// Installs the peers and makes the models, once; `folder` is `benches/peers` of a checkout, `cache` where it all goes. Of those that are
+/// compiled here only the `wanted` ones are, as [`Setup::start`] understands them: llama.cpp takes half an hour.
 ///
 /// # Errors
 /// If Python cannot be set up. A candle that does not build is an absent peer.
-pub fn set_up(folder: &Path, cache: &Path) -> Result<Setup, String> {
+pub fn set_up(folder: &Path, cache: &Path, wanted: &[String]) -> Result<Setup, String> {
     let script = folder.join("setup.sh");
     if !script.exists() {
         return Err(format!("{} is not there: run this in a checkout of Firebrick", script.display()));
     }
-    let python = PathBuf::from(last_line(Command::new(&script).arg(cache.join("peers")))?);
+    let mut command = Command::new(&script);
+    command.arg(cache.join("peers")).env("FIREBRICK_LLAMA_CPP", if is_wanted(LLAMA, wanted) { "1" } else { "0" });
+    let python = PathBuf::from(last_line(&mut command)?);
     let models = cache.join("bench-models");
     last_line(Command::new(&python).arg(folder.join("models.py")).arg(&models))?;
     let target = cache.join("target-candle-peer");
-    let build = last_line(
-        Command::new("cargo")
-            .args(["build", "--release", "--quiet", "--locked", "--manifest-path"])
-            .arg(folder.join("candle/Cargo.toml"))
-            .env("CARGO_TARGET_DIR", &target),
-    );
+    let build = || {
+        last_line(
+            Command::new("cargo")
+                .args(["build", "--release", "--quiet", "--locked", "--manifest-path"])
+                .arg(folder.join("candle/Cargo.toml"))
+                .env("CARGO_TARGET_DIR", &target),
+        )
+    };
+    let build = if is_wanted(CANDLE, wanted) { build() } else { Err("was not asked for".to_owned()) };
     let candle = build.map(|_| target.join("release/candle-peer"));
     Ok(Setup { python, folder: folder.to_owned(), candle, models })
 }
@@ -98,7 +110,7 @@ impl Setup {
     pub fn start(&self, wanted: &[String], threads: usize, logs: &Path) -> (Vec<Peer>, Vec<Absent>) {
         let (mut peers, mut absent) = (Vec::new(), Vec::new());
         for name in PYTHON.into_iter().chain([CANDLE]) {
-            if !wanted.is_empty() && !wanted.iter().any(|part| name.contains(part.as_str())) {
+            if !is_wanted(name, wanted) {
                 continue;
             }
             let command = match (&self.candle, name) {
@@ -258,7 +270,7 @@ mod tests {
 
     #[test]
     fn a_folder_without_peers_says_where_they_are() {
-        let problem = set_up(Path::new("/nowhere"), Path::new("/nowhere")).unwrap_err();
+        let problem = set_up(Path::new("/nowhere"), Path::new("/nowhere"), &[]).unwrap_err();
         assert!(problem.contains("checkout"), "{problem}");
     }
 }

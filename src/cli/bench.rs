@@ -147,8 +147,10 @@ impl Bench {
         let Some(wanted) = &self.peers else { return Ok(Default::default()) };
         let cache =
             cache_folder().context("no cache folder, since none of FIREBRICK_CACHE, XDG_CACHE_HOME and HOME is set")?;
-        everywhere.note("setting up the peers; which takes a quarter of an hour the first time");
-        let setup = peers::set_up(Path::new("benches/peers"), &cache).map_err(|problem| anyhow!(problem))?;
+        everywhere.note(
+            "setting up the peers: the first time this takes a quarter of an hour, with llama.cpp half an hour more",
+        );
+        let setup = peers::set_up(Path::new("benches/peers"), &cache, wanted).map_err(|problem| anyhow!(problem))?;
         let models = Models { qwen: Some(setup.models.join("qwen")), e5: Some(setup.models.join("e5")) };
         let (peers, absent) = setup.start(wanted, threads(), &cache.join("peers"));
         for Absent { name, reason } in &absent {

@@ -25,6 +25,7 @@ pub fn linears<B: KernelBackend, const N: usize>(
     x: Tensor<B, 2>,
     maps: [(Tensor<B, 2>, Option<Tensor<B, 1>>); N],
 ) -> [Tensor<B, 2>; N] {
+    const { assert!(N > 0, "no weights") };
     maps.iter().for_each(|(weight, bias)| assert_fits("linears", &x, weight, bias.as_ref()));
     B::linears(primitive(x), maps.map(|(weight, bias)| (primitive(weight), bias.map(primitive)))).map(tensor)
 }
