@@ -88,6 +88,7 @@ pub(crate) fn forward<R: CubeRuntime, const N: usize>(
 
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
+#[allow(clippy::collapsible_if)] // Whether there is a third weight is decided when the kernel is compiled, the rest when it runs.
 pub(crate) fn rows_times_weights<W: Float, N: Size>(
     x: &Tensor<Vector<f32, N>>,
     first: &Tensor<Vector<W, N>>,
