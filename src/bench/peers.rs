@@ -53,6 +53,8 @@ pub struct Absent {
 pub struct Setup {
     python: PathBuf,
     folder: PathBuf,
+    /// The peers asked for, as [`is_wanted`] has it.
+    wanted: Vec<String>,
     candle: Result<PathBuf, String>,
     /// The folders of models that all sides load.
     pub models: PathBuf,
@@ -76,7 +78,7 @@ fn last_line(command: &mut Command) -> Result<String, String> {
 }
 
 /// Installs the peers and makes the models, once; `folder` is `benches/peers` of a checkout, `cache` where it all goes. Of those that are
-/// compiled here only the `wanted` ones are, as [`Setup::start`] understands them: llama.cpp takes half an hour.
+/// compiled here only those are whose names contain one of `wanted`, all if none is wanted: llama.cpp takes half an hour.
 ///
 /// # Errors
 /// If Python cannot be set up. A candle that does not build is an absent peer.
@@ -101,16 +103,15 @@ pub fn set_up(folder: &Path, cache: &Path, wanted: &[String]) -> Result<Setup, S
     };
     let build = if is_wanted(CANDLE, wanted) { build() } else { Err("was not asked for".to_owned()) };
     let candle = build.map(|_| target.join("release/candle-peer"));
-    Ok(Setup { python, folder: folder.to_owned(), candle, models })
+    Ok(Setup { python, folder: folder.to_owned(), wanted: wanted.to_vec(), candle, models })
 }
 
 impl Setup {
-    /// Starts those whose names contain one of `wanted`, all if none is wanted. What they say besides their answers goes to `NAME.log` in
-    /// the folder `logs`.
-    pub fn start(&self, wanted: &[String], threads: usize, logs: &Path) -> (Vec<Peer>, Vec<Absent>) {
+    /// Starts those that were asked for. What they say besides their answers goes to `NAME.log` in the folder `logs`.
+    pub fn start(&self, threads: usize, logs: &Path) -> (Vec<Peer>, Vec<Absent>) {
         let (mut peers, mut absent) = (Vec::new(), Vec::new());
         for name in PYTHON.into_iter().chain([CANDLE]) {
-            if !is_wanted(name, wanted) {
+            if !is_wanted(name, &self.wanted) {
                 continue;
             }
             let command = match (&self.candle, name) {

@@ -152,7 +152,7 @@ impl Bench {
         );
         let setup = peers::set_up(Path::new("benches/peers"), &cache, wanted).map_err(|problem| anyhow!(problem))?;
         let models = Models { qwen: Some(setup.models.join("qwen")), e5: Some(setup.models.join("e5")) };
-        let (peers, absent) = setup.start(wanted, threads(), &cache.join("peers"));
+        let (peers, absent) = setup.start(threads(), &cache.join("peers"));
         for Absent { name, reason } in &absent {
             everywhere.note(format_args!("{name} is not measured: {reason}"));
         }
