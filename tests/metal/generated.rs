@@ -36,6 +36,7 @@ const KERNELS: &[(&str, Cases)] = &[
     ("softmax::exponentials_backward", rows::softmax_backwards),
     ("linear::rows_times_weight", products::single_linears),
     ("linears::rows_times_weights", products::several_linears),
+    ("embedding::unpack_rows", products::tables),
     ("attention::attend", products::attentions),
     ("rope::turn_pairs", elements::ropes),
     ("norm_rope::norm_and_turn", rows::norm_ropes),

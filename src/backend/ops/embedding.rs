@@ -7,6 +7,9 @@ use burn::tensor::{DType, Int, Tensor, TensorMetadata};
 use super::{primitive, tensor};
 use crate::KernelBackend;
 
+#[cfg(feature = "cube")]
+pub(crate) mod cube;
+
 /// The rows `ids` of `weight`.
 ///
 /// # Shapes
@@ -123,24 +126,4 @@ mod tests {
     }
 
     on_every_backend!(rows_of_any_format_are_read);
-
-    #[test]
-    #[cfg(feature = "flex")]
-    fn packed_rows_are_unpacked() {
-        use burn_flex::Flex;
-
-        use crate::packed::{Format, Packed};
-
-        let device = Default::default();
-        let values: Vec<f32> = (0..5 * 64).map(|i| (i as f32 * 0.37).sin()).collect();
-        for format in [Format::Q8, Format::Q4] {
-            let packed = Packed::pack(format, [5, 64], &values).unwrap();
-            let expected = packed.unpacked();
-            let weight = tensor::<Flex, 2>(Flex::packed(packed, &device));
-            let ids = Tensor::<Flex, 1, Int>::from_data(TensorData::from([3, 1]), &device);
-            let rows = embedding(weight.clone(), ids).into_data().to_vec::<f32>().unwrap();
-            assert_eq!(rows, [&expected[3 * 64..4 * 64], &expected[64..128]].concat());
-            assert_eq!(unpacked(weight).into_data().to_vec::<f32>().unwrap(), expected);
-        }
-    }
 }

@@ -1,6 +1,6 @@
 //! The linear map of every model: weights `[out, in]` in the format they are stored in, f32 accumulation.
 //!
-//! A frozen weight is never widened as a whole, and its gradient is never computed.
+//! Kernels read a weight as it is stored; the reference widens it as a whole. The gradient of a frozen one is never computed.
 
 use burn::tensor::backend::Backend;
 use burn::tensor::ops::FloatTensor;

@@ -1,5 +1,6 @@
 //! What wgpu and CUDA share: the kernels written in CubeCL. Each runtime has its own impl, so that one can differ from the others.
 
+pub(crate) mod packed;
 pub(crate) mod rows;
 
 /// The lines of one runtime.
@@ -8,18 +9,31 @@ macro_rules! cube_kernels {
         const _: () = {
             use burn::tensor::DType;
             use burn::tensor::backend::Backend;
-            use burn::tensor::ops::FloatTensor;
-            use $crate::ops::{add_layer_norm, add_rms_norm, attention, gelu, layer_norm, linear, linears};
+            use burn::tensor::ops::{FloatTensor, IntTensor};
+            use $crate::ops::{add_layer_norm, add_rms_norm, attention, embedding, gelu, layer_norm, linear, linears};
             use $crate::ops::{lora_linear, norm_rope, rms_norm, rope, softmax, swiglu, write_rows};
-            use $crate::targets::cube::rows;
+            use $crate::packed::{Format, Packed};
+            use $crate::targets::cube::{packed, rows};
 
             impl $crate::KernelBackend for $backend {
                 fn reads_weights(device: &Self::Device, dtype: DType) -> bool {
                     match dtype {
                         DType::F32 => true,
                         DType::F16 | DType::BF16 => Self::supports_dtype(device, dtype),
-                        _ => false,
+                        _ => Format::of(dtype).is_some(),
                     }
+                }
+                fn packed(matrix: Packed, device: &Self::Device) -> FloatTensor<Self> {
+                    packed::tensor(&matrix, device)
+                }
+                fn unpacked(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+                    if Format::of(weight.dtype).is_some() { embedding::cube::forward(weight, None) } else { weight }
+                }
+                fn embedding(weight: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+                    if embedding::cube::takes(weight.dtype, ids.dtype) {
+                        return embedding::cube::forward(weight, Some(ids));
+                    }
+                    embedding::reference::<Self>(Self::unpacked(weight), ids)
                 }
 
                 fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -82,7 +96,10 @@ macro_rules! cube_kernels {
                     if linear::cube::takes(formats.0, formats.1, bias.as_ref().map(|bias| bias.dtype)) {
                         return linear::cube::forward(x, weight, bias, None);
                     }
-                    linear::reference::<Self>(x, weight, bias)
+                    linear::reference::<Self>(x, Self::unpacked(weight), bias)
+                }
+                fn linear_backward_input(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+                    linear::reference_backward_input::<Self>(grad, Self::unpacked(weight))
                 }
                 fn linears<const N: usize>(
                     x: FloatTensor<Self>,

@@ -4,23 +4,51 @@
 use std::fmt;
 use std::marker::PhantomData;
 
-use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Shape};
+use burn::tensor::ops::{FloatTensor, IntTensor};
+use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_fusion::stream::{Operation, OperationStreams};
-use burn_fusion::{Fusion, FusionBackend, FusionRuntime, FusionTensor};
-use burn_ir::{CustomOpIr, HandleContainer, OperationIr, OperationOutput, TensorIr};
+use burn_fusion::{Fusion, FusionBackend, FusionRuntime, FusionTensor, NoOp, get_client};
+use burn_ir::{CustomOpIr, HandleContainer, InitOperationIr, OperationIr, OperationOutput, TensorHandle, TensorIr};
 
 use crate::KernelBackend;
 use crate::ops::attention::{self, AttentionLayout};
 use crate::ops::{
-    add_layer_norm, add_rms_norm, gelu, layer_norm, linear, linears, lora_linear, norm_rope, rms_norm, rope, softmax,
-    swiglu, write_rows,
+    add_layer_norm, add_rms_norm, embedding, gelu, layer_norm, linear, linears, lora_linear, norm_rope, rms_norm, rope,
+    softmax, swiglu, write_rows,
 };
+use crate::packed::{Format, Packed};
 use crate::targets::cube::rows;
 
 impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
     fn reads_weights(device: &Self::Device, dtype: DType) -> bool {
         B::reads_weights(device, dtype)
+    }
+    fn packed(matrix: Packed, device: &Self::Device) -> FloatTensor<Self> {
+        let (client, tensor) = (get_client::<B>(device), B::packed(matrix, device));
+        let (shape, dtype) = (tensor.shape(), tensor.dtype());
+        let handle = B::float_tensor_handle(tensor);
+        let ir = InitOperationIr::create(shape, dtype, || client.register_tensor_handle(handle));
+        client.register(OperationStreams::default(), OperationIr::Init(ir), NoOp::<B>::new()).output()
+    }
+    fn unpacked(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        if Format::of(weight.dtype).is_none() {
+            return weight;
+        }
+        let shape = weight.shape.clone();
+        whole::<B, 1>("firebrick unpacked", [weight], shape, DType::F32, |[weight]| B::unpacked(weight))
+    }
+    fn embedding(weight: FloatTensor<Self>, ids: IntTensor<Self>) -> FloatTensor<Self> {
+        if !embedding::cube::takes(weight.dtype, ids.dtype) {
+            return embedding::reference::<Self>(Self::unpacked(weight), ids);
+        }
+        let shape = Shape::from(vec![ids.shape[0], weight.shape[1]]);
+        // Inputs are handed over as floats, whatever they are.
+        let int = |ids: FloatTensor<B>| {
+            let shape = ids.shape();
+            B::int_tensor(TensorHandle { handle: B::float_tensor_handle(ids), shape })
+        };
+        let run = move |[weight, ids]: [FloatTensor<B>; 2]| <B as KernelBackend>::embedding(weight, int(ids));
+        whole::<B, 2>("firebrick embedding", [weight, ids], shape, DType::F32, run)
     }
 
     fn rope(x: FloatTensor<Self>, cos: FloatTensor<Self>, sin: FloatTensor<Self>) -> FloatTensor<Self> {
@@ -89,7 +117,7 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
     fn linear(x: FloatTensor<Self>, weight: FloatTensor<Self>, bias: Option<FloatTensor<Self>>) -> FloatTensor<Self> {
         let formats = ((x.dtype, &x.shape), (weight.dtype, &weight.shape));
         if !linear::cube::takes(formats.0, formats.1, bias.as_ref().map(|bias| bias.dtype)) {
-            return linear::reference::<Self>(x, weight, bias);
+            return linear::reference::<Self>(x, Self::unpacked(weight), bias);
         }
         let (shape, name) = (Shape::from(vec![x.shape[0], weight.shape[0]]), "firebrick linear");
         match bias {
@@ -102,6 +130,9 @@ impl<B: FusionBackend + KernelBackend> KernelBackend for Fusion<B> {
                 whole::<B, 3>(name, [x, weight, bias], shape, DType::F32, run)
             }
         }
+    }
+    fn linear_backward_input(grad: FloatTensor<Self>, weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        linear::reference_backward_input::<Self>(grad, Self::unpacked(weight))
     }
     fn linears<const N: usize>(x: FloatTensor<Self>, maps: [linears::Map<Self>; N]) -> [FloatTensor<Self>; N] {
         let formats =

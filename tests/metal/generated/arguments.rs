@@ -13,17 +13,20 @@ use cubecl_cpp::{MslCompiler, shared::CompilationOptions};
 
 use crate::metal::{Buffer, Dtype, Run};
 
-// The format of a kernel's tensors, that of a weight, and the elements of a vector.
+// The format of a kernel's tensors, that of a weight, the elements of a vector, and of a vector of a matrix.
 define_scalar!(pub(super) F);
 define_scalar!(pub(super) W);
 define_size!(pub(super) N);
+define_size!(pub(super) M);
 
 /// A tensor of vectors in the format of the kernel.
 pub(super) type Wide = Tensor<Vector<F, N>>;
 /// A tensor of vectors in the format of a weight.
 pub(super) type Weight = Tensor<Vector<W, N>>;
+/// A weight that a kernel multiplies by.
+pub(super) type Matrix = Tensor<Vector<W, M>>;
 /// A tensor as a kernel sees it.
-type Bound<T> = <T as CubeType>::ExpandType;
+pub(super) type Bound<T> = <T as CubeType>::ExpandType;
 
 /// A generated source with what it is launched on.
 pub(super) struct Case {
@@ -74,6 +77,15 @@ pub(super) fn storage(format: Dtype) -> StorageType {
     ElemType::Float(kind).into()
 }
 
+/// The format of the words of a packed weight.
+pub(super) fn word() -> StorageType {
+    ElemType::UInt(UIntKind::U32).into()
+}
+
+fn bytes_of(words: &[u32]) -> Vec<u8> {
+    words.iter().flat_map(|word| word.to_le_bytes()).collect()
+}
+
 /// The arguments of a kernel, as CubeCL binds them: buffers in order, then one with the scalars and the shapes.
 pub(super) struct Arguments {
     pub(super) builder: KernelBuilder,
@@ -93,8 +105,17 @@ impl Arguments {
         builder.scope.register_type::<F>(storage(formats[0]));
         builder.scope.register_type::<W>(storage(formats[1]));
         builder.scope.register_size::<N>(width);
+        builder.scope.register_size::<M>(width);
         AddressType::U32.register(&mut builder.scope);
         Self { builder, info: InfoBuilder::default(), buffers: Vec::new(), expected: Vec::new(), width, formats }
+    }
+
+    /// Of a kernel whose weights are packed.
+    pub(super) fn with_words(width: usize) -> Self {
+        let mut arguments = Self::new(width, [Dtype::F32; 2]);
+        arguments.builder.scope.register_type::<W>(word());
+        arguments.builder.scope.register_size::<M>(1);
+        arguments
     }
 
     fn describe(&mut self, elements: usize, width: usize) {
@@ -132,6 +153,19 @@ impl Arguments {
         self.input::<Weight>(self.formats[1].bytes(values), values.len(), self.width)
     }
 
+    /// A weight that is multiplied by, value by value.
+    pub(super) fn matrix(&mut self, values: &[f64]) -> Bound<Matrix> {
+        self.input::<Matrix>(self.formats[1].bytes(values), values.len(), self.width)
+    }
+
+    /// A packed weight.
+    pub(super) fn words<T>(&mut self, words: &[u32]) -> Bound<T>
+    where
+        T: LaunchArg<CompilationArg = TensorCompilationArg>,
+    {
+        self.input::<T>(bytes_of(words), words.len(), 1)
+    }
+
     /// A tensor of vectors in f32, whatever the kernel's format.
     pub(super) fn floats(&mut self, values: &[f64]) -> Bound<Tensor<Vector<f32, N>>> {
         self.input::<Tensor<Vector<f32, N>>>(Dtype::F32.bytes(values), values.len(), self.width)
@@ -144,7 +178,12 @@ impl Arguments {
 
     /// A tensor of numbers.
     pub(super) fn numbers(&mut self, values: &[u32]) -> Bound<Tensor<u32>> {
-        self.input::<Tensor<u32>>(values.iter().flat_map(|value| value.to_le_bytes()).collect(), values.len(), 1)
+        self.input::<Tensor<u32>>(bytes_of(values), values.len(), 1)
+    }
+
+    /// A tensor of signed numbers.
+    pub(super) fn ids(&mut self, values: &[i32]) -> Bound<Tensor<i32>> {
+        self.input::<Tensor<i32>>(values.iter().flat_map(|value| value.to_le_bytes()).collect(), values.len(), 1)
     }
 
     /// A tensor that is written, and what must be in it then.
@@ -177,6 +216,11 @@ impl Arguments {
     pub(super) fn float(&mut self, value: f64) -> Bound<f32> {
         self.info.scalars.push(value as f32);
         <f32 as LaunchArg>::expand(&(), &mut self.builder)
+    }
+
+    /// Elements of a vector.
+    pub(super) fn width(&self) -> usize {
+        self.width
     }
 
     /// The formats, as a kernel is told them.

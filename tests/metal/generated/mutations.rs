@@ -39,6 +39,9 @@ pub(super) const MUTATIONS: &[(&str, &str, &str, &str)] = &[
     ("linears::rows_times_weights", BARRIER, "", MEMORY),
     ("linears::rows_times_weights", TREE.0, TREE.1, VALUE),
     ("linears::rows_times_weights", "info.scalars_uint[4] + ", "", RACE),
+    // A scale in f16 that is smaller than the normal ones.
+    ("linear::rows_times_weight", "< uint(1024)", "< uint(0)", VALUE),
+    ("embedding::unpack_rows", "< uint(1024)", "< uint(0)", VALUE),
     ("attention::attend", BARRIER, "", MEMORY),
     ("attention::attend", "exp(", "sqrt(", VALUE),
     ("attention::attend", "threadgroup_pos_in_grid.y * uint(2)", "threadgroup_pos_in_grid.y * uint(1)", VALUE),

@@ -1,5 +1,5 @@
-//! wgpu and CUDA: a few rows times a weight in the format it is stored in, read once for all rows and accumulated in f32; the bias and an
-//! adapter's part are added in the same launch. Many rows are a matrix product (the reference).
+//! wgpu and CUDA: a few rows times a weight in the format it is stored in, packed ones too, read once for all rows and accumulated in f32; the
+//! bias and an adapter's part are added in the same launch. Many rows are a matrix product (the reference).
 //!
 //! A cube of units computes one output of every row: each unit sums every so many vectors of the products, a tree in shared memory sums
 //! the units. No plane instruction is used, so that any width and software devices do.
@@ -11,6 +11,9 @@ use burn_cubecl::ops::numeric::empty_device_contiguous_dtype;
 use burn_cubecl::tensor::CubeTensor;
 use cubecl::prelude::*;
 
+use crate::packed::Format;
+use crate::targets::cube::packed::{self, Plan, RUN};
+
 /// Rows up to which the weight is read as stored, once for all of them.
 pub(crate) const FEW_ROWS: usize = 8;
 
@@ -20,19 +23,31 @@ const UNITS: u32 = 64;
 /// Cubes along one axis of a launch, by WebGPU's limits; a vocabulary is longer.
 const MAX_CUBES: u32 = 65_535;
 
-/// What the kernels are launched with: elements of a vector, units of a cube, and a cube for each output.
+/// What the kernels are launched with: elements of a vector of `x` and of the weights, units of a cube, and a cube for each output.
 pub(crate) struct Launch {
     pub(crate) width: usize,
+    pub(crate) weight_width: usize,
+    /// What the weights are in, and how they are packed if they are.
+    pub(crate) dtype: DType,
+    pub(crate) plan: Option<Plan>,
     pub(crate) units: u32,
     pub(crate) cubes: CubeCount,
 }
 
 impl Launch {
-    pub(crate) fn of<R: CubeRuntime>(client: &ComputeClient<R>, inputs: usize, outputs: usize, weight: DType) -> Self {
-        let narrow = client.io_optimized_vector_sizes(weight.size());
-        let outputs = outputs as u32;
+    /// For weights like this one that have so many rows in all.
+    pub(crate) fn of<R: CubeRuntime>(weight: &CubeTensor<R>, outputs: usize) -> Self {
+        let (client, inputs, outputs) = (&weight.client, weight.shape()[1], outputs as u32);
+        let plan = Plan::of(weight);
+        let dtype = if plan.is_some() { DType::U32 } else { weight.dtype };
+        let widths = client.io_optimized_vector_sizes(dtype.size());
+        let width = widths.filter(|&width| inputs.is_multiple_of(width) && width <= 4).max().unwrap_or(1);
+        let [width, weight_width] = if plan.is_some() { [RUN, 1] } else { [width; 2] };
         Self {
-            width: narrow.filter(|&width| inputs.is_multiple_of(width) && width <= 4).max().unwrap_or(1),
+            width,
+            weight_width,
+            dtype,
+            plan,
             units: UNITS.min(client.properties().hardware.max_units_per_cube),
             cubes: CubeCount::Static(MAX_CUBES.min(outputs), 1, outputs.div_ceil(MAX_CUBES)),
         }
@@ -42,7 +57,7 @@ impl Launch {
 /// Whether [`forward`] takes this product.
 pub(crate) fn takes(x: (DType, &Shape), weight: (DType, &Shape), bias: Option<DType>) -> bool {
     let formats = x.0 == DType::F32
-        && matches!(weight.0, DType::F32 | DType::F16 | DType::BF16)
+        && (matches!(weight.0, DType::F32 | DType::F16 | DType::BF16) || Format::of(weight.0).is_some())
         && bias.is_none_or(|bias| bias == DType::F32);
     formats && (1..=FEW_ROWS).contains(&x.1[0]) && x.1[1] > 0 && weight.1[0] > 0
 }
@@ -59,23 +74,27 @@ pub(crate) struct Update<R: CubeRuntime> {
     pub(crate) scale: f32,
 }
 
-/// `x · Wᵀ + bias + update`: `x` `[rows, in]` in f32, `weight` `[out, in]` in f32, f16 or bf16, `bias` `[out]` in f32 → `[rows, out]`
-/// in f32.
+/// A weight as the kernels are given it: in one piece, packed ones word by word.
+pub(crate) fn argument<R: CubeRuntime>(weight: CubeTensor<R>) -> TensorArg<R> {
+    let weight = if Format::of(weight.dtype).is_some() { packed::as_words(weight) } else { into_contiguous(weight) };
+    weight.into_tensor_arg()
+}
+
+/// `x · Wᵀ + bias + update`: `x` `[rows, in]` in f32, `weight` `[out, in]` in f32, f16, bf16 or packed, `bias` `[out]` in f32 →
+/// `[rows, out]` in f32.
 pub(crate) fn forward<R: CubeRuntime>(
     x: CubeTensor<R>,
     weight: CubeTensor<R>,
     bias: Option<CubeTensor<R>>,
     update: Option<Update<R>>,
 ) -> CubeTensor<R> {
-    let (x, weight) = (into_contiguous(x), into_contiguous(weight));
+    let x = into_contiguous(x);
     let (rows, inputs, outputs) = (x.shape()[0], x.shape()[1], weight.shape()[0]);
     let client = x.client.clone();
     let shape = Shape::from(vec![rows, outputs]);
     // Rows without the padding that CUDA gives to tensors of its own making.
     let y = empty_device_contiguous_dtype(client.clone(), x.device.clone(), shape, DType::F32);
-    let Launch { width, units, cubes } = Launch::of(&client, inputs, outputs, weight.dtype);
-    let dtype = weight.dtype;
-    let argument = |tensor: CubeTensor<R>| into_contiguous(tensor).into_tensor_arg();
+    let Launch { width, weight_width, dtype, plan, units, cubes } = Launch::of(&weight, outputs);
     let (rank, scale) = update.as_ref().map_or((0, 0.0), |update| (update.low.shape()[1] as u32, update.scale));
     let (low, b) = update.map(|update| (argument(update.low), argument(update.b))).unzip();
     rows_times_weight::launch::<R>(
@@ -83,8 +102,9 @@ pub(crate) fn forward<R: CubeRuntime>(
         cubes,
         CubeDim::new_1d(units),
         width,
+        weight_width,
         x.into_tensor_arg(),
-        weight.into_tensor_arg(),
+        argument(weight),
         bias.map(argument).into(),
         low.into(),
         b.into(),
@@ -95,6 +115,7 @@ pub(crate) fn forward<R: CubeRuntime>(
         scale,
         rows,
         units as usize,
+        plan,
         dtype.into(),
     );
     y
@@ -102,9 +123,9 @@ pub(crate) fn forward<R: CubeRuntime>(
 
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
-pub(crate) fn rows_times_weight<W: Float, N: Size>(
+pub(crate) fn rows_times_weight<W: Numeric, N: Size, M: Size>(
     x: &Tensor<Vector<f32, N>>,
-    weight: &Tensor<Vector<W, N>>,
+    weight: &Tensor<Vector<W, M>>,
     bias: &ComptimeOption<Tensor<f32>>,
     low: &ComptimeOption<Tensor<f32>>,
     b: &ComptimeOption<Tensor<f32>>,
@@ -115,6 +136,7 @@ pub(crate) fn rows_times_weight<W: Float, N: Size>(
     scale: f32,
     #[comptime] rows: usize,
     #[comptime] units: usize,
+    #[comptime] plan: Option<Plan>,
     #[define(W)] _dtype: StorageType,
 ) {
     let output = CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X;
@@ -122,7 +144,7 @@ pub(crate) fn rows_times_weight<W: Float, N: Size>(
         terminate!();
     }
     let mut shared = SharedMemory::<f32>::new(rows * units);
-    products_of_unit::<W, N>(x, weight, output, vectors, &mut shared, rows, units);
+    products_of_unit::<W, N, M>(x, weight, output, outputs, vectors, &mut shared, rows, units, plan);
     #[comptime]
     if let ComptimeOption::Some(low) = low {
         #[comptime]
@@ -147,11 +169,33 @@ pub(crate) fn rows_times_weight<W: Float, N: Size>(
     }
 }
 
-/// This unit's part of each row's products with a row of the weight, in its cell of each row's.
+/// This unit's part of each row's products with a row of the weight, which has `outputs` of them, in its cell of each row's.
 #[cube]
-pub(crate) fn products_of_unit<W: Float, N: Size>(
+#[allow(clippy::too_many_arguments)] // As the kernels'.
+pub(crate) fn products_of_unit<W: Numeric, N: Size, M: Size>(
     x: &Tensor<Vector<f32, N>>,
-    weight: &Tensor<Vector<W, N>>,
+    weight: &Tensor<Vector<W, M>>,
+    weight_row: u32,
+    outputs: u32,
+    vectors: u32,
+    shared: &mut SharedMemory<f32>,
+    #[comptime] rows: usize,
+    #[comptime] units: usize,
+    #[comptime] plan: Option<Plan>,
+) {
+    if comptime!(plan.is_some()) {
+        let plan = comptime!(plan.expect("a packed weight"));
+        packed::products_of_unit::<W, N, M>(x, weight, weight_row, outputs, vectors, shared, rows, units, plan);
+    } else {
+        dense_products_of_unit::<W, N, M>(x, weight, weight_row, vectors, shared, rows, units);
+    }
+}
+
+/// The same of a weight that is stored value by value, in vectors like those of `x`.
+#[cube]
+fn dense_products_of_unit<W: Numeric, N: Size, M: Size>(
+    x: &Tensor<Vector<f32, N>>,
+    weight: &Tensor<Vector<W, M>>,
     weight_row: u32,
     vectors: u32,
     shared: &mut SharedMemory<f32>,

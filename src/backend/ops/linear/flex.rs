@@ -159,14 +159,16 @@ impl Forward<'_> {
         if rows == 1 {
             return products;
         }
-        let by_row = products.iter().zip(outputs).map(|(products, outputs)| {
+        let by_row = products.iter().zip(&outputs).map(|(products, &outputs)| {
             let mut out = memory::stale(products.len());
             for (row, out) in out.chunks_exact_mut(outputs).enumerate() {
                 out.iter_mut().zip(products.iter().skip(row).step_by(rows)).for_each(|(out, product)| *out = *product);
             }
             out
         });
-        by_row.collect()
+        let by_row = by_row.collect();
+        products.into_iter().for_each(memory::keep);
+        by_row
     }
 
     fn many_rows<'a, W: Weights<'a>>(

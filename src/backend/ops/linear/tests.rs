@@ -1,6 +1,5 @@
 //! `linear` and its gradients against sums in f64, in every format a weight is stored in.
 
-#[cfg(feature = "flex")]
 mod packed;
 
 use burn::tensor::DType;

@@ -10,7 +10,8 @@ use cubecl::prelude::*;
 use cubecl::zspace::Strides;
 use cubecl::zspace::metadata::Metadata;
 
-use crate::ops::linear::cube::{Launch, products_of_unit, sum_units, takes as takes_one, with_bias};
+use crate::ops::linear::cube::{Launch, argument, products_of_unit, sum_units, takes as takes_one, with_bias};
+use crate::targets::cube::packed::Plan;
 
 /// Weights of a launch.
 const MOST: usize = 3;
@@ -24,14 +25,16 @@ pub(crate) fn takes(x: (DType, &Shape), maps: &[Format]) -> bool {
     (2..=MOST).contains(&maps.len()) && maps.iter().all(one)
 }
 
-/// Whether the device lets a kernel have all of these buffers: `x`, the weights and their biases, what is written, and CubeCL's own.
+/// Whether one kernel reads all of these weights, which packed ones with offsets and without do not share, and the device lets it have all of
+/// these buffers: `x`, the weights and their biases, what is written, and CubeCL's own.
 pub(crate) fn fits<R: CubeRuntime>(x: &CubeTensor<R>, maps: &[(CubeTensor<R>, Option<CubeTensor<R>>)]) -> bool {
     let buffers = 3 + maps.iter().map(|(_, bias)| 1 + usize::from(bias.is_some())).sum::<usize>();
-    buffers <= x.client.properties().hardware.max_bindings as usize
+    let alike = maps.iter().all(|(weight, _)| Plan::of(weight) == Plan::of(&maps[0].0));
+    alike && buffers <= x.client.properties().hardware.max_bindings as usize
 }
 
-/// `x · Wᵀ + b` for each weight: `x` `[rows, in]` in f32, each weight `[out, in]`, all in f32, f16 or bf16, its bias `[out]` in f32 →
-/// `[rows, out]` in f32. The results are parts of one buffer.
+/// `x · Wᵀ + b` for each weight: `x` `[rows, in]` in f32, each weight `[out, in]`, all in f32, f16, bf16 or one packed format, its bias `[out]`
+/// in f32 → `[rows, out]` in f32. The results are parts of one buffer.
 pub(crate) fn forward<R: CubeRuntime, const N: usize>(
     x: CubeTensor<R>,
     maps: [(CubeTensor<R>, Option<CubeTensor<R>>); N],
@@ -46,9 +49,7 @@ pub(crate) fn forward<R: CubeRuntime, const N: usize>(
     let size: usize = sizes.iter().sum();
     let y = empty_device_contiguous_dtype(client.clone(), device.clone(), Shape::from(vec![size]), DType::F32);
 
-    let dtype = maps[0].0.dtype;
-    let Launch { width, units, cubes } = Launch::of(&client, inputs, outputs.iter().sum(), dtype);
-    let argument = |tensor: CubeTensor<R>| into_contiguous(tensor).into_tensor_arg();
+    let Launch { width, weight_width, dtype, plan, units, cubes } = Launch::of(&maps[0].0, outputs.iter().sum());
     let mut maps = maps.into_iter().map(|(weight, bias)| (argument(weight), bias.map(argument)));
     let mut next = || maps.next().unzip();
     let [(first, first_bias), (second, second_bias), (third, third_bias)] = [next(), next(), next()];
@@ -59,6 +60,7 @@ pub(crate) fn forward<R: CubeRuntime, const N: usize>(
         cubes,
         CubeDim::new_1d(units),
         width,
+        weight_width,
         x.into_tensor_arg(),
         first.expect("two weights at least"),
         second.expect("two weights at least"),
@@ -75,6 +77,7 @@ pub(crate) fn forward<R: CubeRuntime, const N: usize>(
         start_of(2),
         rows,
         units as usize,
+        plan,
         dtype.into(),
     );
     std::array::from_fn(|at| {
@@ -89,11 +92,11 @@ pub(crate) fn forward<R: CubeRuntime, const N: usize>(
 #[cube(launch)]
 #[allow(clippy::too_many_arguments)] // A kernel is given its tensors one by one.
 #[allow(clippy::collapsible_if)] // Whether there is a third weight is decided when the kernel is compiled, the rest when it runs.
-pub(crate) fn rows_times_weights<W: Float, N: Size>(
+pub(crate) fn rows_times_weights<W: Numeric, N: Size, M: Size>(
     x: &Tensor<Vector<f32, N>>,
-    first: &Tensor<Vector<W, N>>,
-    second: &Tensor<Vector<W, N>>,
-    third: &ComptimeOption<Tensor<Vector<W, N>>>,
+    first: &Tensor<Vector<W, M>>,
+    second: &Tensor<Vector<W, M>>,
+    third: &ComptimeOption<Tensor<Vector<W, M>>>,
     first_bias: &ComptimeOption<Tensor<f32>>,
     second_bias: &ComptimeOption<Tensor<f32>>,
     third_bias: &ComptimeOption<Tensor<f32>>,
@@ -106,6 +109,7 @@ pub(crate) fn rows_times_weights<W: Float, N: Size>(
     third_start: u32,
     #[comptime] rows: usize,
     #[comptime] units: usize,
+    #[comptime] plan: Option<Plan>,
     #[define(W)] _dtype: StorageType,
 ) {
     let cube = CUBE_POS_Z * CUBE_COUNT_X + CUBE_POS_X;
@@ -115,14 +119,15 @@ pub(crate) fn rows_times_weights<W: Float, N: Size>(
     }
     let mut shared = SharedMemory::<f32>::new(rows * units);
     if cube < first_outputs {
-        products_of_unit::<W, N>(x, first, cube, vectors, &mut shared, rows, units);
+        products_of_unit::<W, N, M>(x, first, cube, first_outputs, vectors, &mut shared, rows, units, plan);
     } else if cube < two {
-        products_of_unit::<W, N>(x, second, cube - first_outputs, vectors, &mut shared, rows, units);
+        let output = cube - first_outputs;
+        products_of_unit::<W, N, M>(x, second, output, second_outputs, vectors, &mut shared, rows, units, plan);
     }
     #[comptime]
     if let ComptimeOption::Some(third) = third {
         if cube >= two {
-            products_of_unit::<W, N>(x, third, cube - two, vectors, &mut shared, rows, units);
+            products_of_unit::<W, N, M>(x, third, cube - two, third_outputs, vectors, &mut shared, rows, units, plan);
         }
     }
     sum_units(&mut shared, rows, units);
