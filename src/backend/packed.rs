@@ -156,7 +156,10 @@ fn pack_blocks(format: Format, values: &[f32], integers: &mut [u8], scales: &mut
             Format::Q4 => extreme / -8.0,
         };
         *scale = f16::from_f32(exact);
-        if !scale.is_finite() || block.iter().any(|v| !v.is_finite()) {
+        if let Some(value) = block.iter().find(|value| !value.is_finite()) {
+            return Err(CannotPack(format!("a value is {value}")));
+        }
+        if !scale.is_finite() {
             return Err(CannotPack(format!("a block reaches {extreme}, whose scale f16 cannot hold")));
         }
         // A block too small for any scale is zeros.

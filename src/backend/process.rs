@@ -29,7 +29,7 @@ pub fn peak_rss_bytes() -> Option<u64> {
 /// # Errors
 /// If the threads have been started already.
 pub fn set_threads(threads: usize) -> Result<(), String> {
-    #[cfg(feature = "flex")]
+    #[cfg(feature = "cpu")]
     rayon::ThreadPoolBuilder::new().num_threads(threads).build_global().map_err(|problem| problem.to_string())?;
     let _ = threads;
     Ok(())

@@ -4,7 +4,7 @@
 use std::time::{Duration, Instant};
 
 use burn::tensor::ops::FloatTensor;
-use burn::tensor::{DType, Distribution, Shape, TensorMetadata};
+use burn::tensor::{DType, Distribution, Shape, Slice, TensorMetadata};
 
 use crate::KernelBackend;
 use crate::device::DeviceKind;
@@ -152,7 +152,13 @@ impl<B: KernelBackend> Kept<B> {
     /// # Errors
     /// If the device fails.
     pub fn finish(&mut self) -> Result<(), String> {
-        B::sync(&self.device).map_err(|problem| problem.to_string())?;
+        if let Err(problem) = B::sync(&self.device) {
+            // candle cannot wait for Metal; it does so where a value is read, and all that was asked for before has been computed then.
+            let last = self.results.last().ok_or_else(|| problem.to_string())?.clone();
+            let first = vec![Slice::from(0..1); last.rank()];
+            let value = burn::tensor::try_read_sync(B::float_into_data(B::float_slice(last, &first)));
+            value.ok_or_else(|| problem.to_string())?.map_err(|problem| problem.to_string())?;
+        }
         self.bytes = 0;
         self.results.drain(..self.results.len().saturating_sub(1));
         Ok(())
@@ -348,11 +354,10 @@ mod cpu {
                 // A product of f32 is six of bf16. An instruction is as long as sixteen of the others.
                 return (|turns| unsafe { amx(6 * turns / 16) }, MATRICES / 16);
             }
-            if std::arch::is_x86_feature_detected!("avx512f") {
-                return (|turns| unsafe { avx512(turns) }, WIDE);
-            }
-            if std::arch::is_x86_feature_detected!("avx2") && std::arch::is_x86_feature_detected!("fma") {
-                return (|turns| unsafe { avx2(turns) }, NARROW);
+            match InstructionSet::detect() {
+                InstructionSet::Avx512 => return (|turns| unsafe { avx512(turns) }, WIDE),
+                InstructionSet::Avx2 => return (|turns| unsafe { avx2(turns) }, NARROW),
+                _ => {}
             }
         }
         (plain, NARROW)
@@ -389,26 +394,29 @@ mod cpu {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]
     fn avx512(turns: usize) {
-        turn_over::<WIDE>(turns);
+        turn_over::<WIDE>(turns, f32::mul_add);
     }
 
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
     fn avx2(turns: usize) {
-        turn_over::<NARROW>(turns);
+        turn_over::<NARROW>(turns, f32::mul_add);
     }
 
+    /// Where no instruction does both, a call of a function would.
     fn plain(turns: usize) {
-        turn_over::<NARROW>(turns);
+        turn_over::<NARROW>(turns, |sum, factor, summand| {
+            if cfg!(target_arch = "aarch64") { sum.mul_add(factor, summand) } else { sum * factor + summand }
+        });
     }
 
     #[inline(always)]
-    fn turn_over<const SUMS: usize>(turns: usize) {
+    fn turn_over<const SUMS: usize>(turns: usize, step: impl Fn(f32, f32, f32) -> f32) {
         let (factor, summand) = (black_box(0.999f32), black_box(0.001f32));
         let mut sums = [black_box(1.0f32); SUMS];
         for _ in 0..turns {
             for sum in &mut sums {
-                *sum = sum.mul_add(factor, summand);
+                *sum = step(*sum, factor, summand);
             }
         }
         black_box(sums);

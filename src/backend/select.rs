@@ -31,12 +31,31 @@ pub enum SelectError {
     /// Nothing was built in at all.
     #[error("no backend is built in; build with `--features flex`")]
     NoneBuilt,
+    /// No backend that was built in finds a device that is not a software renderer.
+    #[error("none of {} finds a device; build with `--features flex` for the CPU", listed(&built()))]
+    NothingFound,
+    /// The backend has devices, but none of this number.
+    #[error(
+        "backend `{backend}` has no device {index}: it finds {count}, counted from 0; `firebrick doctor` lists them"
+    )]
+    NoSuchDevice {
+        /// The backend.
+        backend: BackendName,
+        /// The number asked for.
+        index: usize,
+        /// How many devices there are.
+        count: usize,
+    },
     /// The backend is built in and finds nothing to run on.
     #[error("backend `{backend}` finds no device{}; `firebrick doctor` lists what there is", hint(*.backend))]
     NoDevice {
         /// The backend.
         backend: BackendName,
     },
+}
+
+fn listed(backends: &[BackendName]) -> String {
+    backends.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
 }
 
 struct Row {
@@ -82,8 +101,10 @@ macro_rules! table {
                 $(#[cfg($($built)*)]
                 BackendName::$backend => {
                     let mut found = targets::$($target)::+::devices();
-                    if index >= found.len() {
-                        return Err(SelectError::NoDevice { backend });
+                    match found.len() {
+                        0 => return Err(SelectError::NoDevice { backend }),
+                        count if index >= count => return Err(SelectError::NoSuchDevice { backend, index, count }),
+                        _ => {}
                     }
                     let device = found.swap_remove(index).device;
                     Ok(job.run::<burn::backend::Autodiff<targets::$($target)::+::Backend>>(device))
@@ -146,7 +167,9 @@ impl BackendName {
     pub fn named(name: &str) -> Result<Self, SelectError> {
         if name == "auto" {
             let present = |backend: &Self| devices(*backend).iter().any(|device| device.kind != DeviceKind::Software);
-            return built().into_iter().find(present).ok_or(SelectError::NoneBuilt);
+            let built = built();
+            let nothing = if built.is_empty() { SelectError::NoneBuilt } else { SelectError::NothingFound };
+            return built.into_iter().find(present).ok_or(nothing);
         }
         let row = ALL.iter().find(|row| row.name == name).ok_or(SelectError::Unknown { name: name.to_owned() })?;
         let stands_in = |other: &&Row| row.backend == Self::Wgpu && other.built && other.backend.is_wgpu();
@@ -242,7 +265,8 @@ mod tests {
         for (backend, is_built) in known() {
             let error = dispatch_on(backend, 99, Nothing).unwrap_err();
             match is_built {
-                true => assert_eq!(error, SelectError::NoDevice { backend }),
+                true if devices(backend).is_empty() => assert_eq!(error, SelectError::NoDevice { backend }),
+                true => assert!(matches!(error, SelectError::NoSuchDevice { index: 99, .. }), "{error:?}"),
                 false => assert_eq!(error, SelectError::NotBuilt { name: backend.row().name }),
             }
         }

@@ -52,10 +52,7 @@ pub fn cross_entropy_of_linear<B: KernelBackend>(
     weight: Tensor<B, 2>,
     targets: &Targets,
 ) -> Tensor<B, 1> {
-    let ([rows, inputs], [vocabulary, weight_inputs]) = (hidden.dims(), weight.dims());
-    assert!(inputs == weight_inputs, "cross_entropy: hidden {:?}, weight {:?}", hidden.dims(), weight.dims());
-    assert!(rows == targets.ids.len(), "cross_entropy: {rows} rows, {} targets", targets.ids.len());
-    assert!(targets.ids.iter().all(|&id| (id as usize) < vocabulary), "cross_entropy: an id outside {vocabulary}");
+    assert_fits(&hidden, &weight, targets);
     tensor(B::cross_entropy_of_linear(primitive(hidden), primitive(weight), targets))
 }
 
@@ -73,8 +70,17 @@ pub fn loss_and_gradient<B: KernelBackend>(
     targets: &Targets,
     chunk: usize,
 ) -> (Tensor<B, 1>, Tensor<B, 2>) {
+    assert_fits(&hidden, &weight, targets);
     let (loss, gradient) = by_chunks::<B>(primitive(hidden), primitive(weight), targets, chunk);
     (tensor(loss), tensor(gradient))
+}
+
+/// A head and targets for rows like these. A device that is asked for a logit outside of the vocabulary need not notice.
+fn assert_fits<B: KernelBackend>(hidden: &Tensor<B, 2>, weight: &Tensor<B, 2>, targets: &Targets) {
+    let ([rows, inputs], [vocabulary, weight_inputs]) = (hidden.dims(), weight.dims());
+    assert!(inputs == weight_inputs, "cross_entropy: hidden {:?}, weight {:?}", hidden.dims(), weight.dims());
+    assert!(rows == targets.ids.len(), "cross_entropy: {rows} rows, {} targets", targets.ids.len());
+    assert!(targets.ids.iter().all(|&id| (id as usize) < vocabulary), "cross_entropy: an id outside {vocabulary}");
 }
 
 pub(crate) fn forward<B: KernelBackend>(

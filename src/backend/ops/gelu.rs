@@ -144,7 +144,7 @@ pub(crate) mod cpu {
         #[inline(always)]
         fn of<V: Vector>(&self, [x, d]: [V; 2]) -> [V; 1] {
             let density = exp(x * x * V::splat(-0.5)) * V::splat(0.398_942_3);
-            // Where the density is zero so is the product, whatever `x` is.
+            // Where the density is zero so is the product with a finite `x`.
             [d * x.mul_add(density, normal_distribution(x))]
         }
     }

@@ -39,6 +39,12 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
     fn reads_weights(device: &B::Device, dtype: DType) -> bool {
         B::reads_weights(device, dtype)
     }
+    fn reads_cache(device: &B::Device, dtype: DType) -> bool {
+        B::reads_cache(device, dtype)
+    }
+    fn release_memory(device: &B::Device) {
+        B::release_memory(device);
+    }
     // `workers` and `concurrently` have no line: the graph is shared, and a thread that waits inside it must not take up other work.
 
     fn rms_norm(x: Tracked<B>, weight: Tracked<B>, epsilon: f64) -> Tracked<B> {

@@ -243,7 +243,7 @@ impl Inputs<'_> {
 
 pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &AttentionLayout) -> FlexTensor {
     let inputs = Inputs::new(&q, &k, &v, layout);
-    let mut out = memory::zeros(q.shape().num_elements());
+    let mut out = memory::stale(q.shape().num_elements());
     let kv_heads = 0..inputs.kv_heads;
     let pairs = layout.spans.iter().flat_map(|span| kv_heads.clone().map(move |kv_head| (span, kv_head)));
     let tiles: Vec<Tile> = pairs.flat_map(|(span, kv_head)| inputs.tiles(span, kv_head)).collect();

@@ -51,7 +51,7 @@ fn every_size_agrees_with_the_definition<B: TrainBackend>(device: &B::Device) {
 }
 
 fn chunks_of_rows_add_up<B: TrainBackend>(device: &B::Device) {
-    // At most 1024 rows at a time, at least 16.
+    // At most 1024 rows at a time, at least 32.
     check::<B>(device, 2050, 3, 7);
     // No longer a vocabulary than that: llvmpipe ends every loop after 65,535 turns.
     let vocabulary = CHUNK_LOGITS / 64;

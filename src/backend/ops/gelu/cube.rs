@@ -65,7 +65,7 @@ pub(crate) fn backward<R: CubeRuntime>(
 
 /// `Φ(x)`, to a few units of an f32's last place: exactly 0 or 1 from where it rounds to that, since a large `x` is multiplied by it.
 ///
-/// Source: the rational approximation of erf that Eigen and XLA use, odd over even polynomial, as on the CPU.
+/// Source: the rational approximation of erf that Eigen and XLA use, odd over even polynomial.
 #[cube]
 fn distribution(x: f32) -> f32 {
     let scaled = x * 0.707_106_77;
@@ -124,7 +124,7 @@ pub(crate) fn activated<F: Float, W: Float, N: Size>(
     y[at as usize] = Vector::<F, N>::cast_from(results);
 }
 
-/// `gelu'(x) = Φ(x) + x·φ(x)`. Where the density is zero so is the product, whatever `x` is.
+/// `gelu'(x) = Φ(x) + x·φ(x)`. Where the density is zero so is the product with a finite `x`.
 #[cube(launch)]
 pub(crate) fn activated_backward<F: Float, W: Float, N: Size>(
     x: &Tensor<Vector<F, N>>,

@@ -113,6 +113,11 @@ pub(crate) fn scratch(count: usize) -> Lent {
     Lent::new(stale(count))
 }
 
+/// Keeps a buffer that is no tensor's for the next ones.
+pub(crate) fn keep(values: Vec<f32>) {
+    drop(Lent::new(values));
+}
+
 /// The values as a tensor's bytes, whose memory comes back here when it is dropped.
 pub(crate) fn bytes(values: Vec<f32>) -> Bytes {
     if values.capacity() < KEPT {
