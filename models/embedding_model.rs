@@ -6,7 +6,7 @@ use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::embed::{EmbedOptions, Embedder, Embedding, Kind};
 use firebrick_core::error::Result;
-use firebrick_core::lora::Adapter;
+use firebrick_core::lora::{Adapter, LoraConfig};
 use firebrick_core::model::Encoder;
 
 use crate::load_encoder;
@@ -95,6 +95,16 @@ impl<B: KernelBackend> EmbeddingModel<B> {
     /// As [`encode`](Self::encode).
     pub fn encode_with<T: AsRef<str>>(&self, texts: &[T], options: &EmbedOptions) -> Result<Vec<Embedding>> {
         self.embedder.embed(&*self.model, texts, options)
+    }
+
+    /// An adapter for this model that changes nothing until it is trained; the seed decides its random values. It notes which base it is for.
+    ///
+    /// # Errors
+    /// If the config names no linear of the model, or a number is out of bounds.
+    pub fn new_adapter(&self, config: &LoraConfig, seed: u64) -> Result<Adapter<B>> {
+        let mut adapter = Adapter::create(&*self.model, config, seed)?;
+        adapter.set_base(self.fingerprint.as_str(), &self.name, None);
+        Ok(adapter)
     }
 
     /// The same model with an adapter attached. The base stays as it is: swapping is taking another handle.

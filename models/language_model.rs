@@ -1,6 +1,7 @@
 //! A decoder with its tokenizer and its own defaults: what most programs want.
 
 use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use burn::tensor::DType;
 use firebrick_backend::{KernelBackend, TrainBackend};
@@ -9,7 +10,7 @@ use firebrick_core::decode::DecodeOptions;
 use firebrick_core::error::Result;
 use firebrick_core::generate::{Generation, Session};
 use firebrick_core::generation::GenerationConfig;
-use firebrick_core::lora::Adapter;
+use firebrick_core::lora::{Adapter, LoraConfig};
 use firebrick_core::model::{CausalLm, Handle};
 use firebrick_core::sample::Sampling;
 use firebrick_core::text::{Message, TemplateOptions, Tokenizer};
@@ -40,6 +41,18 @@ impl GenerateOptions {
         Self { sampling: Some(Sampling::greedy()), ..Self::default() }
     }
 
+    /// With tokens chosen in this way.
+    pub fn sampling(mut self, sampling: Sampling) -> Self {
+        self.sampling = Some(sampling);
+        self
+    }
+
+    /// With this text as an end of the answer, which is not part of it.
+    pub fn stop(mut self, text: impl Into<String>) -> Self {
+        self.stop.push(text.into());
+        self
+    }
+
     /// With this many new tokens at most.
     pub fn max_tokens(mut self, max_tokens: usize) -> Self {
         self.max_tokens = Some(max_tokens);
@@ -54,6 +67,13 @@ pub struct LanguageModel<B: KernelBackend> {
     generation: GenerationConfig,
     fingerprint: String,
     name: String,
+    /// Tells its sessions from those of others, of the same base with another adapter too.
+    number: u64,
+}
+
+fn next_number() -> u64 {
+    static NEXT: AtomicU64 = AtomicU64::new(1);
+    NEXT.fetch_add(1, Ordering::Relaxed)
 }
 
 impl<B: KernelBackend> LanguageModel<B> {
@@ -83,7 +103,7 @@ impl<B: KernelBackend> LanguageModel<B> {
         let generation = GenerationConfig::from_files(files)?;
         let model = load_causal_lm::<B>(checkpoint, policy, device)?;
         let name = folder.file_name().map(|name| name.to_string_lossy().into_owned()).unwrap_or_default();
-        Ok(Self { model, tokenizer, generation, fingerprint: checkpoint.fingerprint(), name })
+        Ok(Self { model, tokenizer, generation, fingerprint: checkpoint.fingerprint(), name, number: next_number() })
     }
 
     /// The decoder.
@@ -123,6 +143,16 @@ impl<B: KernelBackend> LanguageModel<B> {
         &self.name
     }
 
+    /// An adapter for this model that changes nothing until it is trained; the seed decides its random values. It notes which base it is for.
+    ///
+    /// # Errors
+    /// If the config names no linear of the model, or a number is out of bounds.
+    pub fn new_adapter(&self, config: &LoraConfig, seed: u64) -> Result<Adapter<B>> {
+        let mut adapter = Adapter::create(&*self.model, config, seed)?;
+        adapter.set_base(self.fingerprint.as_str(), &self.name, None);
+        Ok(adapter)
+    }
+
     /// The same model with an adapter attached. The base stays as it is: swapping is taking another handle.
     ///
     /// # Errors
@@ -148,6 +178,7 @@ impl<B: KernelBackend> LanguageModel<B> {
             generation: self.generation.clone(),
             fingerprint: self.fingerprint.clone(),
             name: self.name.clone(),
+            number: next_number(),
         }
     }
 
@@ -172,8 +203,7 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// # Errors
     /// If there is no chat template, or it fails.
     pub fn encode_chat(&self, messages: &[Message]) -> Result<Vec<u32>> {
-        let options = TemplateOptions { add_generation_prompt: true, ..TemplateOptions::default() };
-        self.tokenizer.chat(messages, &options)
+        self.tokenizer.chat(messages, &TemplateOptions::answer())
     }
 
     /// Continues a text.
@@ -189,10 +219,24 @@ impl<B: KernelBackend> LanguageModel<B> {
     /// # Errors
     /// As [`generate`](Self::generate), and if there is no chat template.
     pub fn chat(&self, messages: &[Message], options: &GenerateOptions) -> Result<Generation<'_, B>> {
-        self.generate_from(&self.encode_chat(messages)?, options, None)
+        self.chat_with(messages, &TemplateOptions::answer(), options)
     }
 
-    /// Continues token ids; a `session` of an earlier answer saves what the prompts have in common.
+    /// Answers a conversation for which the chat template is given more, such as tools or Qwen3's `enable_thinking`.
+    ///
+    /// # Errors
+    /// As [`chat`](Self::chat).
+    pub fn chat_with(
+        &self,
+        messages: &[Message],
+        template: &TemplateOptions,
+        options: &GenerateOptions,
+    ) -> Result<Generation<'_, B>> {
+        self.generate_from(&self.tokenizer.chat(messages, template)?, options, None)
+    }
+
+    /// Continues token ids; a `session` of an earlier answer saves what the prompts have in common, and keeps the dtype of its cache. One of another
+    /// model, or of this one with another adapter, is of no use and dropped.
     ///
     /// # Errors
     /// As [`generate`](Self::generate).
@@ -202,16 +246,21 @@ impl<B: KernelBackend> LanguageModel<B> {
         options: &GenerateOptions,
         session: Option<Session<B>>,
     ) -> Result<Generation<'_, B>> {
-        let own = self.generation.max_tokens(prompt.len());
+        let own = match options.max_tokens {
+            Some(_) => None,
+            None => self.generation.max_tokens(prompt.len())?,
+        };
+        let stop = [&options.stop[..], &self.generation.stop_strings[..]].concat();
         let decode = DecodeOptions {
             sampling: options.sampling.clone().unwrap_or_else(|| self.generation.sampling()),
             max_tokens: options.max_tokens.or(own).unwrap_or(DEFAULT_MAX_TOKENS),
-            eos: self.eos(),
+            eos: [self.eos(), self.special(&stop)].concat(),
             logprobs: options.logprobs,
             cache_dtype: options.cache_dtype,
         };
-        let stop = [&options.stop[..], &self.generation.stop_strings[..]].concat();
-        Generation::new(&*self.model, &self.tokenizer, prompt, decode, &stop, session)
+        let session = session.filter(|session| session.model() == self.number);
+        let generation = Generation::new(&*self.model, &self.tokenizer, prompt, decode, &stop, session)?;
+        Ok(generation.of_model(self.number))
     }
 
     /// Every token that ends an answer.
@@ -220,6 +269,12 @@ impl<B: KernelBackend> LanguageModel<B> {
             [] => self.tokenizer.eos_token().into_iter().collect(),
             ids => ids.to_vec(),
         }
+    }
+
+    /// Those of these texts that are special tokens, which never appear in the text of an answer.
+    fn special(&self, texts: &[String]) -> Vec<u32> {
+        let ids = texts.iter().filter_map(|text| self.tokenizer.token_id(text));
+        ids.filter(|&id| self.tokenizer.is_special(id)).collect()
     }
 
     /// An adapter read from a folder, refused if it was made for another base.

@@ -4,7 +4,7 @@ mod support;
 
 use firebrick::core::lora::Adapters;
 use firebrick::prelude::*;
-use support::{Golden, Inner, floats, logits};
+use support::{Golden, Inner, assert_near, floats, logits};
 
 contract! {
     fn swapping_leaves_no_trace_on_the_base<B>(device) {
@@ -72,5 +72,27 @@ contract! {
         // Kaiming-uniform with a = √5 over 64 inputs: within 1/8, and nearly reaching it.
         let largest = a(1).iter().fold(0.0f32, |largest, value| largest.max(value.abs()));
         assert!(largest <= 0.125 && largest > 0.12, "{largest}");
+    }
+}
+
+contract! {
+    fn a_session_of_another_adapter_is_not_continued<B>(device) {
+        let golden = Golden::open("qwen2-tiny");
+        let base = LanguageModel::<Inner<B>>::load(&golden.folder, &device).unwrap();
+        let tuned = base.with_adapter(&base.load_adapter(golden.folder.join("lora_all_rslora")).unwrap()).unwrap();
+        let prompt: Vec<u32> = (0..40).map(|i| i * 7 % 300).collect();
+        let options = GenerateOptions::greedy().max_tokens(6);
+        let answer = |model: &LanguageModel<Inner<B>>, session: Option<Session<Inner<B>>>| {
+            let mut generation = model.generate_from(&prompt, &options, session).unwrap();
+            let logprobs: Vec<f32> = generation.by_ref().map(|piece| piece.unwrap().token.logprob).collect();
+            (logprobs, generation.into_session())
+        };
+        let (plain, session) = answer(&base, None);
+        let (expected, _) = answer(&tuned, None);
+        assert_ne!(plain, expected);
+        let (found, session_of_tuned) = answer(&tuned, Some(session));
+        assert_eq!(found, expected, "what the base computed was taken for what the adapter computes");
+        let (again, _) = answer(&tuned, Some(session_of_tuned));
+        assert_near(&again, &expected, 1e-4, 1e-4, "its own session");
     }
 }

@@ -39,6 +39,8 @@ const UNREAD: &[&str] = &[
     "cls.predictions.transform.dense.bias",
     "cls.predictions.transform.LayerNorm.weight",
     "cls.predictions.transform.LayerNorm.bias",
+    "cls.predictions.transform.LayerNorm.gamma",
+    "cls.predictions.transform.LayerNorm.beta",
     "cls.seq_relationship.weight",
     "cls.seq_relationship.bias",
     "lm_head.bias",

@@ -71,6 +71,16 @@ const ROTARY_KEYS: &[(&str, &[&str])] = &[
 ];
 
 impl QwenConfig {
+    /// Tokens that fit: of a context that yarn extends, all that it extends it to, since `max_position_embeddings` is often left at what it was.
+    pub fn context(&self) -> usize {
+        match self.rotary.scaling {
+            Some(RopeScaling::Yarn { factor, original_positions, .. }) => {
+                self.max_position_embeddings.max((factor * original_positions) as usize)
+            }
+            _ => self.max_position_embeddings,
+        }
+    }
+
     /// Reads a checkpoint's config.
     ///
     /// # Errors
@@ -143,6 +153,8 @@ fn windows(keys: &Keys, layers: usize) -> Result<Vec<Option<usize>>> {
         Some(Value::Number(_)) if keys.flag("use_sliding_window", false)? => {
             Some(keys.size("sliding_window", None, usize::MAX >> 1)?)
         }
+        // The default of transformers' configuration classes; null is no window.
+        None if keys.flag("use_sliding_window", false)? => Some(4096),
         _ => None,
     };
     let Some(types) = keys.config.get("layer_types").and_then(Value::as_array) else {

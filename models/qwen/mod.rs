@@ -66,7 +66,7 @@ impl<B: KernelBackend> CausalLm<B> for Qwen<B> {
             vocabulary: config.vocab_size,
             kv_heads: config.num_key_value_heads,
             head_dim: config.head_dim,
-            context: config.max_position_embeddings,
+            context: config.context(),
         }
     }
 

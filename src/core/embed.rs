@@ -119,6 +119,19 @@ pub struct Embedding {
     pub truncated: bool,
 }
 
+impl Embedding {
+    /// The cosine of the angle between this vector and another of the same model: 1 where they point the same way. 0 beside a vector of zeros.
+    ///
+    /// # Panics
+    /// If they are not equally long.
+    pub fn cosine(&self, other: &Self) -> f32 {
+        assert_eq!(self.vector.len(), other.vector.len(), "vectors of two models");
+        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| f64::from(a * b)).sum::<f64>();
+        let lengths = dot(&self.vector, &self.vector).sqrt() * dot(&other.vector, &other.vector).sqrt();
+        if lengths == 0.0 { 0.0 } else { (dot(&self.vector, &other.vector) / lengths) as f32 }
+    }
+}
+
 /// A checkpoint's way from texts to vectors. The encoder itself is an argument, so that one way serves it with and without an adapter.
 #[derive(Clone, Debug)]
 pub struct Embedder {

@@ -73,6 +73,11 @@ impl Files {
         &self.place
     }
 
+    /// The files with their names, where one file holds them all.
+    pub fn held(&self) -> Option<impl Iterator<Item = (&'static str, &[u8])>> {
+        self.inside.as_ref().map(|files| files.iter().map(|(name, bytes)| (*name, &bytes[..])))
+    }
+
     /// What messages call the file `name`.
     pub(crate) fn path(&self, name: &str) -> PathBuf {
         if self.inside.is_some() { self.place.clone() } else { self.place.join(name) }

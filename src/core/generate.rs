@@ -21,6 +21,14 @@ pub struct Piece {
 pub struct Session<B: KernelBackend> {
     cache: KvCache<B>,
     tokens: Vec<u32>,
+    model: u64,
+}
+
+impl<B: KernelBackend> Session<B> {
+    /// The number of the model that computed it, as [`Generation::of_model`] was told; 0 if it was not.
+    pub fn model(&self) -> u64 {
+        self.model
+    }
 }
 
 /// An answer in the making, a piece for each token.
@@ -31,10 +39,12 @@ pub struct Generation<'m, B: KernelBackend> {
     /// Text that may be the beginning of a stop string.
     held: String,
     finished: bool,
+    model: u64,
 }
 
 impl<'m, B: KernelBackend> Generation<'m, B> {
-    /// Generates after `prompt`, up to the first of `stop`. A `session` of an earlier answer saves what the prompts have in common.
+    /// Generates after `prompt`, up to the first of `stop`. A `session` of an earlier answer by the same model, with the same adapter, saves what
+    /// the prompts have in common; it keeps the dtype of its cache.
     ///
     /// # Errors
     /// As [`Decode::new`].
@@ -48,20 +58,41 @@ impl<'m, B: KernelBackend> Generation<'m, B> {
     ) -> Result<Self> {
         let decode = match session {
             None => Decode::new(model, prompt, options)?,
-            Some(Session { mut cache, tokens }) => {
+            Some(Session { mut cache, tokens, .. }) => {
                 let common = tokens.iter().zip(prompt).take_while(|(a, b)| a == b).count();
                 cache.truncate(0, common);
                 Decode::with_cache(model, cache, prompt, options)?
             }
         };
         let stop = stop.iter().filter(|stop| !stop.is_empty()).cloned().collect();
-        Ok(Self { decode, detokenizer: tokenizer.detokenizer(true), stop, held: String::new(), finished: false })
+        Ok(Self {
+            decode,
+            detokenizer: tokenizer.detokenizer(true),
+            stop,
+            held: String::new(),
+            finished: false,
+            model: 0,
+        })
+    }
+
+    /// With a number for the model and its adapter, which [`Session::model`] tells later.
+    pub fn of_model(mut self, model: u64) -> Self {
+        self.model = model;
+        self
     }
 
     /// Ends the answer here and keeps what was computed.
     pub fn into_session(self) -> Session<B> {
         let (cache, tokens) = self.decode.into_cache();
-        Session { cache, tokens }
+        Session { cache, tokens, model: self.model }
+    }
+
+    /// The whole answer at once.
+    ///
+    /// # Errors
+    /// The first one that a piece has.
+    pub fn into_text(self) -> Result<String> {
+        self.map(|piece| Ok(piece?.text)).collect()
     }
 
     fn piece(&mut self, mut token: Token) -> Result<Piece> {

@@ -135,8 +135,15 @@ impl GenerationConfig {
     }
 
     /// How many tokens may follow a prompt of this length, if the file says.
-    pub fn max_tokens(&self, prompt_tokens: usize) -> Option<usize> {
-        self.max_new_tokens.or_else(|| self.max_length.map(|length| length.saturating_sub(prompt_tokens)))
+    ///
+    /// # Errors
+    /// [`Error::PromptTooLong`] if the file's `max_length`, of prompt and answer together, leaves none.
+    pub fn max_tokens(&self, prompt_tokens: usize) -> Result<Option<usize>> {
+        match (self.max_new_tokens, self.max_length) {
+            (Some(tokens), _) => Ok(Some(tokens)),
+            (None, Some(limit)) if limit <= prompt_tokens => Err(Error::PromptTooLong { tokens: prompt_tokens, limit }),
+            (None, length) => Ok(length.map(|length| length - prompt_tokens)),
+        }
     }
 }
 

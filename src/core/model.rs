@@ -176,6 +176,8 @@ pub trait Handle<B: KernelBackend>: Adapt<B> {
     const TASK: &'static str;
     /// Whether every linear of the architecture but a head is visited, so that `all-linear` is the same here and in PEFT.
     const READS_ALL_LINEARS: bool;
+    /// Linears of the architecture that nothing here reads: what an adapter learnt for them changes nothing.
+    const UNREAD_LINEARS: &'static [&'static str];
     /// What the layers need to know of where rows stand.
     type Places;
     /// Another handle to the same weights.
@@ -207,6 +209,7 @@ pub trait Handle<B: KernelBackend>: Adapt<B> {
 impl<'m, B: KernelBackend> Handle<B> for dyn CausalLm<B> + 'm {
     const TASK: &'static str = "CAUSAL_LM";
     const READS_ALL_LINEARS: bool = true;
+    const UNREAD_LINEARS: &'static [&'static str] = &[];
     type Places = Positions<B>;
 
     fn handle(&self) -> Box<Self> {
@@ -261,6 +264,8 @@ impl<'m, B: KernelBackend> Handle<B> for dyn CausalLm<B> + 'm {
 impl<'m, B: KernelBackend> Handle<B> for dyn Encoder<B> + 'm {
     const TASK: &'static str = "FEATURE_EXTRACTION";
     const READS_ALL_LINEARS: bool = false;
+    // PEFT adapts it with `all-linear`, and with the name `dense`, which BERT's other linears have as well.
+    const UNREAD_LINEARS: &'static [&'static str] = &["pooler.dense"];
     type Places = Segments;
 
     fn handle(&self) -> Box<Self> {

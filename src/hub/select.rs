@@ -11,21 +11,20 @@ use crate::error::Error;
 use crate::name::is_portable;
 
 /// What is downloaded where a repo has it, besides weights: models, encoders and adapters read these.
-pub(crate) const SMALL: [&str; 14] = [
+pub(crate) const SMALL: [&str; 13] = [
     "config.json",
     "generation_config.json",
-    "tokenizer.json",
+    TOKENIZER,
     "tokenizer_config.json",
-    "special_tokens_map.json",
-    "added_tokens.json",
     "chat_template.jinja",
     "modules.json",
     "sentence_bert_config.json",
+    "sentence_roberta_config.json",
+    "sentence_xlm-roberta_config.json",
     "config_sentence_transformers.json",
     "1_Pooling/config.json",
     "2_Dense/config.json",
-    "2_Dense/model.safetensors",
-    "adapter_config.json",
+    ADAPTER_CONFIG,
 ];
 const CONFIG: &str = "config.json";
 const TOKENIZER: &str = "tokenizer.json";
@@ -110,7 +109,8 @@ pub(crate) enum Lack {
     Needed(String),
 }
 
-/// What a snapshot lacks; `is_absent` knows files that the repo does not have.
+/// What a snapshot lacks; `is_absent` knows files that the repo does not have. Other tools leave out what they do not read themselves, such as how
+/// an encoder pools, and a model without it gives other results: each small file is there, or known not to exist, or asked for once.
 pub(crate) fn lack(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Result<Lack, Error> {
     let has = |name: &str| snapshot.join(name).is_file();
     let needed = |name: &str| Ok(Lack::Needed(name.to_owned()));
@@ -126,8 +126,9 @@ pub(crate) fn lack(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Result<
             return needed(shard);
         }
     }
-    let unknown = !has(TOKENIZER) && !is_absent(TOKENIZER);
-    Ok(if unknown { Lack::Perhaps(TOKENIZER.to_owned()) } else { Lack::Nothing })
+    // What an adapter folder has is asked for by that folder's own name.
+    let unknown = SMALL.into_iter().find(|&name| name != ADAPTER_CONFIG && !has(name) && !is_absent(name));
+    Ok(unknown.map_or(Lack::Nothing, |name| Lack::Perhaps(name.to_owned())))
 }
 
 #[cfg(test)]
@@ -189,9 +190,14 @@ mod tests {
         write("1.safetensors", "");
         assert_eq!(lack(false), Lack::Needed("2.safetensors".into()));
         write("2.safetensors", "");
-        assert_eq!(lack(false), Lack::Perhaps(TOKENIZER.into()));
         assert_eq!(lack(true), Lack::Nothing);
-        write(TOKENIZER, "{}");
+        // What another tool had no use for may be in the repo.
+        std::fs::create_dir_all(folder.path().join("1_Pooling")).unwrap();
+        std::fs::create_dir_all(folder.path().join("2_Dense")).unwrap();
+        for name in SMALL.into_iter().filter(|name| ![CONFIG, ADAPTER_CONFIG].contains(name)) {
+            assert_eq!(lack(false), Lack::Perhaps(name.into()));
+            write(name, "{}");
+        }
         assert_eq!(lack(false), Lack::Nothing);
     }
 }

@@ -77,8 +77,7 @@ contract! {
     fn an_adapter_that_knows_its_base_is_refused_by_another_of_the_same_shape<B>(device) {
         let folder = copy("qwen2-tiny");
         let model = LanguageModel::<Inner<B>>::load(folder.path(), &device).unwrap();
-        let mut adapter = Adapter::create(model.model(), &LoraConfig::default(), 0).unwrap();
-        adapter.set_base(model.fingerprint(), model.name(), None);
+        let adapter = model.new_adapter(&LoraConfig::default(), 0).unwrap();
         let saved = tempfile::tempdir().unwrap();
         for format in [Format::Peft, Format::Mlx] {
             let at = saved.path().join(format!("{format:?}"));
@@ -126,7 +125,6 @@ contract! {
             ("trainable_token_indices", json!([1, 2])),
             ("use_qalora", json!(true)),
             ("corda_config", json!({"a": 1})),
-            ("eva_config", json!({"rho": 2.0})),
             ("alora_invocation_tokens", json!([5])),
             ("a_key_of_next_year", json!(3)),
             ("r", json!(0)),

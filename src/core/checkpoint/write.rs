@@ -2,7 +2,7 @@
 //! an adapter or a merged model consists of is decided by `lora.rs` and `train/`.
 
 use std::collections::BTreeMap;
-use std::io::{BufWriter, Write};
+use std::io::{BufWriter, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -12,6 +12,9 @@ use serde_json::{Value, json};
 use super::header::{self, Limits};
 use crate::disk::{Disk, DiskFile};
 use crate::error::{Error, Result};
+
+/// Files of processes that were killed before a name counts as taken.
+const LEFT_BEHIND: u64 = 1 << 20;
 
 /// The metadata that transformers and PEFT expect in a file of PyTorch's layout.
 pub const PYTORCH_FORMAT: &[(&str, &str)] = &[("format", "pt")];
@@ -140,10 +143,16 @@ fn atomically(
         Some(folder) if !folder.as_os_str().is_empty() => folder,
         _ => Path::new("."),
     };
-    // In the same folder, hence on the same file system; unique among processes and threads; no name that a loader looks for.
-    let count = COUNT.fetch_add(1, Ordering::Relaxed);
-    let temporary = folder.join(format!(".{}.{}-{count}.tmp", name.to_string_lossy(), std::process::id()));
-    let file = disk.create(&temporary).map_err(Error::io(&temporary))?;
+    // In the same folder, hence on the same file system; unique among processes and threads; no name that a loader looks for. One that was killed
+    // may have had this number before, and left its file.
+    let (temporary, file) = loop {
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let temporary = folder.join(format!(".{}.{}-{count}.tmp", name.to_string_lossy(), std::process::id()));
+        match disk.create(&temporary) {
+            Err(problem) if problem.kind() == ErrorKind::AlreadyExists && count < LEFT_BEHIND => {}
+            created => break (temporary.clone(), created.map_err(Error::io(&temporary))?),
+        }
+    };
     let mut temporary = Temporary { disk, path: temporary, renamed: false };
 
     let mut writer = BufWriter::with_capacity(1 << 20, file);

@@ -28,6 +28,8 @@ pub struct EmbedConfig {
     pub query_prefix: String,
     /// What goes before a passage.
     pub passage_prefix: String,
+    /// Whether both are known from the model's name alone, since its files name none: E5's.
+    pub by_name: bool,
 }
 
 impl Default for EmbedConfig {
@@ -39,6 +41,7 @@ impl Default for EmbedConfig {
             lowercase: false,
             query_prefix: String::new(),
             passage_prefix: String::new(),
+            by_name: false,
         }
     }
 }
@@ -74,7 +77,8 @@ impl EmbedConfig {
         let prompts = object(folder, folder.join("config_sentence_transformers.json"))?;
         config.read_prompts(prompts.as_ref().map(|(path, file)| (path.as_path(), file)))?;
         let says_nothing = config.query_prefix.is_empty() && config.passage_prefix.is_empty();
-        if says_nothing && is_e5(checkpoint) {
+        config.by_name = says_nothing && is_e5(checkpoint);
+        if config.by_name {
             config.query_prefix = "query: ".into();
             config.passage_prefix = "passage: ".into();
         }
@@ -117,7 +121,8 @@ impl EmbedConfig {
         Ok(())
     }
 
-    /// The prompts called `query`, and `passage`, `document` or `corpus`; the one that `default_prompt_name` names where there is none.
+    /// The prompts called `query`, and `document`, `passage` or `corpus`, the first that there is; where there is none, the one that
+    /// `default_prompt_name` names.
     fn read_prompts(&mut self, file: Option<(&Path, &Map<String, Value>)>) -> Result<()> {
         let Some((path, file)) = file else { return Ok(()) };
         let prompts = match file.get("prompts") {
@@ -146,7 +151,7 @@ impl EmbedConfig {
             Ok(default.clone().unwrap_or_default())
         };
         self.query_prefix = first(&["query"])?;
-        self.passage_prefix = first(&["passage", "document", "corpus"])?;
+        self.passage_prefix = first(&["document", "passage", "corpus"])?;
         Ok(())
     }
 }

@@ -54,7 +54,7 @@ fn an_instruct_file_is_read_whole() {
     assert_eq!(config.sampling(), sampling);
     assert_eq!(config.eos_token_id, [151645, 151643]);
     assert_eq!(config.stop_strings, ["END"]);
-    assert_eq!(config.max_tokens(9), Some(2048));
+    assert_eq!(config.max_tokens(9).unwrap(), Some(2048));
 }
 
 #[test]
@@ -104,8 +104,12 @@ fn end_of_sequence_falls_back_to_the_model_config() {
 #[test]
 fn max_length_counts_the_prompt() {
     let config = generation("length", r#"{"max_length": 20}"#).unwrap();
-    assert_eq!((config.max_tokens(5), config.max_tokens(30)), (Some(15), Some(0)));
-    assert_eq!(generation("length", "{}").unwrap().max_tokens(5), None);
+    assert_eq!(config.max_tokens(5).unwrap(), Some(15));
+    for prompt in [20, 30] {
+        let refused = config.max_tokens(prompt).unwrap_err();
+        assert!(matches!(refused, Error::PromptTooLong { limit: 20, tokens } if tokens == prompt), "{refused:?}");
+    }
+    assert_eq!(generation("length", "{}").unwrap().max_tokens(5).unwrap(), None);
 }
 
 #[test]

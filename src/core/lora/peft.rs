@@ -43,6 +43,7 @@ const HARMLESS: &[&str] = &[
     "auto_mapping",
     "base_model_name_or_path",
     "ensure_weight_tying",
+    "eva_config",
     "inference_mode",
     "megatron_core",
     "peft_version",

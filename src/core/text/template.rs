@@ -55,6 +55,19 @@ pub struct TemplateOptions {
     pub extra: Map<String, Value>,
 }
 
+impl TemplateOptions {
+    /// For a text that ends where the assistant's answer begins.
+    pub fn answer() -> Self {
+        Self { add_generation_prompt: true, ..Self::default() }
+    }
+
+    /// With a value for a variable of the template, such as `false` for `enable_thinking`.
+    pub fn variable(mut self, name: &str, value: impl Into<Value>) -> Self {
+        self.extra.insert(name.to_owned(), value.into());
+        self
+    }
+}
+
 /// A chat template, compiled. It cannot read files, and its work, depth and output are bounded.
 #[derive(Debug)]
 pub struct ChatTemplate {

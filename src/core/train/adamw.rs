@@ -8,6 +8,8 @@ use burn::tensor::Tensor;
 use firebrick_backend::KernelBackend;
 use serde::{Deserialize, Serialize};
 
+use crate::error::{Error, Result};
+
 /// The constants of AdamW.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 pub struct AdamWConfig {
@@ -19,6 +21,29 @@ pub struct AdamWConfig {
     pub epsilon: f64,
     /// Fraction of a parameter taken off at each step, times the learning rate.
     pub weight_decay: f64,
+}
+
+impl AdamWConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// [`Error::OutOfBounds`] with the field's name, value and bounds.
+    pub fn validate(&self) -> Result<()> {
+        let Self { beta1, beta2, epsilon, weight_decay } = *self;
+        let from_0_below_1 = |value: f64| (0.0..1.0).contains(&value);
+        let fields = [
+            ("beta1", beta1, from_0_below_1(beta1), "from 0 to below 1"),
+            ("beta2", beta2, from_0_below_1(beta2), "from 0 to below 1"),
+            ("epsilon", epsilon, epsilon > 0.0 && epsilon.is_finite(), "above 0"),
+            ("weight_decay", weight_decay, weight_decay >= 0.0 && weight_decay.is_finite(), "at least 0"),
+        ];
+        match fields.into_iter().find(|(.., fits, _)| !fits) {
+            None => Ok(()),
+            Some((name, value, _, bounds)) => {
+                Err(Error::OutOfBounds { name, value: value.to_string(), bounds: bounds.into() })
+            }
+        }
+    }
 }
 
 impl Default for AdamWConfig {

@@ -51,6 +51,16 @@ impl<B: KernelBackend> Batch<B> {
         hidden.select(0, rows)
     }
 
+    /// Weighted sum of the losses and sum of the weights of all examples: the head is multiplied by once.
+    pub(crate) fn loss(&self, model: &dyn CausalLm<B>) -> (f64, f64) {
+        if self.rows.is_empty() {
+            return (0.0, 0.0);
+        }
+        let loss = model.loss(self.weighted_rows(model.hidden(&self.tokens, None)), &self.targets).into_data();
+        let weight = self.targets.weights.iter().map(|&weight| f64::from(weight)).sum();
+        (loss.iter::<f64>().next().unwrap_or(f64::NAN), weight)
+    }
+
     /// Weighted sum of the losses and sum of the weights of each example.
     pub(crate) fn losses(&self, model: &dyn CausalLm<B>) -> Vec<(f64, f64)> {
         let hidden = self.weighted_rows(model.hidden(&self.tokens, None));

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use std::ops::ControlFlow;
 
 use burn::tensor::activation::log_softmax;
-use burn::tensor::{Tensor, TensorData};
+use burn::tensor::{DType, Tensor, TensorData};
+use firebrick_backend::ops::linear::linear;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use sha2::{Digest, Sha256};
 
@@ -44,6 +45,8 @@ pub struct PairBatch<B: KernelBackend> {
 
 /// Texts of a validation that are embedded before somebody may end it.
 const TEXTS_AT_ONCE: usize = 512;
+/// Queries that are compared with all passages at a time.
+const QUERIES_AT_ONCE: usize = 256;
 
 /// Low enough that a softmax gives it nothing, in every float format.
 const BARRED: f32 = -1e4;
@@ -151,14 +154,25 @@ impl Contrastive {
             }
         }
         let (queries, documents) = vectors.split_at(pairs.len());
-        let dot = |a: &[f32], b: &[f32]| a.iter().zip(b).map(|(a, b)| a * b).sum::<f32>();
-        let rank = |(pair, query): (&Pair, &Vec<f32>)| {
-            let own = places[&pair.positive[..]];
-            let score = dot(query, &documents[own]);
-            // A tie counts against the model.
-            1 + (0..documents.len()).filter(|&at| at != own && dot(query, &documents[at]) >= score).count()
+        let matrix = |rows: &[Vec<f32>]| {
+            let shape = [rows.len(), rows.first().map_or(0, Vec::len)];
+            Tensor::<B, 2>::from_data(TensorData::new(rows.concat(), shape), (&model.device(), DType::F32))
         };
-        Ok(Some(pairs.iter().zip(queries).map(rank).collect()))
+        let documents = matrix(documents);
+        let mut ranks = Vec::with_capacity(pairs.len());
+        for (pairs, queries) in pairs.chunks(QUERIES_AT_ONCE).zip(queries.chunks(QUERIES_AT_ONCE)) {
+            let scores = linear(matrix(queries), documents.clone(), None).into_data();
+            let scores: Vec<f32> = scores.iter().collect();
+            ranks.extend(pairs.iter().zip(scores.chunks_exact(documents.dims()[0])).map(|(pair, scores)| {
+                let own = places[&pair.positive[..]];
+                // Its own is among them. A tie counts against the model.
+                scores.iter().filter(|score| **score >= scores[own]).count()
+            }));
+            if go_on(texts.len(), texts.len()).is_break() {
+                return Ok(None);
+            }
+        }
+        Ok(Some(ranks))
     }
 }
 
@@ -222,6 +236,11 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         pair.line
     }
 
+    fn largest_id(pair: &Pair) -> u32 {
+        let texts = [&pair.query, &pair.positive].into_iter().chain(&pair.negatives);
+        texts.flatten().copied().max().unwrap_or_default()
+    }
+
     fn identify(pair: &Pair, hash: &mut Sha256) {
         hash.update((pair.negatives.len() as u64).to_le_bytes());
         for text in [&pair.query, &pair.positive].into_iter().chain(&pair.negatives) {
@@ -240,8 +259,15 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         let examples = data.examples();
         let device = model.device();
         let (mut sum, mut done) = (0.0, 0);
-        for pairs in examples.chunks(batch_size) {
-            let pairs: Vec<&Pair> = pairs.iter().collect();
+        let passes = examples.len() / batch_size.max(1);
+        // Too few to be told from each other join those before them, as in training.
+        let rest = examples.len() % batch_size.max(1);
+        let joined = passes > 0 && rest > 0 && rest < <Self as Task<B>>::LEAST;
+        let ends = (1..=passes).map(|pass| pass * batch_size).chain((rest > 0).then_some(examples.len()));
+        let ends = ends.filter(|end| !(joined && *end == passes * batch_size));
+        let mut start = 0;
+        for end in ends {
+            let pairs: Vec<&Pair> = examples[std::mem::replace(&mut start, end)..end].iter().collect();
             let batch = PairBatch::new(&pairs, &device);
             let loss = batch.loss(self, model.encode(&batch.tokens)).into_data();
             sum += loss.iter::<f64>().next().unwrap_or(f64::NAN);

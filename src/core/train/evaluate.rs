@@ -32,19 +32,7 @@ pub fn row_losses<'a, B: KernelBackend>(
     examples: &'a [Example],
 ) -> impl Iterator<Item = Result<RowLoss>> + 'a {
     assert!(!B::ad_enabled(&model.device()), "evaluating on an autodiff backend: use model.valid()");
-    let mut rest = examples;
-    let batches = std::iter::from_fn(move || {
-        let mut tokens = 0;
-        let fits = |example: &&Example| {
-            tokens += example.tokens.len();
-            tokens <= BATCH_TOKENS
-        };
-        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
-        let (batch, later) = rest.split_at(count);
-        rest = later;
-        (!batch.is_empty()).then_some(batch)
-    });
-    batches.flat_map(move |batch| {
+    batches(examples).flat_map(move |batch| {
         let views: Vec<&Example> = batch.iter().collect();
         let losses = Batch::<B>::new(&views, &model.device()).losses(model);
         let row = |(example, (sum, weight)): (&Example, (f64, f64))| {
@@ -56,6 +44,22 @@ pub fn row_losses<'a, B: KernelBackend>(
             }
         };
         batch.iter().zip(losses).map(row).collect::<Vec<_>>()
+    })
+}
+
+/// Examples that are evaluated together, in their order.
+fn batches(examples: &[Example]) -> impl Iterator<Item = &[Example]> {
+    let mut rest = examples;
+    std::iter::from_fn(move || {
+        let mut tokens = 0;
+        let fits = |example: &&Example| {
+            tokens += example.tokens.len();
+            tokens <= BATCH_TOKENS
+        };
+        let count = rest.iter().take_while(fits).count().max(1).min(rest.len());
+        let (batch, later) = rest.split_at(count);
+        rest = later;
+        (!batch.is_empty()).then_some(batch)
     })
 }
 
@@ -74,13 +78,21 @@ pub(super) fn mean_loss_while<B: KernelBackend>(
     dataset: &Dataset,
     go_on: &mut dyn FnMut(usize, usize) -> ControlFlow<()>,
 ) -> Result<Option<f64>> {
-    let (mut sum, mut tokens) = (0.0, 0.0);
-    let rows = dataset.examples().len();
-    for (done, row) in row_losses(model, dataset.examples()).enumerate() {
-        let row = row?;
-        sum += row.loss * row.tokens;
-        tokens += row.tokens;
-        if go_on(done + 1, rows).is_break() {
+    assert!(!B::ad_enabled(&model.device()), "evaluating on an autodiff backend: use model.valid()");
+    let (mut sum, mut tokens, mut done) = (0.0, 0.0, 0);
+    let examples = dataset.examples();
+    for batch in batches(examples) {
+        let views: Vec<&Example> = batch.iter().collect();
+        let (loss, weight) = Batch::<B>::new(&views, &model.device()).loss(model);
+        if !loss.is_finite() {
+            // Which row it was is worth another pass.
+            row_losses(model, batch).try_for_each(|row| row.map(drop))?;
+            return Err(Error::NotFinite { what: "the loss", place: None });
+        }
+        sum += loss;
+        tokens += weight;
+        done += batch.len();
+        if go_on(done, examples.len()).is_break() {
             return Ok(None);
         }
     }

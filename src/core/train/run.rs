@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::time::Instant;
 
 use burn::tensor::Tensor;
+use firebrick_backend::packed::dtype_name;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use sha2::{Digest, Sha256};
 
@@ -21,7 +22,7 @@ use super::task::{NextToken, Task};
 use crate::checkpoint::hexadecimal;
 use crate::error::{Error, Result};
 use crate::lora::Adapter;
-use crate::model::{CausalLm, Encoder, Handle};
+use crate::model::{Adapt, CausalLm, Encoder, Handle};
 
 /// Trains an adapter on a frozen base: a decoder's to predict tokens, or an encoder's to find passages.
 pub struct Trainer<B: TrainBackend, T: Task<B> = NextToken> {
@@ -68,6 +69,7 @@ impl<B: TrainBackend> Trainer<B, Contrastive> {
 impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     fn of(task: T, model: Box<T::Model>, adapter: Adapter<B::InnerBackend>, config: TrainConfig) -> Result<Self> {
         config.learning_rate.validate()?;
+        config.adamw.validate()?;
         let counts =
             [("batch_size", config.batch_size, T::LEAST), ("gradient_accumulation", config.gradient_accumulation, 1)];
         if let Some((name, value, least)) = counts.into_iter().find(|(_, value, least)| value < least) {
@@ -84,6 +86,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         }
         let valid_model = T::valid(&*model);
         adapter.attach(&*valid_model)?;
+        check_can_learn(&adapter)?;
         let optimizer = AdamW::new(config.adamw);
         Ok(Self {
             task,
@@ -140,9 +143,19 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         settings.extend([
             ("task", format!("{:?}", self.task.settings())),
             ("base", self.adapter.base().unwrap_or("(unknown)").to_owned()),
+            ("weights", self.weights()),
             ("data", hexadecimal(&data.finalize()[..8])),
         ]);
         settings.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(lora).collect()
+    }
+
+    /// The dtype of the base's layers: what is learnt on packed weights is not what is learnt on others.
+    fn weights(&self) -> String {
+        let mut found = None;
+        self.valid_model.handle().each_linear(&mut |_, linear| {
+            found.get_or_insert(linear.weight.dtype());
+        });
+        found.map_or("(none)", dtype_name).to_owned()
     }
 
     /// How far the run has come.
@@ -201,6 +214,7 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         valid: Option<&Dataset<T::Example>>,
         report: &mut dyn FnMut(Event) -> ControlFlow<()>,
     ) -> Result<()> {
+        [Some(train), valid].into_iter().flatten().try_for_each(|data| self.check_ids(data))?;
         let examples = train.examples();
         if examples.len() < self.config.batch_size && self.config.pack.is_none() {
             let problem = format!("{} rows are fewer than a batch of {}", examples.len(), self.config.batch_size);
@@ -257,6 +271,18 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
                 Err(problem) => return Err(problem),
             };
         }
+    }
+
+    /// Refuses rows with a token that the model's table has no row for: a tokenizer may know more tokens than the model it comes with.
+    fn check_ids(&self, data: &Dataset<T::Example>) -> Result<()> {
+        // Positions may have a table as well, behind the one of tokens.
+        let Some(rows) = self.valid_model.tables().first().map(|table| table.dims()[0]) else { return Ok(()) };
+        let unknown = data.examples().iter().find(|example| T::largest_id(example) as usize >= rows);
+        unknown.map_or(Ok(()), |example| {
+            let (line, id) = (T::line(example), T::largest_id(example));
+            let problem = format!("line {line} has the token id {id}, and the model knows {rows} tokens");
+            Err(Error::Data { path: data.path().into(), problem })
+        })
     }
 
     /// Writes the checkpoint of the last whole step, if there is somewhere to and it is not there yet.
@@ -413,7 +439,23 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
     }
 }
 
-/// Norm of all gradients together; an error names the module whose gradient is not finite or zero.
+/// Refuses a module of which both matrices are zero: the gradient of each is a product with the other.
+fn check_can_learn<B: KernelBackend>(adapter: &Adapter<B>) -> Result<()> {
+    let matrices = adapter.modules().values().flat_map(|module| [&module.a, &module.b]);
+    let sums: Vec<Tensor<B, 1>> = matrices.map(|matrix| matrix.clone().abs().sum()).collect();
+    if sums.is_empty() {
+        return Ok(());
+    }
+    // One read for all.
+    let sums: Vec<f64> = Tensor::cat(sums, 0).into_data().iter::<f64>().collect();
+    let stuck = adapter.modules().keys().zip(sums.chunks(2)).find(|(_, sums)| sums.iter().all(|sum| *sum == 0.0));
+    stuck.map_or(Ok(()), |(module, _)| {
+        Err(Error::NoGradient { module: module.clone(), reason: "its A and B are both zero, and would stay so".into() })
+    })
+}
+
+/// Norm of all gradients together; an error names the module whose gradient is not finite. One that is zero is as good as any: a row of two tokens
+/// has nothing for its queries to learn. That every module is reached is seen where gradients are collected.
 fn norm<B: TrainBackend>(gradients: &Gradients<B>) -> Result<f64> {
     // One read for all: on a GPU each costs a round trip.
     let squares = gradients.values().flatten().map(|gradient| (gradient.clone() * gradient.clone()).sum());
@@ -421,9 +463,6 @@ fn norm<B: TrainBackend>(gradients: &Gradients<B>) -> Result<f64> {
     for (path, squares) in gradients.keys().zip(squares.chunks(2)) {
         if !squares.iter().all(|square| square.is_finite()) {
             return Err(Error::NotFinite { what: "the gradient", place: Some(path.clone()) });
-        }
-        if squares.iter().all(|square| *square == 0.0) {
-            return Err(Error::NoGradient { module: path.clone(), reason: "those of A and B are both zero".into() });
         }
     }
     Ok(squares.iter().sum::<f64>().sqrt())

@@ -67,6 +67,8 @@ pub trait Task<B: TrainBackend> {
     }
     /// Tokens of a row that pass through the model.
     fn tokens(example: &Self::Example) -> usize;
+    /// The largest id among a row's tokens.
+    fn largest_id(example: &Self::Example) -> u32;
     /// Those of them that go through the model's head.
     fn weighted(example: &Self::Example) -> usize;
     /// Line of its file that a row came from, from 1.
@@ -123,6 +125,10 @@ impl<B: TrainBackend> Task<B> for NextToken {
 
     fn loss_of_hidden(&self, model: &Self::Model, batch: &Batch<B>, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
         model.loss(batch.weighted_rows(hidden), &batch.targets)
+    }
+
+    fn largest_id(example: &Example) -> u32 {
+        example.tokens.iter().copied().max().unwrap_or_default()
     }
 
     fn tokens(example: &Example) -> usize {

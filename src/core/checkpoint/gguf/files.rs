@@ -85,7 +85,12 @@ fn tokenizer(header: &Header) -> Result<Value, String> {
         json!({"type": "Sequence", "pretokenizers": [
             {"type": "Split", "pattern": {"Regex": pattern}, "behavior": "Isolated", "invert": false}, bytes(false)]})
     };
-    let pre = header.text("tokenizer.ggml.pre").unwrap_or("gpt-2");
+    // Files from before there was the key say by their architecture alone how words are split.
+    let usual = match header.text("general.architecture") {
+        Some("qwen2" | "qwen3") => "qwen2",
+        _ => "gpt-2",
+    };
+    let pre = header.text("tokenizer.ggml.pre").unwrap_or(usual);
     let (normalizer, words) = match pre {
         "qwen2" => (json!({"type": "NFC"}), split(QWEN2)),
         "llama-bpe" | "llama3" | "llama-v3" => (Value::Null, split(LLAMA3)),
