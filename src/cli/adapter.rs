@@ -104,7 +104,7 @@ fn facts<B: KernelBackend>(adapter: &Adapter<B>, folder: &Path) -> Value {
         json!({"path": path, "rank": rank, "scale": module.scale, "in": inputs, "out": outputs})
     });
     json!({
-        "adapter": folder, "base_model": adapter.config().get("base_model_name_or_path"), "base_fingerprint": adapter.base(),
+        "adapter": folder.to_string_lossy(), "base_model": adapter.config().get("base_model_name_or_path"), "base_fingerprint": adapter.base(),
         "rank": adapter.config().get("r"), "alpha": adapter.config().get("lora_alpha"),
         "rslora": adapter.config().get("use_rslora"), "dropout": adapter.dropout(),
         "targets": adapter.config().get("target_modules"), "parameters": adapter.parameters(),

@@ -86,11 +86,12 @@ impl Bench {
             bail!("no workload contains {}; `firebrick bench --list --full` names them", self.only.join(" or "));
         }
         if self.list {
-            for workload in &workloads {
-                output::text(&format!("{}\n", record::label(&workload.describe())))?;
-            }
-            for probe in &probes {
-                output::text(&format!("{}\n", record::label(&probe.describe())))?;
+            let described = workloads.iter().map(Workload::describe).chain(probes.iter().map(|probe| probe.describe()));
+            for workload in described {
+                match everywhere.json {
+                    true => output::json_line(&workload)?,
+                    false => output::text(&format!("{}\n", record::label(&workload)))?,
+                }
             }
             return Ok(ExitCode::SUCCESS);
         }
@@ -199,7 +200,7 @@ impl Report {
             false => report::write(&self.root)?,
         };
         if everywhere.json {
-            output::json_line(&json!({"outdated": self.check, "files": files}))?;
+            output::json_line(&json!({"outdated": self.check && !files.is_empty(), "files": files}))?;
         } else {
             for file in &files {
                 let what = if self.check { "is not what the records say" } else { "written" };

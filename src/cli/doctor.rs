@@ -4,7 +4,8 @@ use std::process::ExitCode;
 
 use anyhow::Result;
 use clap::Args;
-use firebrick::backend::device::DeviceInfo;
+use firebrick::backend::device::{DeviceInfo, DeviceKind};
+use firebrick::backend::process::memory_bytes;
 use firebrick::backend::select::{BackendName, built, devices, has_autotune, known};
 use firebrick::gate::{self, Finding, Outcome, Report};
 use serde_json::json;
@@ -32,13 +33,18 @@ impl Doctor {
         if !everywhere.json {
             line(&backends())?;
         }
-        let (mut reports, mut sound) = (Vec::new(), true);
+        let (mut reports, mut present, mut sound) = (Vec::new(), Vec::new(), true);
         for backend in &chosen {
             let found = devices(*backend);
             if found.is_empty() && !everywhere.json {
                 line(&format!("\n{backend}: no device found"))?;
             }
             for device in &found {
+                let DeviceInfo { backend, index, name, driver, kind, .. } = device;
+                let (backend, kind) = (backend.to_string(), kind.to_string());
+                present
+                    .push(json!({"backend": backend, "index": index, "device": name, "driver": driver, "kind": kind,
+                    "memory_bytes": memory_of(device)}));
                 let report = self.examine(device, &everywhere)?;
                 sound &= report.as_ref().is_none_or(Report::passed);
                 reports.extend(report);
@@ -48,7 +54,7 @@ impl Doctor {
             let backends: Vec<_> =
                 known().map(|(name, built)| json!({"name": name.to_string(), "built": built})).collect();
             output::json_line(
-                &json!({"backends": backends, "autotune": has_autotune(), "devices": reports, "passed": sound}),
+                &json!({"backends": backends, "autotune": has_autotune(), "present": present, "devices": reports, "passed": sound}),
             )?;
         } else if !self.list {
             line(&verdict(&reports))?;
@@ -59,7 +65,9 @@ impl Doctor {
     fn examine(&self, device: &DeviceInfo, everywhere: &Everywhere) -> Result<Option<Report>> {
         if !everywhere.json {
             let DeviceInfo { driver, kind, .. } = device;
-            line(&format!("\n{device}, {kind}, {driver}"))?;
+            let memory =
+                memory_of(device).map_or(String::new(), |bytes| format!(", {:.1} GB of memory", bytes as f64 / 1e9));
+            line(&format!("\n{device}, {kind}, {driver}{memory}"))?;
         }
         if self.list {
             let report = gate::remembered(device);
@@ -84,6 +92,11 @@ impl Doctor {
         }
         Ok(Some(report))
     }
+}
+
+/// The machine's memory, of a device that computes in it. Drivers of graphics cards do not tell theirs through the interfaces used here.
+fn memory_of(device: &DeviceInfo) -> Option<u64> {
+    memory_bytes().filter(|_| matches!(device.kind, DeviceKind::Cpu | DeviceKind::Software))
 }
 
 fn line(text: &str) -> Result<()> {

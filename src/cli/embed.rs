@@ -3,12 +3,12 @@
 mod rows;
 mod vectors;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Instant;
 
 use anyhow::{Result, bail};
-use clap::Args;
+use clap::{Args, ValueEnum};
 use firebrick::backend::process::peak_rss_bytes;
 use firebrick::core::embed::{DEFAULT_BATCH_TOKENS, TextTokens};
 use firebrick::prelude::*;
@@ -18,6 +18,8 @@ use serde_json::json;
 use super::data::one_of;
 use super::options::{Everywhere, ModelOptions};
 use super::output;
+use super::signal::leave_after;
+use super::wrong_usage;
 use rows::Rows;
 use vectors::{Format, Vectors};
 
@@ -60,7 +62,8 @@ impl Embed {
                 _ => Format::Jsonl,
             });
         if format != Format::Jsonl && self.output.is_none() {
-            bail!("--format {format:?} needs --output: it is a file, not lines");
+            let format = format.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned());
+            wrong_usage!("--format {format} needs --output: it is a file, not lines");
         }
         // Before the model is loaded.
         let rows = Rows::open(self.input.as_deref())?;
@@ -99,6 +102,9 @@ impl Job for Work {
         }
         let width = verb.dimensions.unwrap_or(embedder.dimensions());
         let mut out = Vectors::create(verb.output.as_deref(), format, width)?;
+        if let Some(unfinished) = out.unfinished().map(Path::to_owned) {
+            leave_after(move || drop(std::fs::remove_file(&unfinished)))?;
+        }
         let bar = bar(&rows, &everywhere)?;
         let (begun, mut counts) = (Instant::now(), Counts::default());
         loop {
@@ -117,6 +123,9 @@ impl Job for Work {
         out.finish()?;
         let Counts { rows: all, failed, truncated, tokens } = counts;
         let seconds = begun.elapsed().as_secs_f64();
+        if failed > 0 {
+            everywhere.note(format_args!("{failed} of {all} rows were left out"));
+        }
         if truncated > 0 {
             let max = embedder.max_tokens();
             everywhere
@@ -126,12 +135,15 @@ impl Job for Work {
             if everywhere.json {
                 let summary = json!({
                     "rows": all, "failed": failed, "truncated": truncated, "tokens": tokens, "seconds": seconds,
-                    "dimensions": width, "output": path, "peak_rss_bytes": peak_rss_bytes(),
+                    "dimensions": width, "output": path.to_string_lossy(), "peak_rss_bytes": peak_rss_bytes(),
                 });
                 output::json_line(&summary)?;
             }
             let embedded = all - failed;
             everywhere.note(format_args!("{embedded} of {all} rows written to {} in {seconds:.1} s", path.display()));
+        }
+        if failed > 0 && failed == all {
+            bail!("{}: none of its {all} rows could be embedded", rows.path().display());
         }
         Ok(ExitCode::SUCCESS)
     }
@@ -174,7 +186,7 @@ fn window(
 
 /// A bar over the input's bytes, on a terminal. Where the results go to the same terminal there is none.
 fn bar(rows: &Rows, everywhere: &Everywhere) -> Result<ProgressBar> {
-    let Some(total) = rows.total.filter(|_| !everywhere.quiet) else { return Ok(ProgressBar::hidden()) };
+    let Some(total) = rows.total.filter(|_| everywhere.shows_bars()) else { return Ok(ProgressBar::hidden()) };
     let style = ProgressStyle::with_template("{wide_bar} {bytes}/{total_bytes}  {eta} left")?;
     // indicatif draws on stderr, and only if that is a terminal.
     Ok(ProgressBar::new(total).with_style(style))

@@ -5,15 +5,18 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result};
 use firebrick::core::checkpoint::write_atomic;
 use firebrick::core::disk::System;
+use firebrick::core::embed::EmbedConfig;
+use firebrick::models::{Role, family};
 use firebrick::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 
 /// Lets `write` fill a folder beside `output` and moves it there once it is complete. If it fails, nothing is left.
 pub fn write_whole(output: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Result<()> {
     let building = sibling(output)?;
     let place = || output.display().to_string();
     let created: Vec<&Path> = building.ancestors().take_while(|folder| !folder.exists()).collect();
-    let written = std::fs::create_dir_all(&building).with_context(place).and_then(|()| {
+    let parents = building.parent().map_or(Ok(()), std::fs::create_dir_all);
+    let written = parents.and_then(|()| std::fs::create_dir(&building)).with_context(place).and_then(|()| {
         write(&building)?;
         let _ = std::fs::remove_dir(output);
         std::fs::rename(&building, output).with_context(place)
@@ -27,13 +30,27 @@ pub fn write_whole(output: &Path, write: impl FnOnce(&Path) -> Result<()>) -> Re
 
 fn sibling(folder: &Path) -> Result<PathBuf> {
     let name = folder.file_name().with_context(|| format!("{}: not a folder name", folder.display()))?;
-    let name = format!(".{}.{}", name.to_string_lossy(), std::process::id());
-    Ok(folder.with_file_name(name))
+    // A process that was killed may have had this number before, and left its folder.
+    let numbered = |count: usize| format!(".{}.{}-{count}", name.to_string_lossy(), std::process::id());
+    let free = (0..).map(|count| folder.with_file_name(numbered(count))).find(|path| !path.exists());
+    free.with_context(|| format!("{}: no name is left", folder.display()))
 }
 
-/// Copies config, tokenizer and templates as they are; then the config as `changed` leaves it.
+/// Copies config, tokenizer and templates as they are, or as the one file that the model is holds them; then the config as `changed` leaves it.
 pub fn copy_rest(checkpoint: &Checkpoint, folder: &Path, changed: impl FnOnce(&mut Value)) -> Result<()> {
     let source = checkpoint.folder();
+    if let Some(files) = checkpoint.files().held() {
+        for (name, bytes) in files {
+            write_atomic(&System, &folder.join(name), bytes)?;
+        }
+        let mut config = checkpoint.config().clone();
+        changed(&mut config);
+        return Ok(write_atomic(
+            &System,
+            &folder.join("config.json"),
+            serde_json::to_string_pretty(&config)?.as_bytes(),
+        )?);
+    }
     for entry in source.read_dir().with_context(|| source.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -43,12 +60,29 @@ pub fn copy_rest(checkpoint: &Checkpoint, folder: &Path, changed: impl FnOnce(&m
         }
     }
     copy_modules(source, folder)?;
+    if family(checkpoint).is_some_and(|family| family.role == Role::Encoder) {
+        write_prompts(checkpoint, folder)?;
+    }
     let mut config = checkpoint.config().clone();
     changed(&mut config);
     if config == *checkpoint.config() {
         return Ok(());
     }
     Ok(write_atomic(&System, &folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
+}
+
+/// The prompts of an encoder whose files do not name them, as E5's: it would be told by its folder's name, which is another now.
+fn write_prompts(checkpoint: &Checkpoint, folder: &Path) -> Result<()> {
+    // What cannot be embedded with here can be merged all the same.
+    let Some(config) = EmbedConfig::read(checkpoint).ok().filter(|config| config.by_name) else { return Ok(()) };
+    let path = folder.join("config_sentence_transformers.json");
+    let mut file = match std::fs::read(&path) {
+        Ok(bytes) => serde_json::from_slice(&bytes).with_context(|| path.display().to_string())?,
+        Err(_) => json!({}),
+    };
+    file["prompts"] =
+        json!({"query": config.query_prefix, "passage": config.passage_prefix, "document": config.passage_prefix});
+    Ok(write_atomic(&System, &path, serde_json::to_string_pretty(&file)?.as_bytes())?)
 }
 
 /// The configs of an encoder's modules, such as `1_Pooling/config.json`, without which it would pool otherwise.

@@ -15,6 +15,7 @@ use super::options::{Everywhere, ModelOptions, parse_tokens};
 use super::output;
 use super::sampling::SamplingOptions;
 use super::signal::Signals;
+use super::wrong_usage;
 
 /// Continue a prompt, or answer it with --chat.
 #[derive(Args, Clone, Debug)]
@@ -38,7 +39,7 @@ pub struct Generate {
     #[arg(long, requires = "chat", value_name = "TEXT", allow_hyphen_values = true)]
     system: Option<String>,
     /// Report the log-probabilities of this many of the likeliest tokens at each step, with --json
-    #[arg(long, default_value_t = 0, value_name = "N", requires = "json")]
+    #[arg(long, default_value_t = 0, value_name = "N")]
     logprobs: usize,
     #[command(flatten)]
     sampling: SamplingOptions,
@@ -49,6 +50,9 @@ type Tokens = Vec<u32>;
 
 impl Generate {
     pub fn run(self, everywhere: Everywhere) -> Result<ExitCode> {
+        if self.logprobs > 0 && !everywhere.json {
+            wrong_usage!("--logprobs needs --json: they are data, not text");
+        }
         let signals = Signals::listen()?;
         everywhere.clone().dispatch(Work { verb: self, everywhere, signals })
     }

@@ -6,13 +6,15 @@ use std::process::ExitCode;
 use anyhow::{Result, bail};
 use burn::tensor::TensorData;
 use clap::Args;
+use firebrick::Error;
 use firebrick::core::checkpoint::{TensorSpecification, write_safetensors};
 use firebrick::core::disk::System;
 use firebrick::prelude::*;
 use serde_json::json;
 
 use super::options::{Everywhere, ModelOptions, parse_tokens};
-use super::output;
+use super::output::{self, Destination};
+use super::wrong_usage;
 
 /// Write the logits of every position to a safetensors file.
 #[derive(Args, Clone, Debug)]
@@ -37,10 +39,12 @@ impl Logits {
         if let Some(folder) = folder.filter(|folder| !folder.is_dir()) {
             bail!("--output {}: there is no folder {}", self.output.display(), folder.display());
         }
-        if self.output.is_dir() {
-            bail!("--output {}: is a folder; logits writes a file", self.output.display());
-        }
-        everywhere.clone().dispatch(Work { verb: self, everywhere })
+        let output = match Destination::of(&self.output)? {
+            Destination::File(path) => path,
+            Destination::Stream => bail!("--output {}: is no file; logits writes one", self.output.display()),
+        };
+        let verb = Self { output, ..self };
+        everywhere.clone().dispatch(Work { verb, everywhere })
     }
 }
 
@@ -58,7 +62,7 @@ impl Job for Work {
         let facts = model.model().facts();
         for ids in &verb.tokens {
             if ids.is_empty() {
-                bail!("a sequence of --tokens is empty");
+                wrong_usage!("a sequence of --tokens is empty");
             }
             if ids.len() > facts.context {
                 bail!("a sequence of {} tokens is longer than the model's context of {}", ids.len(), facts.context);
@@ -75,6 +79,9 @@ impl Job for Work {
             let hidden = model.model().hidden(&tokens, None);
             let values = model.model().head(hidden).into_data().convert_dtype(DType::F32);
             row.iter_mut().zip(values.iter::<f32>()).for_each(|(into, value)| *into = value);
+            if row[..ids.len() * facts.vocabulary].iter().any(|logit| !logit.is_finite()) {
+                return Err(Error::NotFinite { what: "the logits", place: None }.into());
+            }
         }
         let lengths: Vec<i64> = verb.tokens.iter().map(|ids| ids.len() as i64).collect();
         let mut logits = Some(TensorData::new(logits, shape));
@@ -87,7 +94,7 @@ impl Job for Work {
             Ok(data.unwrap_or_else(|| unreachable!("each tensor is asked for once")))
         })?;
         if everywhere.json {
-            output::json_line(&json!({"shape": shape, "output": verb.output}))?;
+            output::json_line(&json!({"shape": shape, "output": verb.output.to_string_lossy()}))?;
         } else {
             everywhere.note(format_args!("logits {shape:?} written to {}", verb.output.display()));
         }

@@ -15,9 +15,10 @@ use firebrick::prelude::*;
 use serde_json::{Value, json};
 
 use super::folder::{copy_rest, write_whole};
-use super::options::{Everywhere, check_base_is_known, check_is_new, open_checkpoint};
+use super::options::{Everywhere, check_base_is_known, check_is_new, open_checkpoint, warn_of_unsound};
 use super::output;
 use super::signal::Signals;
+use super::wrong_usage;
 
 /// Fold an adapter into its base and write a plain checkpoint.
 #[derive(Args, Clone, Debug)]
@@ -36,6 +37,7 @@ pub struct Merge {
 impl Merge {
     pub fn run(self, everywhere: Everywhere) -> Result<ExitCode> {
         let signals = Signals::listen()?;
+        let everywhere = everywhere.on_the_cpu("merging");
         everywhere.clone().dispatch(Work { verb: self, everywhere, signals })
     }
 }
@@ -56,7 +58,10 @@ impl Job for Work {
             DTypePolicy::Auto => None,
             DTypePolicy::Convert(dtype) => Some(dtype),
             DTypePolicy::Pack(format) => {
-                bail!("merge writes f32, f16 or bf16, not {}; run `firebrick quantize` on what it wrote", format.name())
+                wrong_usage!(
+                    "merge writes f32, f16 or bf16, not {}; run `firebrick quantize` on what it wrote",
+                    format.name()
+                )
             }
         };
         let checkpoint = open_checkpoint(&verb.model, &everywhere)?;
@@ -68,7 +73,8 @@ impl Job for Work {
         let targets = targets(&checkpoint, &adapter, &verb.adapter)?;
         check_base_is_known(&adapter, &verb.adapter, &everywhere)?;
         let written = write_whole(&verb.output, |folder| {
-            write(&checkpoint, &targets, folder, dtype, &device, &signals)?;
+            let unsound = write(&checkpoint, &targets, folder, dtype, &device, &signals)?;
+            warn_of_unsound(&unsound, &checkpoint, &everywhere)?;
             copy_rest(&checkpoint, folder, |config| say_dtype(config, dtype))
         });
         if signals.stop() && written.is_err() {
@@ -76,7 +82,7 @@ impl Job for Work {
         }
         written?;
         if everywhere.json {
-            output::json_line(&json!({"output": verb.output, "merged_modules": targets.len()}))?;
+            output::json_line(&json!({"output": verb.output.to_string_lossy(), "merged_modules": targets.len()}))?;
         } else {
             everywhere.note(format_args!("{} modules merged into {}", targets.len(), verb.output.display()));
         }
@@ -134,7 +140,8 @@ fn write<B: KernelBackend>(
     dtype: Option<DType>,
     device: &B::Device,
     signals: &Signals,
-) -> Result<()> {
+) -> Result<Vec<String>> {
+    let mut unsound = Vec::new();
     let specification = |name: &str| {
         let info = checkpoint.info(name)?;
         let dtype = dtype.filter(|_| info.dtype.is_float()).unwrap_or(info.dtype);
@@ -147,19 +154,22 @@ fn write<B: KernelBackend>(
             return Err(Error::Io { path: path.clone(), source: std::io::ErrorKind::Interrupted.into() });
         }
         let mut data = checkpoint.data(&tensor.name)?;
-        // Of the dtypes only f16 has a narrower range than the others.
-        let before = (tensor.dtype == DType::F16).then(|| non_finite(&data));
+        let before = if data.dtype.is_float() { non_finite(&data) } else { 0 };
+        if before > 0 {
+            unsound.push(tensor.name.clone());
+        }
         if let Some(module) = targets.get(&tensor.name) {
             data = merged(module, data, device);
         }
         let data = if data.dtype == tensor.dtype { data } else { data.convert_dtype(tensor.dtype) };
-        if before.is_some_and(|before| non_finite(&data) > before) {
+        // Of the dtypes only f16 has a narrower range than the others.
+        if tensor.dtype == DType::F16 && non_finite(&data) > before {
             let what = format!("in {:?} tensor {} overflows; choose a wider --dtype", tensor.dtype, tensor.name);
             return Err(Error::malformed(checkpoint.folder(), what));
         }
         Ok(data)
     })?;
-    Ok(())
+    Ok(unsound)
 }
 
 fn merged<B: KernelBackend>(module: &Module<B>, data: TensorData, device: &B::Device) -> TensorData {

@@ -26,6 +26,12 @@ use anyhow::Result;
 use clap::{Parser, Subcommand};
 use firebrick::{Error, SelectError};
 
+/// Ends with [`WrongCommandLine`].
+macro_rules! wrong_usage {
+    ($($message:tt)*) => { return Err($crate::cli::WrongCommandLine(format!($($message)*)).into()) };
+}
+pub(crate) use wrong_usage;
+
 use options::Everywhere;
 
 /// Fine-tune a Qwen or an E5 with LoRA, then talk to it or search with it.
@@ -85,9 +91,22 @@ impl Cli {
     }
 }
 
-/// A value out of its bounds and a backend that does not exist are the command line's fault.
+/// Options that do not go together, in the words of the message.
+#[derive(Debug)]
+pub struct WrongCommandLine(pub String);
+
+impl std::fmt::Display for WrongCommandLine {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::error::Error for WrongCommandLine {}
+
+/// Such options, a value out of its bounds and a backend that does not exist are the command line's fault.
 pub fn is_wrong_command_line(error: &anyhow::Error) -> bool {
-    matches!(error.downcast_ref(), Some(Error::OutOfBounds { .. }))
+    error.is::<WrongCommandLine>()
+        || matches!(error.downcast_ref(), Some(Error::OutOfBounds { .. }))
         || matches!(error.downcast_ref(), Some(SelectError::Unknown { .. } | SelectError::NotBuilt { .. }))
 }
 

@@ -109,6 +109,19 @@ impl Everywhere {
         }
     }
 
+    /// For work of the host, in f32 on weights of any dtype, whichever backend the model will run on.
+    pub fn on_the_cpu(self, work: &str) -> Self {
+        if !["auto", "flex"].contains(&self.backend.as_str()) {
+            self.note(format_args!("{work} is done on the CPU, by flex and not by {}", self.backend));
+        }
+        Self { backend: "flex".into(), ..self }
+    }
+
+    /// Whether long work shows a bar: not where the user, or the variable that Hugging Face's libraries heed, asks for none.
+    pub fn shows_bars(&self) -> bool {
+        !self.quiet && firebrick_hub::Hub::from_environment().shows_progress()
+    }
+
     /// A line for the user who asked for more.
     pub fn detail(&self, text: impl std::fmt::Display) {
         if self.verbose {
@@ -195,14 +208,7 @@ fn load_by<B: KernelBackend, M>(
     let checkpoint = Checkpoint::open(&folder)?;
     let folder = checkpoint.folder();
     let model = load(&checkpoint, everywhere.dtype.policy(), device)?;
-    if let [first, others @ ..] = &checkpoint.warnings()[..] {
-        let which = match others.len() {
-            0 => format!("{first} holds"),
-            1 => format!("{first} and 1 more tensor hold"),
-            count => format!("{first} and {count} more tensors hold"),
-        };
-        everywhere.warn(format_args!("{}: {which} values that are not finite", folder.display()))?;
-    }
+    warn_of_unsound(&checkpoint.warnings(), &checkpoint, everywhere)?;
     for (from, to, count) in checkpoint.conversions() {
         everywhere.note(format_args!("{count} matrices were converted from {from} to {to} for {}", B::name(device)));
     }
@@ -214,6 +220,17 @@ fn load_by<B: KernelBackend, M>(
         B::name(device)
     ));
     Ok(model)
+}
+
+/// Warns of tensors with values that are not finite, or ends with --strict.
+pub fn warn_of_unsound(tensors: &[String], checkpoint: &Checkpoint, everywhere: &Everywhere) -> Result<()> {
+    let [first, others @ ..] = tensors else { return Ok(()) };
+    let which = match others.len() {
+        0 => format!("{first} holds"),
+        1 => format!("{first} and 1 more tensor hold"),
+        count => format!("{first} and {count} more tensors hold"),
+    };
+    everywhere.warn(format_args!("{}: {which} values that are not finite", checkpoint.folder().display()))
 }
 
 /// Loads an adapter that fits the model, saying when its base is unknown.

@@ -1,10 +1,13 @@
-//! Results on stdout, words to the user on stderr, and what a pipe that closes early means.
+//! Results on stdout or where `--output` says, words to the user on stderr, and what a pipe that closes early means.
 
 use std::io::{self, Write};
+use std::path::{Path, PathBuf};
 
-use anyhow::Result;
+use anyhow::{Context, Result, bail};
 use firebrick::Error;
 use serde::Serialize;
+
+use super::wrong_usage;
 
 /// A line on stderr. Whether anybody reads it does not matter: `eprintln!` would panic when nobody does. Messages quote the files of
 /// strangers, whose control characters could tell a terminal what to do: they are shown and not sent.
@@ -34,6 +37,32 @@ pub fn text(text: &str) -> Result<()> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes())?;
     Ok(stdout.flush()?)
+}
+
+/// What messages call an output.
+pub fn named(path: &Path) -> String {
+    format!("--output {}", path.display())
+}
+
+/// What a path of an output leads to.
+pub enum Destination {
+    /// A file that is there or will be, its links followed.
+    File(PathBuf),
+    /// Something else that can be written to.
+    Stream,
+}
+
+impl Destination {
+    /// What this path leads to.
+    pub fn of(path: &Path) -> Result<Self> {
+        match std::fs::metadata(path) {
+            Ok(found) if found.is_dir() => wrong_usage!("{}: is a folder; a file is written", named(path)),
+            Ok(found) if found.is_file() => Ok(Self::File(path.canonicalize().with_context(|| named(path))?)),
+            Ok(_) => Ok(Self::Stream),
+            Err(_) if path.is_symlink() => bail!("{}: is a link that leads nowhere", named(path)),
+            Err(_) => Ok(Self::File(path.to_owned())),
+        }
+    }
 }
 
 /// Whether the reader of our output went away, as `head` does: no failure of ours.

@@ -17,9 +17,10 @@ use firebrick::prelude::*;
 use serde_json::{Value, json};
 
 use super::folder::{copy_rest, write_whole};
-use super::options::{Everywhere, check_is_new, open_checkpoint};
+use super::options::{Dtype, Everywhere, check_is_new, open_checkpoint};
 use super::output;
 use super::signal::Signals;
+use super::wrong_usage;
 
 /// Pack a model's weights in eight or four bits and write a folder that loads directly.
 #[derive(Args, Clone, Debug)]
@@ -53,8 +54,10 @@ impl Width {
 impl Quantize {
     pub fn run(self, everywhere: Everywhere) -> Result<ExitCode> {
         let signals = Signals::listen()?;
-        // Packing is the host's work, and the CPU reads every format: whichever backend the model will run on.
-        let everywhere = Everywhere { backend: "flex".into(), ..everywhere };
+        if everywhere.dtype != Dtype::Auto {
+            wrong_usage!("--dtype does not go with quantize: --to says what the weights become");
+        }
+        let everywhere = everywhere.on_the_cpu("packing");
         everywhere.clone().dispatch(Work { verb: self, everywhere, signals })
     }
 }
@@ -188,7 +191,7 @@ fn report(
         });
         let kinds: Vec<Value> = kinds.collect();
         return output::json_line(&json!({
-            "output": output, "format": format.name(), "bytes_before": before, "bytes_after": after, "kinds": kinds
+            "output": output.to_string_lossy(), "format": format.name(), "bytes_before": before, "bytes_after": after, "kinds": kinds
         }));
     }
     everywhere

@@ -22,7 +22,7 @@ pub struct SamplingOptions {
     /// Randomness; 0 takes the likeliest token each time
     #[arg(long, allow_negative_numbers = true, value_name = "X")]
     temperature: Option<f32>,
-    /// Choose among this many of the likeliest tokens; 0 for all
+    /// Choose among this many of the likeliest tokens; 0 for all. This, --top-p and --min-p mean that tokens are drawn
     #[arg(long, value_name = "N")]
     top_k: Option<usize>,
     /// Choose among the likeliest tokens that together have this probability
@@ -55,6 +55,11 @@ impl SamplingOptions {
     /// The model's defaults with this command line's changes.
     pub fn over<B: KernelBackend>(&self, model: &LanguageModel<B>) -> GenerateOptions {
         let mut sampling = model.generation_config().sampling();
+        // Who asks for a way of drawing wants tokens to be drawn, also where the model's own way is the likeliest one.
+        let draws = self.top_k.is_some_and(|top_k| top_k > 1) || self.top_p.is_some() || self.min_p.is_some();
+        if draws && sampling.temperature == 0.0 {
+            sampling.temperature = model.generation_config().temperature.unwrap_or(1.0);
+        }
         if let Some(temperature) = self.temperature {
             sampling.temperature = temperature;
         }

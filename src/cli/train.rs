@@ -158,15 +158,15 @@ impl Work {
             memory,
         };
         plan.check(&verb.data, trainer.config(), &everywhere)?;
-        everywhere.note(&plan);
         if verb.dry_run {
-            everywhere.note(&plan.memory);
-            if everywhere.json {
-                output::json_line(&plan)?;
+            match everywhere.json {
+                true => output::json_line(&plan)?,
+                false => output::text(&format!("{plan}\n{}\n", plan.memory))?,
             }
             plan.memory.check()?;
             return Ok(ExitCode::SUCCESS);
         }
+        everywhere.note(&plan);
         plan.memory.check()?;
 
         let mut checkpoints =

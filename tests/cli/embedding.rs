@@ -186,8 +186,8 @@ fn what_cannot_be_done_is_told_before_anything_is_written() {
     let missing = text(&folder.path().join("missing.txt"));
     assert!(embed(&["--input", &missing]).error().contains("missing.txt"));
     assert!(embed(&["--input", &text(folder.path())]).error().contains("is a folder"));
-    assert!(embed(&["--output", &text(folder.path())]).error().contains("is a folder"));
-    assert!(embed(&["--format", "npy"]).error().contains("--output"));
+    assert!(embed(&["--output", &text(folder.path())]).misuse().contains("is a folder"));
+    assert!(embed(&["--format", "npy"]).misuse().contains("--format npy needs --output"));
     assert!(embed(&["--dimensions", "49"]).misuse().contains("dimensions"));
     assert!(embed(&["--kind", "question"]).misuse().contains("passage"));
     let decoder = run(&format!("embed --model {}", golden("qwen2-tiny")), &[]).error();
@@ -251,4 +251,61 @@ fn an_encoder_learns_by_the_same_verb_and_keeps_what_it_learnt() {
     assert!(train("f", &["--temperature", "0"]).misuse().contains("temperature"));
     let decoder = format!("train --model {} --symmetric", golden("qwen2-tiny"));
     assert!(run(&decoder, &["--data", &at("data"), "--output", &at("g")]).error().contains("symmetric"));
+}
+
+#[test]
+#[cfg(unix)]
+fn a_signal_ends_the_work_at_once_and_leaves_nothing_behind() {
+    use std::io::Write;
+    use std::os::unix::process::ExitStatusExt;
+    use std::process::Stdio;
+    use std::time::{Duration, Instant};
+
+    for (signal, status, file) in
+        [("-INT", 130, true), ("-TERM", 143, true), ("-INT", 130, false), ("-TERM", 143, false)]
+    {
+        let folder = tempfile::tempdir().unwrap();
+        let mut command = crate::command::binary();
+        command.args(["embed", "--model", &golden("bert-tiny")]).current_dir(folder.path());
+        command.args(if file { &["--output", "out.npy"][..] } else { &[] });
+        let mut child = command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap();
+        // More may come: it waits for it.
+        child.stdin.as_mut().unwrap().write_all(b"one\ntwo\n").unwrap();
+        let begun = Instant::now();
+        while file && fs::read_dir(folder.path()).unwrap().count() == 0 {
+            assert!(begun.elapsed() < Duration::from_secs(30), "no output was begun");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        std::thread::sleep(Duration::from_millis(if file { 50 } else { 500 }));
+        let told = Instant::now();
+        assert!(std::process::Command::new("kill").args([signal, &child.id().to_string()]).status().unwrap().success());
+        while child.try_wait().unwrap().is_none() {
+            assert!(told.elapsed() < Duration::from_secs(5), "{signal} was not heeded");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        // To a shell it is the same whether the process ends itself or the system does.
+        let ended = child.wait().unwrap();
+        assert_eq!(ended.code().or(ended.signal().map(|signal| 128 + signal)), Some(status));
+        assert_eq!(fs::read_dir(folder.path()).unwrap().count(), 0, "a file was left behind");
+    }
+}
+
+#[test]
+#[cfg(unix)]
+fn an_output_that_is_no_plain_file_is_written_through_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let at = |name: &str| folder.path().join(name);
+    fs::write(at("in.txt"), "one\ntwo\n").unwrap();
+    fs::write(at("real.jsonl"), "before").unwrap();
+    std::os::unix::fs::symlink(at("real.jsonl"), at("link.jsonl")).unwrap();
+    std::os::unix::fs::symlink("/dev/stdout", at("stdout")).unwrap();
+    let to = |name: &str| embed(&["--input", &text(&at("in.txt")), "--output", &text(&at(name))]);
+    to("link.jsonl").ok();
+    assert!(at("link.jsonl").is_symlink());
+    assert_eq!(fs::read_to_string(at("real.jsonl")).unwrap().lines().count(), 2);
+    assert_eq!(to("stdout").ok().out.lines().count(), 2);
+    assert!(at("stdout").is_symlink());
+    std::os::unix::fs::symlink("/dev/null", at("null.npy")).unwrap();
+    assert!(to("null.npy").error().contains("no file"));
+    assert!(at("null.npy").is_symlink());
 }

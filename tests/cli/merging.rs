@@ -132,3 +132,37 @@ fn a_failure_leaves_nothing_behind() {
     let file = text(&path.join("config.json"));
     assert!(run(&merge(&model, &adapter, &file), &[]).error().contains("is a file"));
 }
+
+#[test]
+fn a_base_that_is_not_finite_is_told_about() {
+    let (folder, model) = (tempfile::tempdir().unwrap(), golden("qwen2-tiny"));
+    let spoiled = copy(&model);
+    let file = spoiled.path().join("model.safetensors");
+    let mut bytes = fs::read(&file).unwrap();
+    let (header, metadata) = SafeTensors::read_metadata(&bytes).unwrap();
+    let start = 8 + header + metadata.info("model.norm.weight").unwrap().data_offsets.0;
+    bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
+    fs::write(&file, bytes).unwrap();
+    let (output, path) = inside(&folder, "merged");
+    let words = merge(&text(spoiled.path()), &format!("{model}/lora_qv"), &output).replace("--quiet", "");
+    let error = run(&words, &["--strict"]).error();
+    assert!(error.contains("model.norm.weight holds values that are not finite"), "{error}");
+    assert!(!path.exists());
+    let warned = run(&words, &[]).ok();
+    assert!(warned.err.contains("model.norm.weight holds values that are not finite"), "{}", warned.err);
+}
+
+#[test]
+#[cfg(unix)]
+fn a_path_that_is_no_text_is_written_to_and_told() {
+    use std::os::unix::ffi::OsStrExt;
+
+    let (folder, model) = (tempfile::tempdir().unwrap(), golden("qwen2-tiny"));
+    let output = folder.path().join(std::ffi::OsStr::from_bytes(b"bad\xffname"));
+    let mut command = crate::command::binary();
+    command.args(["merge", "--json", "--model", &model, "--adapter", &format!("{model}/lora_qv"), "--output"]);
+    let ran = command.arg(&output).output().unwrap();
+    assert!(ran.status.success(), "{}", String::from_utf8_lossy(&ran.stderr));
+    let told: serde_json::Value = serde_json::from_slice(&ran.stdout).unwrap();
+    assert!(told["output"].as_str().unwrap().contains("name") && output.join("model.safetensors").is_file());
+}

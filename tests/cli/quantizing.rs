@@ -144,9 +144,13 @@ fn what_makes_no_sense_is_refused_and_writes_nothing() {
     refused(format!("quantize --model {packed} --to q4 --output {output}"), "packed already");
     refused(format!("quantize --model {model} --to q4 --output {packed}"), "not empty");
     refused(format!("merge --model {packed} --adapter {model}/lora_qv --output {output}"), "is packed");
-    refused(format!("merge --dtype q8 --model {model} --adapter {model}/lora_qv --output {output}"), "quantize");
     let misuse = run(&format!("quantize --model {model} --to q5 --output {output}"), &[]).misuse();
     assert!(misuse.contains("q8") && misuse.contains("q4"), "{misuse}");
+    let misuse = run(&format!("quantize --model {model} --to q4 --dtype f16 --output {output}"), &[]).misuse();
+    assert!(misuse.contains("--to"), "{misuse}");
+    let misuse =
+        run(&format!("merge --dtype q8 --model {model} --adapter {model}/lora_qv --output {output}"), &[]).misuse();
+    assert!(misuse.contains("firebrick quantize"), "{misuse}");
     assert!(!Path::new(&output).exists());
 }
 

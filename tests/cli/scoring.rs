@@ -66,14 +66,15 @@ fn logits_refuse_what_they_cannot_do_and_write_nothing() {
     let folder = tempfile::tempdir().unwrap();
     let output = folder.path().join("l");
     let words = format!("logits --model {} --output {}", golden("qwen2-tiny"), output.display());
-    for (tokens, told) in [("", "empty"), ("5,512", "512"), (ids(&[1; 513]).as_str(), "513")] {
+    assert!(run(&words, &["--tokens", "1", "--tokens", ""]).misuse().contains("empty"));
+    for (tokens, told) in [("5,512", "512"), (ids(&[1; 513]).as_str(), "513")] {
         let error = run(&words, &["--tokens", "1", "--tokens", tokens]).error();
         assert!(error.contains(told), "{error}");
     }
     assert!(crate::command::names(folder.path()).is_empty());
     let words = format!("logits --model {} --tokens 1 --output", golden("qwen2-tiny"));
     assert!(run(&words, &["/nowhere/l"]).error().contains("there is no folder /nowhere"));
-    assert!(run(&words, &[&text(folder.path())]).error().contains("is a folder"));
+    assert!(run(&words, &[&text(folder.path())]).misuse().contains("is a folder"));
 }
 
 #[test]

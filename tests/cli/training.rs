@@ -123,7 +123,7 @@ fn a_dry_run_shows_the_plan_and_writes_nothing() {
     assert_eq!(keys(&plan), fields);
     assert_eq!((&plan["steps"], &plan["train_examples"], &plan["modules"]), (&json!(6), &json!(8), &json!(6)));
     let human = train(rows.path(), &output, "--dry-run").ok();
-    assert!(human.out.is_empty() && human.err.contains("2 steps on 8 examples"), "{}", human.err);
+    assert!(human.out.contains("2 steps on 8 examples"), "{}", human.out);
     assert!(!path.exists());
 }
 

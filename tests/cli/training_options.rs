@@ -179,7 +179,7 @@ fn rows_of_a_pass_are_chosen_or_told() {
     assert!(number("--pack", "pass_tokens") <= 80);
     assert!(number("", "peak_bytes") > number("", "weights_bytes"));
     let shown = train(rows.path(), &output, "--dry-run");
-    assert!(shown.err.contains("memory: about ") && shown.err.contains("activations"), "{}", shown.err);
+    assert!(shown.out.contains("memory: about ") && shown.out.contains("activations"), "{}", shown.out);
     assert!(train(rows.path(), &output, "--batch-size some").misuse().contains("neither a whole number nor auto"));
     assert!(!path.exists());
 }

@@ -6,7 +6,7 @@ use std::io::{BufWriter, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::ValueEnum;
 use firebrick::prelude::*;
 use parquet::basic::{LogicalType, Repetition, Type as Physical};
@@ -15,6 +15,9 @@ use parquet::file::properties::WriterProperties;
 use parquet::file::writer::SerializedFileWriter;
 use parquet::schema::types::Type;
 use serde::Serialize;
+
+use crate::cli::output::{Destination, named};
+use crate::cli::wrong_usage;
 
 /// The form of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -49,7 +52,16 @@ impl Vectors {
             let out = Box::new(BufWriter::new(std::io::stdout()));
             return Ok(Self::Jsonl { out, file: None });
         };
-        let (file, open) = Temporary::create(path)?;
+        let path = match Destination::of(path)? {
+            Destination::File(path) => path,
+            // A device or a pipe, which is written to as it is.
+            Destination::Stream if format == Format::Jsonl => {
+                let open = File::options().write(true).open(path).with_context(|| named(path))?;
+                return Ok(Self::Jsonl { out: Box::new(BufWriter::new(open)), file: None });
+            }
+            Destination::Stream => bail!("{}: is no file, and this format needs one; jsonl does not", named(path)),
+        };
+        let (file, open) = Temporary::create(&path)?;
         Ok(match format {
             Format::Jsonl => Self::Jsonl { out: Box::new(BufWriter::new(open)), file: Some(file) },
             Format::Npy => {
@@ -65,6 +77,15 @@ impl Vectors {
                 Self::Parquet { out: Some(out), file }
             }
         })
+    }
+
+    /// The file in the making, of an output that is one.
+    pub fn unfinished(&self) -> Option<&Path> {
+        let file = match self {
+            Self::Jsonl { file, .. } => file.as_ref(),
+            Self::Npy { file, .. } | Self::Parquet { file, .. } => Some(file),
+        };
+        file.map(|file| &*file.path)
     }
 
     /// Writes rows, by their number. One without a vector is left out, but in a matrix it is a row of zeros, so that the others keep
@@ -203,17 +224,22 @@ pub struct Temporary {
 
 impl Temporary {
     fn create(wanted: &Path) -> Result<(Self, File)> {
-        let name = || format!("--output {}", wanted.display());
-        let Some(file_name) = wanted.file_name().filter(|_| !wanted.is_dir()) else {
-            anyhow::bail!("{}: is a folder; embed writes a file", name());
+        let Some(file_name) = wanted.file_name() else { wrong_usage!("{}: is not the name of a file", named(wanted)) };
+        // A process that was killed may have had this number before, and left its file.
+        let mut count = 0;
+        let (path, open) = loop {
+            let name = format!(".{}.{}-{count}.tmp", file_name.to_string_lossy(), std::process::id());
+            let path = wanted.with_file_name(name);
+            match File::create_new(&path) {
+                Err(problem) if problem.kind() == std::io::ErrorKind::AlreadyExists => count += 1,
+                created => break (path, created.with_context(|| named(wanted))?),
+            }
         };
-        let path = wanted.with_file_name(format!(".{}.{}.tmp", file_name.to_string_lossy(), std::process::id()));
-        let open = File::create_new(&path).with_context(name)?;
         Ok((Self { path, wanted: wanted.into(), kept: false }, open))
     }
 
     fn keep(mut self) -> Result<()> {
-        let name = || format!("--output {}", self.wanted.display());
+        let name = || named(&self.wanted);
         std::fs::File::open(&self.path).and_then(|file| file.sync_all()).with_context(name)?;
         std::fs::rename(&self.path, &self.wanted).with_context(name)?;
         self.kept = true;

@@ -45,7 +45,7 @@ impl Progress {
         write_atomic(&System, &path, text.as_bytes())?;
         let metrics = BufWriter::new(File::options().append(true).open(&path).with_context(place)?);
         // indicatif draws on stderr, and only if that is a terminal.
-        let bar = if everywhere.quiet { ProgressBar::hidden() } else { ProgressBar::new(steps as u64) };
+        let bar = if everywhere.shows_bars() { ProgressBar::new(steps as u64) } else { ProgressBar::hidden() };
         bar.set_style(ProgressStyle::with_template("{wide_bar} {pos}/{len}  {msg}  {eta} left")?);
         let mut progress = Self {
             folder: folder.into(),
