@@ -19,9 +19,7 @@ impl Job for Embed {
         let query = model.encode(&[&self.query], Kind::Query)?.remove(0);
         println!("{} ({} tokens, {} features)", self.query, query.tokens, query.vector.len());
         for (text, passage) in self.passages.iter().zip(model.encode(&self.passages, Kind::Passage)?) {
-            // Of unit length, so that their product is the cosine.
-            let cosine: f32 = query.vector.iter().zip(&passage.vector).map(|(a, b)| a * b).sum();
-            println!("{cosine:6.3}  {text}");
+            println!("{:6.3}  {text}", query.cosine(&passage));
         }
         Ok(())
     }

@@ -22,8 +22,7 @@ impl Job for Finetune {
         let data = Splits::load(self.data.as_ref(), model.tokenizer(), &options)?;
 
         let lora = LoraConfig { dropout: 0.05, targets: Targets::parse("q_proj,v_proj"), ..LoraConfig::default() };
-        let mut adapter = Adapter::create(model.valid().model(), &lora, 0)?;
-        adapter.set_base(model.fingerprint(), model.name(), None);
+        let adapter = model.valid().new_adapter(&lora, 0)?;
         let config = TrainConfig { duration: Duration::Steps(50), eval_every: Some(25), ..TrainConfig::default() };
         let mut trainer = Trainer::new(model.model(), adapter, config.learning_rate(1e-3))?;
         trainer.run(&data.train, data.valid.as_ref(), &mut |event| {

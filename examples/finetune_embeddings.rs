@@ -30,8 +30,7 @@ impl Job for Finetune {
         let (measured, passages) = pairs::questions(&documents, true, pairs::code);
         println!("{} pairs to learn from, {} questions held out", data.examples().len(), measured.len());
 
-        let mut adapter = Adapter::create(base.model(), &LoraConfig { rank: 16, ..LoraConfig::encoder() }, 0)?;
-        adapter.set_base(model.fingerprint(), model.name(), None);
+        let adapter = base.new_adapter(&LoraConfig { rank: 16, ..LoraConfig::encoder() }, 0)?;
         let config = TrainConfig { duration: Duration::Steps(self.steps), batch_size: 32, ..TrainConfig::default() };
         let task = Contrastive::new(embedder);
         let mut trainer = Trainer::contrastive(model.model(), task, adapter, config.learning_rate(1e-3))?;

@@ -34,8 +34,7 @@ impl Job for Quickstart {
         let data = Splits::load(&folder, model.tokenizer(), &options)?;
         let lora = LoraConfig { rank: 16, alpha: 32.0, targets: Targets::AllLinear, ..LoraConfig::default() };
         let config = TrainConfig { duration: Duration::Steps(300), ..TrainConfig::default() }.learning_rate(2e-3);
-        let mut adapter = Adapter::create(base.model(), &lora, 0)?;
-        adapter.set_base(model.fingerprint(), model.name(), None);
+        let adapter = base.new_adapter(&lora, 0)?;
         let mut trainer = Trainer::new(model.model(), adapter, config)?;
         let mut losses = Vec::new();
         trainer.run(&data.train, data.valid.as_ref(), &mut |event| {
@@ -66,16 +65,14 @@ impl Job for Quickstart {
 /// The passage with the largest cosine to the question.
 fn nearest<B: KernelBackend>(encoder: &EmbeddingModel<B>, question: &str) -> Result<(f32, &'static str)> {
     let question = encoder.encode(&[question], Kind::Query)?.remove(0);
-    let cosine = |passage: &Embedding| question.vector.iter().zip(&passage.vector).map(|(a, b)| a * b).sum::<f32>();
     let passages = encoder.encode(&PASSAGES, Kind::Passage)?;
-    let cosines = passages.iter().map(cosine).zip(PASSAGES);
+    let cosines = passages.iter().map(|passage| question.cosine(passage)).zip(PASSAGES);
     Ok(cosines.max_by(|a, b| a.0.total_cmp(&b.0)).expect("there are passages"))
 }
 
 fn answer<B: KernelBackend>(model: &LanguageModel<B>) -> Result<String> {
     let options = GenerateOptions { max_tokens: Some(80), ..GenerateOptions::greedy() };
-    let pieces = model.chat(&[Message::user(PROMPT)], &options)?;
-    Ok(pieces.map(|piece| piece.map(|piece| piece.text)).collect::<Result<String, _>>()?)
+    Ok(model.chat(&[Message::user(PROMPT)], &options)?.into_text()?)
 }
 
 /// Between the logits of two models after the prompt.

@@ -24,7 +24,7 @@ impl Job for Search {
         println!("{} explanations embedded in {:.1} s", index.len(), begun.elapsed().as_secs_f64());
 
         let question = model.encode(&[&self.question], Kind::Query)?.remove(0);
-        let cosine = |passage: &Embedding| question.vector.iter().zip(&passage.vector).map(|(a, b)| a * b).sum::<f32>();
+        let cosine = |passage: &Embedding| question.cosine(passage);
         let mut found: Vec<_> = documents.iter().zip(index.iter().map(cosine)).collect();
         found.sort_by(|a, b| b.1.total_cmp(&a.1));
         println!("{}", self.question);

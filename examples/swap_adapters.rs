@@ -22,7 +22,7 @@ impl Job for Swap {
             adapters.insert(folder, base.load_adapter(folder)?);
         }
         // A new adapter changes nothing until it is trained: the same answer as the base's.
-        adapters.insert("new", Adapter::create(base.model(), &LoraConfig::default(), 0)?);
+        adapters.insert("new", base.new_adapter(&LoraConfig::default(), 0)?);
 
         println!("base: {}", answer(&base)?);
         for name in adapters.names().map(str::to_owned).collect::<Vec<_>>() {
@@ -37,8 +37,7 @@ impl Job for Swap {
 
 fn answer<B: KernelBackend>(model: &LanguageModel<B>) -> Result<String> {
     let options = GenerateOptions::greedy().max_tokens(40);
-    let pieces = model.chat(&[Message::user(PROMPT)], &options)?;
-    Ok(pieces.map(|piece| piece.map(|piece| piece.text)).collect::<Result<String, _>>()?)
+    Ok(model.chat(&[Message::user(PROMPT)], &options)?.into_text()?)
 }
 
 fn main() -> Result<()> {

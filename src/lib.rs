@@ -1,6 +1,7 @@
-//! Firebrick: Qwen decoders that generate and carry LoRA, on Burn, written once over a backend type parameter.
+//! Firebrick: text generation, text embeddings and LoRA fine-tuning on Burn. Qwen and Llama decoders, E5 and other BERT encoders, written once over
+//! a backend type parameter.
 //!
-//! A model learns from rows of text, and answers with what it learnt. This is the whole way, and it compiles:
+//! Fine-tune a decoder, save the adapter, and generate with it:
 //!
 //! ```no_run
 //! use std::ops::ControlFlow;
@@ -8,12 +9,12 @@
 //! use firebrick::prelude::*;
 //!
 //! # fn main() -> Result<(), Box<dyn std::error::Error>> {
-//! let device = Default::default();
-//! let model = LanguageModel::<Autodiff<Flex>>::load("models/Qwen2.5-0.5B-Instruct", &device)?;
+//! let device = Default::default(); // the backend's default device
+//! let model = LanguageModel::<Autodiff<Flex>>::load("Qwen2.5-0.5B-Instruct", &device)?;
 //! let data = Splits::load("data".as_ref(), model.tokenizer(), &DataOptions::default())?;
 //!
 //! let base = model.valid(); // the same weights, on the backend underneath autodiff
-//! let adapter = Adapter::create(base.model(), &LoraConfig::default(), 0)?;
+//! let adapter = base.new_adapter(&LoraConfig::default(), 0)?;
 //! let mut trainer = Trainer::new(model.model(), adapter, TrainConfig::default())?;
 //! trainer.run(&data.train, data.valid.as_ref(), &mut |event| {
 //!     println!("{event:?}");
@@ -21,7 +22,7 @@
 //! })?;
 //! trainer.adapter().save("adapter".as_ref(), Format::Peft)?;
 //!
-//! let tuned = base.with_adapter(trainer.adapter())?;
+//! let tuned = base.with_adapter(&base.load_adapter("adapter")?)?;
 //! for piece in tuned.chat(&[Message::user("Hello!")], &GenerateOptions::default())? {
 //!     print!("{}", piece?.text);
 //! }
@@ -29,11 +30,27 @@
 //! # }
 //! ```
 //!
-//! The floors, each a crate that uses only those under it: [`models`] (one folder per family) over [`core`] (layers, cache, sampling,
-//! checkpoints, LoRA, training) over [`backend`] (the hot ops, their gradients, and the backends they run on).
+//! Embed texts and compare them:
 //!
-//! Generation and validation run on a plain backend such as `Flex`, training on `Autodiff` over it; [`LanguageModel::valid`] goes from the
-//! second to the first without copying a weight. To let the user choose at run time, write the work as a [`Job`] and [`dispatch`] it.
+//! ```no_run
+//! use firebrick::backends::Flex;
+//! use firebrick::prelude::*;
+//!
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let model = EmbeddingModel::<Flex>::load("e5-small-v2", &Default::default())?;
+//! let query = model.encode(&["use of a moved value"], Kind::Query)?.remove(0);
+//! let passage = model.encode(&["A variable was used after it was moved."], Kind::Passage)?.remove(0);
+//! println!("{:.3}", query.cosine(&passage));
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! Generation, embedding and validation run on a plain backend such as `Flex`, training on `Autodiff` over it; [`LanguageModel::valid`] goes from
+//! the second to the first without copying a weight. To let the user choose the backend at run time, write the work as a [`Job`] and
+//! [`dispatch`] it.
+//!
+//! The crates, each of which uses only those under it: [`models`] (a folder for each family), [`core`] (layers, cache, sampling, checkpoints,
+//! LoRA, training), [`backend`] (the hot ops, their gradients, and the backends they run on).
 #![warn(missing_docs)]
 #![forbid(unsafe_code)]
 #![recursion_limit = "256"]
@@ -50,6 +67,8 @@ pub mod gate;
 pub use firebrick_backend as backend;
 pub use firebrick_backend::backends;
 pub use firebrick_core as core;
+#[cfg(feature = "hub")]
+pub use firebrick_hub as hub;
 pub use firebrick_models as models;
 
 pub use firebrick_backend::select::{BackendName, Job, SelectError, built, dispatch};

@@ -28,7 +28,7 @@ fn every_figure_in_a_document_is_its_record_s() {
 fn a_figure_edited_by_hand_is_noticed() {
     let root = Path::new(ROOT);
     let checker = drift::Checker::new(root);
-    for (document, least) in [("README.md", 15), ("examples/tiny/README.md", 3)] {
+    for (document, least) in [("benches/profiles/README.md", 0), ("examples/tiny/README.md", 3)] {
         let text = std::fs::read_to_string(root.join(document)).unwrap();
         let figures = drift::figures_of(&text);
         assert!(figures.len() >= least, "{document}: only {} figures were found in it", figures.len());
@@ -46,8 +46,15 @@ fn a_figure_edited_by_hand_is_noticed() {
 fn a_report_edited_by_hand_is_noticed() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::create_dir_all(folder.path().join("benches/records")).unwrap();
+    let readme = folder.path().join("README.md");
+    std::fs::write(&readme, format!("before\n{}measured\n{}after\n", report::SUMMARY[0], report::SUMMARY[1])).unwrap();
     let written = report::write(folder.path()).unwrap();
-    assert_eq!(written.len(), 3, "a page and two charts: {written:?}");
+    assert_eq!(written.len(), 4, "two pages and two charts: {written:?}");
+    let made = std::fs::read_to_string(&readme).unwrap();
+    assert!(made.starts_with("before\n") && made.ends_with("after\n") && !made.contains("measured"), "{made}");
+    std::fs::write(&readme, made.replace(report::SUMMARY[1], &format!("measured\n{}", report::SUMMARY[1]))).unwrap();
+    assert_eq!(report::write(folder.path()).unwrap(), std::slice::from_ref(&readme));
+    let written: Vec<_> = written.into_iter().filter(|path| *path != readme).collect();
     assert!(report::outdated(folder.path()).unwrap().is_empty());
     for path in written {
         let text = std::fs::read_to_string(&path).unwrap();

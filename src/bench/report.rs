@@ -6,6 +6,7 @@ mod chart;
 mod compare;
 mod figures;
 mod matrix;
+mod summary;
 mod table;
 #[cfg(test)]
 mod tests;
@@ -43,6 +44,8 @@ const OURS: usize = 8;
 pub struct Report {
     /// `benches/README.md`, GitHub-flavoured markdown.
     pub text: String,
+    /// Its first table, which `README.md` has too, between the lines [`SUMMARY`].
+    pub summary: String,
     /// SVG texts by the names of their files, which are kept in `benches/charts`.
     pub charts: BTreeMap<&'static str, String>,
 }
@@ -73,6 +76,9 @@ pub enum ReportError {
     },
 }
 
+/// The lines of `README.md` between which the summary stands.
+pub const SUMMARY: [&str; 2] = ["<!-- Made by `firebrick bench report`. -->\n\n", "<!-- End of what it made. -->\n"];
+
 /// Everything that is shown of one machine.
 struct Shown<'a> {
     machine: &'a str,
@@ -83,11 +89,16 @@ struct Shown<'a> {
 pub fn render(records: &[Record], causes: &Causes) -> Report {
     let newest = record::newest(records);
     let shown: Vec<Shown> = newest.into_iter().map(|(machine, records)| Shown { machine, records }).collect();
+    let summary = summary::of(&shown);
     let mut text = OPENING.to_owned();
     if shown.is_empty() {
         text += "**Nothing has been measured yet**: there is no record of this matrix in [records](records).\n\n";
     } else {
         text += HOW_TO_READ;
+        if !summary.is_empty() {
+            text += &format!("## In short\n\n{ABOUT_SUMMARY}{summary}");
+        }
+        text += CHARTS;
     }
     for shown in &shown {
         text += &format!("## {}\n\n", shown.machine);
@@ -103,10 +114,11 @@ pub fn render(records: &[Record], causes: &Causes) -> Report {
     }
     text += &not_measured(&shown);
     let charts = BTreeMap::from([("peers.svg", chart::peers(&shown)), ("roof.svg", chart::roof(&shown))]);
-    Report { text, charts }
+    Report { text, summary, charts }
 }
 
-/// Renders the repository at `root` and writes what changed: `benches/README.md` and `benches/charts`. Returns the files written.
+/// Renders the repository at `root` and writes what changed: `benches/README.md`, `benches/charts`, and the summary in `README.md`. Returns the
+/// files written.
 ///
 /// # Errors
 /// If a record or `benches/causes.toml` cannot be read or is wrong, or a document cannot be written.
@@ -131,9 +143,19 @@ pub fn outdated(root: &Path) -> Result<BTreeMap<PathBuf, String>, ReportError> {
     let records = record::read_folder(&benches.join("records"))?;
     let report = render(&records, &Causes::read(&benches.join("causes.toml"))?);
     let charts = report.charts.into_iter().map(|(name, svg)| (benches.join("charts").join(name), svg));
-    let documents = charts.chain([(benches.join("README.md"), report.text)]);
+    let readme = root.join("README.md");
+    let with_summary = std::fs::read_to_string(&readme).ok().and_then(|text| with_summary(&text, &report.summary));
+    let documents =
+        charts.chain([(benches.join("README.md"), report.text)]).chain(with_summary.map(|text| (readme, text)));
     // What cannot be read is written anew, which says why if it cannot.
     Ok(documents.filter(|(path, text)| std::fs::read_to_string(path).ok().as_ref() != Some(text)).collect())
+}
+
+/// A document with this summary between its lines; nothing if it has no such lines.
+fn with_summary(document: &str, summary: &str) -> Option<String> {
+    let (before, rest) = document.split_once(SUMMARY[0])?;
+    let (_, after) = rest.split_once(SUMMARY[1])?;
+    Some([before, SUMMARY[0], summary, SUMMARY[1], after].concat())
 }
 
 const OPENING: &str = "# What was measured
@@ -147,9 +169,17 @@ const HOW_TO_READ: &str = "Every figure is a median over rounds, of three signif
 and all results had been computed before the clock stopped. Answers were compared; one that differed is refused. **Bold** is the best of
 a row; `≈` precedes a figure whose quartiles lie further apart than a fifth of it. A ratio is the peer's time over ours, round by round:
 above 1 we are faster; in parentheses its quartiles. A *software* device is a driver that imitates a GPU on the processor: it shows that
-something runs, and nothing about any GPU, so it is compared with nobody.
+something runs, and nothing about any GPU, so it is compared with nobody. Peers wait for work without spinning (`OMP_WAIT_POLICY=passive`), so that
+none takes the time of another, and have as many threads as we.
 
-![Times as fast as the fastest peer, by workload](charts/peers.svg)
+";
+
+const ABOUT_SUMMARY: &str = "How many times as fast as the fastest peer of the same run `flex` is; of several workloads the lowest and the highest;
+*italic* where we are slower somewhere.
+
+";
+
+const CHARTS: &str = "![Times as fast as the fastest peer, by workload](charts/peers.svg)
 
 ![Share of the measured roof, by workload and backend](charts/roof.svg)
 
