@@ -27,6 +27,7 @@ use burn::tensor::backend::Backend;
 use burn::tensor::{DType, Tensor};
 use firebrick_backend::TrainBackend;
 use firebrick_backend::device::{DeviceInfo, DeviceKind};
+use firebrick_backend::packed::{BLOCK, Format, dtype_name};
 use firebrick_backend::select::{BackendName, Job, SelectError, dispatch, dispatch_on, has_autotune};
 use serde::{Deserialize, Serialize};
 
@@ -51,7 +52,7 @@ pub enum Check {
     CachedDecode,
     /// Gradients of an adapter, nothing else being tracked, against those in f64, over this many tokens.
     Gradients(usize),
-    /// Logits with the weights in a narrow dtype, where the device has it.
+    /// Logits with the weights in a narrow dtype, where the device has it, or packed, where the backend reads them so.
     Weights(DType),
     /// The same bits three times.
     Determinism,
@@ -64,6 +65,7 @@ impl Check {
         all.extend([Self::Logits, Self::CachedDecode]);
         all.extend(GRADIENT_TOKENS.map(Self::Gradients));
         all.extend([DType::F16, DType::BF16].map(Self::Weights));
+        all.extend([Format::Q8, Format::Q4].map(|format| Self::Weights(format.dtype(BLOCK))));
         all.push(Self::Determinism);
         all
     }
@@ -74,6 +76,9 @@ impl Check {
         match self {
             Self::Op(op) => op.tolerance(),
             Self::Weights(DType::BF16) => 3e-2,
+            // What packing itself costs, compared with weights that are not packed.
+            Self::Weights(dtype) if dtype == Format::Q8.dtype(BLOCK) => 3e-2,
+            Self::Weights(dtype) if dtype == Format::Q4.dtype(BLOCK) => 3e-1,
             Self::Weights(_) => 1e-2,
             Self::Determinism => 0.0,
             Self::Logits | Self::CachedDecode | Self::Gradients(_) => 3e-3,
@@ -84,6 +89,8 @@ impl Check {
     fn measure<B: TrainBackend>(self, device: &B::Device, dtype: DType) -> Result<Parts, String> {
         match self {
             Self::Op(op) => Ok(op.measure::<B>(device, dtype)),
+            // Both ways to multiply by a packed weight: many rows, and one.
+            Self::Weights(stored) if Format::of(stored).is_some() => decoder::cached_logits::<B>(device, dtype),
             Self::Logits | Self::Weights(_) => decoder::logits::<B>(device, dtype),
             Self::CachedDecode => decoder::cached_logits::<B>(device, dtype),
             Self::Gradients(tokens) => decoder::gradients::<B>(device, dtype, tokens),
@@ -97,7 +104,10 @@ impl Check {
 
     fn run<B: TrainBackend>(self, device: &B::Device) -> Result<Outcome, Error> {
         let dtype = match self {
-            Self::Weights(dtype) if !B::supports_dtype(device, dtype) => {
+            Self::Weights(dtype) if Format::of(dtype).is_some() && !B::reads_weights(device, dtype) => {
+                return Ok(Outcome::NotRun { reason: "the backend unpacks them when they are loaded".into() });
+            }
+            Self::Weights(dtype) if Format::of(dtype).is_none() && !B::supports_dtype(device, dtype) => {
                 return Ok(Outcome::NotRun { reason: "the device does not have this dtype".into() });
             }
             Self::Weights(dtype) => dtype,
@@ -130,7 +140,7 @@ impl fmt::Display for Check {
             Self::Logits => f.write_str("logits"),
             Self::CachedDecode => f.write_str("cached decode"),
             Self::Gradients(tokens) => write!(f, "gradients over {tokens} tokens"),
-            Self::Weights(dtype) => write!(f, "{} weights", dtype.name()),
+            Self::Weights(dtype) => write!(f, "{} weights", dtype_name(*dtype)),
             Self::Determinism => f.write_str("determinism"),
         }
     }

@@ -5,6 +5,7 @@ mod watched;
 
 use burn::backend::Autodiff;
 use burn::tensor::DType;
+use firebrick::backend::packed::{BLOCK, Format};
 use firebrick::gate::{Check, Op, Outcome, examine, failed};
 use watched::{Lie, Watched, lie};
 
@@ -100,6 +101,9 @@ fn gradients_that_break_at_a_length_are_named() {
 fn a_narrow_dtype_that_is_wrong_is_named() {
     assert_eq!(found(Lie::Weights(DType::F16), &quick()), ["f16 weights"]);
     assert_eq!(found(Lie::Weights(DType::BF16), &quick()), ["bf16 weights"]);
+    // A table of tokens, which is the head as well, has eight bits where other weights have four.
+    assert_eq!(found(Lie::Weights(Format::Q8.dtype(BLOCK)), &quick()), ["q8 weights", "q4 weights"]);
+    assert_eq!(found(Lie::Weights(Format::Q4.dtype(BLOCK)), &quick()), ["q4 weights"]);
 }
 
 #[test]

@@ -2,6 +2,7 @@
 //! them.
 
 use burn::tensor::{DType, Tensor, TensorData};
+use firebrick_backend::packed::Format;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use firebrick_core::checkpoint::{Checkpoint, DTypePolicy};
 use firebrick_core::lora::{Adapter, LoraConfig, Targets};
@@ -29,7 +30,8 @@ fn load<B: KernelBackend>(device: &B::Device, dtype: DType) -> Result<Box<dyn Ca
         "rope_theta": 10000.0, "hidden_act": "silu", "tie_word_embeddings": true,
     });
     let checkpoint = Checkpoint::synthetic(config, 1);
-    load_causal_lm(&checkpoint, DTypePolicy::Convert(dtype), device).map_err(|error| error.to_string())
+    let policy = Format::of(dtype).map_or(DTypePolicy::Convert(dtype), |(format, _)| DTypePolicy::Pack(format));
+    load_causal_lm(&checkpoint, policy, device).map_err(|error| error.to_string())
 }
 
 fn token(index: usize) -> u32 {

@@ -19,6 +19,7 @@ use firebrick::KernelBackend;
 use firebrick::backend::ops::attention::AttentionLayout;
 use firebrick::backend::ops::cross_entropy::Targets;
 use firebrick::backend::ops::linears::Map;
+use firebrick::backend::packed::Packed;
 
 /// Flex, watched.
 #[derive(Clone, Copy, Debug, Default)]
@@ -44,7 +45,7 @@ pub enum Lie {
     Cached,
     /// The gradient through a linear is NaN where there are so many rows.
     NanFromRows(usize),
-    /// A linear with weights of this dtype is a tenth too large.
+    /// A linear with weights of this dtype is half as large again.
     Weights(DType),
     /// Each call differs in the last bits.
     Unsteady,
@@ -75,6 +76,18 @@ fn told_back(op: &'static str, gradient: FlexTensor) -> FlexTensor {
 }
 
 impl KernelBackend for Watched {
+    fn reads_weights(device: &FlexDevice, dtype: DType) -> bool {
+        Flex::reads_weights(device, dtype)
+    }
+    fn packed(matrix: Packed, device: &FlexDevice) -> FlexTensor {
+        Flex::packed(matrix, device)
+    }
+    fn unpacked(weight: FlexTensor) -> FlexTensor {
+        Flex::unpacked(weight)
+    }
+    fn embedding(weight: FlexTensor, ids: FlexTensor) -> FlexTensor {
+        <Flex as KernelBackend>::embedding(weight, ids)
+    }
     fn rms_norm(x: FlexTensor, weight: FlexTensor, epsilon: f64) -> FlexTensor {
         let output = told("rms_norm", Flex::rms_norm(x, weight, epsilon));
         if LIE.get() != Some(Lie::Unsteady) {
@@ -127,14 +140,14 @@ impl KernelBackend for Watched {
     fn linear(x: FlexTensor, weight: FlexTensor, bias: Option<FlexTensor>) -> FlexTensor {
         let narrow = LIE.get() == Some(Lie::Weights(weight.dtype()));
         let output = told("linear", <Flex as KernelBackend>::linear(x, weight, bias));
-        if narrow { times(output, 1.1) } else { output }
+        if narrow { times(output, 1.5) } else { output }
     }
     fn linears<const N: usize>(x: FlexTensor, maps: [Map<Self>; N]) -> [FlexTensor; N] {
         let narrow = maps.each_ref().map(|(weight, _)| LIE.get() == Some(Lie::Weights(weight.dtype())));
         let mut narrow = narrow.into_iter();
         Flex::linears(x, maps).map(|output| {
             let output = told("linears", output);
-            if narrow.next() == Some(true) { times(output, 1.1) } else { output }
+            if narrow.next() == Some(true) { times(output, 1.5) } else { output }
         })
     }
     fn lora_linear(
