@@ -4,6 +4,8 @@ use std::collections::{BTreeMap, HashMap};
 use std::fs;
 use std::path::Path;
 
+use firebrick::backends::Flex;
+use firebrick::prelude::*;
 use safetensors::{Dtype, SafeTensors};
 use serde_json::json;
 
@@ -143,8 +145,12 @@ fn a_base_that_is_not_finite_is_told_about() {
     let start = 8 + header + metadata.info("model.norm.weight").unwrap().data_offsets.0;
     bytes[start..start + 4].copy_from_slice(&f32::NAN.to_le_bytes());
     fs::write(&file, bytes).unwrap();
+    // An adapter that knows its base, of which there is nothing else to warn.
+    let base = LanguageModel::<Flex>::load(&model, &Default::default()).unwrap();
+    let adapter = folder.path().join("adapter");
+    base.new_adapter(&LoraConfig::default(), 0).unwrap().save(&adapter, Format::Peft).unwrap();
     let (output, path) = inside(&folder, "merged");
-    let words = merge(&text(spoiled.path()), &format!("{model}/lora_qv"), &output).replace("--quiet", "");
+    let words = merge(&text(spoiled.path()), &text(&adapter), &output).replace("--quiet", "");
     let error = run(&words, &["--strict"]).error();
     assert!(error.contains("model.norm.weight holds values that are not finite"), "{error}");
     assert!(!path.exists());
