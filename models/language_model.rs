@@ -10,8 +10,8 @@ use firebrick_core::decode::DecodeOptions;
 use firebrick_core::error::Result;
 use firebrick_core::generate::{Generation, Session};
 use firebrick_core::generation::GenerationConfig;
-use firebrick_core::lora::{Adapter, LoraConfig};
-use firebrick_core::model::{CausalLm, Handle};
+use firebrick_core::lora::{Adapter, LoraConfig, linear_dtype};
+use firebrick_core::model::CausalLm;
 use firebrick_core::sample::Sampling;
 use firebrick_core::text::{Message, TemplateOptions, Tokenizer};
 
@@ -113,14 +113,7 @@ impl<B: KernelBackend> LanguageModel<B> {
 
     /// The dtype of its layers' weights; `firebrick_backend::packed::dtype_name` names it. A table of tokens may have another.
     pub fn weight_dtype(&self) -> DType {
-        let mut dtype = self.model.head_weight().dtype();
-        let mut seen = false;
-        self.model.handle().each_linear(&mut |_, linear| {
-            if !std::mem::replace(&mut seen, true) {
-                dtype = linear.weight.dtype();
-            }
-        });
-        dtype
+        linear_dtype(&*self.model).unwrap_or_else(|| self.model.head_weight().dtype())
     }
 
     /// Its tokenizer.

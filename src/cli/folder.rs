@@ -38,19 +38,27 @@ fn sibling(folder: &Path) -> Result<PathBuf> {
 
 /// Copies config, tokenizer and templates as they are, or as the one file that the model is holds them; then the config as `changed` leaves it.
 pub fn copy_rest(checkpoint: &Checkpoint, folder: &Path, changed: impl FnOnce(&mut Value)) -> Result<()> {
-    let source = checkpoint.folder();
-    if let Some(files) = checkpoint.files().held() {
-        for (name, bytes) in files {
-            write_atomic(&System, &folder.join(name), bytes)?;
-        }
-        let mut config = checkpoint.config().clone();
-        changed(&mut config);
-        return Ok(write_atomic(
-            &System,
-            &folder.join("config.json"),
-            serde_json::to_string_pretty(&config)?.as_bytes(),
-        )?);
+    let held = checkpoint.files().held();
+    let is_folder = held.is_none();
+    for (name, bytes) in held.into_iter().flatten() {
+        write_atomic(&System, &folder.join(name), bytes)?;
     }
+    if is_folder {
+        copy_files(checkpoint.folder(), folder)?;
+    }
+    if family(checkpoint).is_some_and(|family| family.role == Role::Encoder) {
+        write_prompts(checkpoint, folder)?;
+    }
+    let mut config = checkpoint.config().clone();
+    changed(&mut config);
+    if is_folder && config == *checkpoint.config() {
+        return Ok(());
+    }
+    Ok(write_atomic(&System, &folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
+}
+
+/// Everything but weights, as it is.
+fn copy_files(source: &Path, folder: &Path) -> Result<()> {
     for entry in source.read_dir().with_context(|| source.display().to_string())? {
         let path = entry?.path();
         let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -59,16 +67,7 @@ pub fn copy_rest(checkpoint: &Checkpoint, folder: &Path, changed: impl FnOnce(&m
             std::fs::copy(&path, folder.join(&name)).with_context(|| path.display().to_string())?;
         }
     }
-    copy_modules(source, folder)?;
-    if family(checkpoint).is_some_and(|family| family.role == Role::Encoder) {
-        write_prompts(checkpoint, folder)?;
-    }
-    let mut config = checkpoint.config().clone();
-    changed(&mut config);
-    if config == *checkpoint.config() {
-        return Ok(());
-    }
-    Ok(write_atomic(&System, &folder.join("config.json"), serde_json::to_string_pretty(&config)?.as_bytes())?)
+    copy_modules(source, folder)
 }
 
 /// The prompts of an encoder whose files do not name them, as E5's: it would be told by its folder's name, which is another now.

@@ -340,6 +340,15 @@ pub fn linear_shapes<B: KernelBackend, M: Handle<B> + ?Sized>(model: &M) -> Vec<
     shapes
 }
 
+/// The dtype of the first linear's weight, which is that of the layers; nothing where there are none.
+pub fn linear_dtype<B: KernelBackend, M: Handle<B> + ?Sized>(model: &M) -> Option<DType> {
+    let mut found = None;
+    model.handle().each_linear(&mut |_: &str, linear: &mut Linear<B>| {
+        found.get_or_insert(linear.weight.dtype());
+    });
+    found
+}
+
 /// A matrix of an adapter file, or of a file beside it, as an f32 tensor.
 pub(crate) fn matrix<B: KernelBackend>(file: &TensorFile, name: &str, device: &B::Device) -> Result<Tensor<B, 2>> {
     let data = file.data(name)?;

@@ -1,5 +1,7 @@
 //! Examples laid end to end, the rows whose next token counts, and the order in which examples come.
 
+use std::ops::Range;
+
 use burn::tensor::{Int, Tensor, TensorData};
 use firebrick_backend::KernelBackend;
 use firebrick_backend::ops::cross_entropy::Targets;
@@ -142,6 +144,21 @@ impl Order {
         }
         taken
     }
+}
+
+/// Passes over so many bins each, of which these are the ends, of `least` examples or more.
+pub(crate) fn passes(bin_ends: &[usize], bins: usize, least: usize) -> Vec<Range<usize>> {
+    let mut start = 0;
+    let ends = bin_ends.chunks(bins).filter_map(|bins| bins.last());
+    let mut passes: Vec<Range<usize>> = ends.map(|&end| std::mem::replace(&mut start, end)..end).collect();
+    // Too few to be told from each other: they join those before them.
+    if let [.., before, last] = &mut passes[..]
+        && last.len() < least
+    {
+        before.end = last.end;
+        passes.pop();
+    }
+    passes
 }
 
 /// Where bins of neighbours end: each takes examples while they fit `pack` tokens, and one at least. Nothing is padded, so that a bin that is

@@ -3,7 +3,7 @@
 use std::ops::Range;
 
 use super::adamw::AdamWConfig;
-use super::batch::{Order, bin_ends};
+use super::batch::{Order, bin_ends, passes};
 use super::schedule::{LearningRate, Schedule};
 
 /// How long to train.
@@ -92,19 +92,7 @@ impl TrainConfig {
 
     /// The passes of a step over examples with so many tokens each, of `least` examples or more.
     pub(super) fn passes(&self, lengths: impl ExactSizeIterator<Item = usize>, least: usize) -> Vec<Range<usize>> {
-        let count = lengths.len();
-        let ends = bin_ends(lengths, self.pack);
-        let mut start = 0;
-        let ends = ends.chunks(self.batch_size).filter_map(|bins| bins.last());
-        let mut passes: Vec<Range<usize>> = ends.map(|&end| std::mem::replace(&mut start, end)..end).collect();
-        // Too few to learn from among themselves: they join those before them.
-        if let [.., before, last] = &mut passes[..]
-            && last.len() < least
-        {
-            before.end = count;
-            passes.pop();
-        }
-        passes
+        passes(&bin_ends(lengths, self.pack), self.batch_size, least)
     }
 
     /// What of it decides the steps, by name: a run continues under the same alone.

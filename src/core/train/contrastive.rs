@@ -10,6 +10,7 @@ use firebrick_backend::ops::linear::linear;
 use firebrick_backend::{KernelBackend, TrainBackend};
 use sha2::{Digest, Sha256};
 
+use super::batch::{bin_ends, passes};
 use super::data::{Dataset, Pair};
 use super::task::{Evaluation, Retrieval, Task};
 use crate::embed::{DEFAULT_BATCH_TOKENS, EmbedOptions, Embedder, TextTokens, unit_length};
@@ -259,15 +260,9 @@ impl<B: TrainBackend> Task<B> for Contrastive {
         let examples = data.examples();
         let device = model.device();
         let (mut sum, mut done) = (0.0, 0);
-        let passes = examples.len() / batch_size.max(1);
-        // Too few to be told from each other join those before them, as in training.
-        let rest = examples.len() % batch_size.max(1);
-        let joined = passes > 0 && rest > 0 && rest < <Self as Task<B>>::LEAST;
-        let ends = (1..=passes).map(|pass| pass * batch_size).chain((rest > 0).then_some(examples.len()));
-        let ends = ends.filter(|end| !(joined && *end == passes * batch_size));
-        let mut start = 0;
-        for end in ends {
-            let pairs: Vec<&Pair> = examples[std::mem::replace(&mut start, end)..end].iter().collect();
+        let ends = bin_ends(examples.iter().map(|_| 1), None);
+        for rows in passes(&ends, batch_size, <Self as Task<B>>::LEAST) {
+            let pairs: Vec<&Pair> = examples[rows].iter().collect();
             let batch = PairBatch::new(&pairs, &device);
             let loss = batch.loss(self, model.encode(&batch.tokens)).into_data();
             sum += loss.iter::<f64>().next().unwrap_or(f64::NAN);

@@ -21,8 +21,8 @@ pub use super::event::{Event, Step};
 use super::task::{NextToken, Task};
 use crate::checkpoint::hexadecimal;
 use crate::error::{Error, Result};
-use crate::lora::Adapter;
-use crate::model::{Adapt, CausalLm, Encoder, Handle};
+use crate::lora::{Adapter, linear_dtype};
+use crate::model::{CausalLm, Encoder, Handle};
 
 /// Trains an adapter on a frozen base: a decoder's to predict tokens, or an encoder's to find passages.
 pub struct Trainer<B: TrainBackend, T: Task<B> = NextToken> {
@@ -143,19 +143,11 @@ impl<B: TrainBackend, T: Task<B>> Trainer<B, T> {
         settings.extend([
             ("task", format!("{:?}", self.task.settings())),
             ("base", self.adapter.base().unwrap_or("(unknown)").to_owned()),
-            ("weights", self.weights()),
+            // What is learnt on packed weights is not what is learnt on others.
+            ("weights", linear_dtype(&*self.valid_model).map_or("(none)", dtype_name).to_owned()),
             ("data", hexadecimal(&data.finalize()[..8])),
         ]);
         settings.into_iter().map(|(name, value)| (name.to_owned(), value)).chain(lora).collect()
-    }
-
-    /// The dtype of the base's layers: what is learnt on packed weights is not what is learnt on others.
-    fn weights(&self) -> String {
-        let mut found = None;
-        self.valid_model.handle().each_linear(&mut |_, linear| {
-            found.get_or_insert(linear.weight.dtype());
-        });
-        found.map_or("(none)", dtype_name).to_owned()
     }
 
     /// How far the run has come.
