@@ -37,6 +37,9 @@ const ADAPTERS: [&str; 2] = ["adapter_model.safetensors", "adapters.safetensors"
 /// How weights are called that may run code when they are loaded, or that we do not read.
 const OTHER_WEIGHTS: [&str; 8] = [".bin", ".pt", ".pth", ".ckpt", ".h5", ".msgpack", ".onnx", ".gguf"];
 
+/// In every repo of the hub and of use to no program: a snapshot that has it and weights, which take longest, was downloaded as a whole.
+const WHOLE: &str = ".gitattributes";
+
 /// Bytes that the index may have: a hundred for each of 100,000 tensors, and room.
 const MAX_INDEX_BYTES: u64 = 16_000_000;
 
@@ -110,7 +113,8 @@ pub(crate) enum Lack {
 }
 
 /// What a snapshot lacks; `is_absent` knows files that the repo does not have. Other tools leave out what they do not read themselves, such as how
-/// an encoder pools, and a model without it gives other results: each small file is there, or known not to exist, or asked for once.
+/// an encoder pools, and a model without it gives other results: each small file is there, or known not to exist, or asked for once, unless the
+/// snapshot is of the whole repo.
 pub(crate) fn lack(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Result<Lack, Error> {
     let has = |name: &str| snapshot.join(name).is_file();
     let needed = |name: &str| Ok(Lack::Needed(name.to_owned()));
@@ -125,6 +129,9 @@ pub(crate) fn lack(snapshot: &Path, is_absent: impl Fn(&str) -> bool) -> Result<
         if let Some(shard) = shards(&snapshot.join(INDEX))?.iter().find(|shard| !has(shard)) {
             return needed(shard);
         }
+    }
+    if has(WHOLE) {
+        return Ok(Lack::Nothing);
     }
     // What an adapter folder has is asked for by that folder's own name.
     let unknown = SMALL.into_iter().find(|&name| name != ADAPTER_CONFIG && !has(name) && !is_absent(name));
@@ -191,7 +198,11 @@ mod tests {
         assert_eq!(lack(false), Lack::Needed("2.safetensors".into()));
         write("2.safetensors", "");
         assert_eq!(lack(true), Lack::Nothing);
-        // What another tool had no use for may be in the repo.
+        // What another tool had no use for may be in the repo, unless that tool took all of it.
+        assert_eq!(lack(false), Lack::Perhaps("generation_config.json".into()));
+        write(WHOLE, "*.safetensors filter=lfs");
+        assert_eq!(lack(false), Lack::Nothing);
+        std::fs::remove_file(folder.path().join(WHOLE)).unwrap();
         std::fs::create_dir_all(folder.path().join("1_Pooling")).unwrap();
         std::fs::create_dir_all(folder.path().join("2_Dense")).unwrap();
         for name in SMALL.into_iter().filter(|name| ![CONFIG, ADAPTER_CONFIG].contains(name)) {

@@ -11,6 +11,7 @@ const FILES: [&str; 4] = ["1_Pooling/config.json", "config.json", "model.safeten
 
 fn hub() -> FakeHub {
     let hub = FakeHub::tiny(200_000);
+    hub.put(".gitattributes", "*.safetensors filter=lfs diff=lfs merge=lfs -text\n");
     hub.put("1_Pooling/config.json", "{\"pooling_mode\": \"mean\"}");
     hub
 }
