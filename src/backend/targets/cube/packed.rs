@@ -21,8 +21,7 @@ pub(crate) const RUN: usize = 4;
 /// What is in the buffer; each value compiles a kernel of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) struct Plan {
-    /// Of an integer.
-    bits: u32,
+    format: Format,
     /// Values that share a scale.
     block: u32,
     offsets: bool,
@@ -30,7 +29,7 @@ pub(crate) struct Plan {
 
 impl Plan {
     pub(crate) fn new(format: Format, block: usize, offsets: bool) -> Self {
-        Self { bits: format.bits() as u32, block: block as u32, offsets }
+        Self { format, block: block as u32, offsets }
     }
 
     /// That of a tensor made by [`tensor`]; nothing of any other. Its length says whether it has offsets.
@@ -45,27 +44,22 @@ impl Plan {
     /// Words of so many values.
     fn words(self, values: usize) -> usize {
         let halves = (values / self.block as usize).div_ceil(2);
-        values * self.bits as usize / 32 + halves * (1 + usize::from(self.offsets))
+        values * self.format.bits() / 32 + halves * (1 + usize::from(self.offsets))
     }
 
     /// Words of the integers of a block.
     pub(crate) fn block_words(self) -> u32 {
-        self.block * self.bits / 32
+        self.block * self.format.bits() as u32 / 32
     }
 
     /// Runs of integers in a word.
     pub(crate) fn runs(self) -> usize {
-        (32 / self.bits) as usize / RUN
+        32 / self.format.bits() / RUN
     }
 
     /// The largest integer, which is a mask of its bits.
     fn most(self) -> u32 {
-        (1 << self.bits) - 1
-    }
-
-    /// What is subtracted from an integer to make it signed.
-    fn zero(self) -> f32 {
-        (1 << (self.bits - 1)) as f32
+        (1 << self.format.bits()) - 1
     }
 }
 
@@ -164,7 +158,7 @@ pub(crate) fn unpack_run<W: Numeric, M: Size>(
     let integers = u32::cast_from(weight[word as usize]);
     let block = word / comptime!(plan.block_words());
     let scale = half_at::<W, M>(weight, words, block);
-    let mut added = scale * comptime!(-plan.zero());
+    let mut added = scale * comptime!(-plan.format.zero());
     if comptime!(plan.offsets) {
         let blocks = words / comptime!(plan.block_words());
         added = half_at::<W, M>(weight, words + blocks.div_ceil(2), block);
