@@ -102,7 +102,7 @@ fn a_narrow_dtype_that_is_wrong_is_named() {
     assert_eq!(found(Lie::Weights(DType::F16), &quick()), ["f16 weights"]);
     assert_eq!(found(Lie::Weights(DType::BF16), &quick()), ["bf16 weights"]);
     // A table of tokens, which is the head as well, has eight bits where other weights have four.
-    assert_eq!(found(Lie::Weights(Format::Q8.dtype(BLOCK)), &quick()), ["q8 weights", "q4 weights"]);
+    assert_eq!(found(Lie::Weights(Format::Q8.dtype(64)), &quick()), ["q8 weights", "q4 weights"]);
     assert_eq!(found(Lie::Weights(Format::Q4.dtype(BLOCK)), &quick()), ["q4 weights"]);
 }
 

@@ -9,7 +9,7 @@ use anyhow::{Result, bail};
 use burn::tensor::TensorData;
 use clap::{Args, ValueEnum};
 use firebrick::Error;
-use firebrick::backend::packed::{BLOCK, Format, Packed};
+use firebrick::backend::packed::{Format, Packed};
 use firebrick::core::checkpoint::{TensorSpecification, packed, write_safetensors};
 use firebrick::core::disk::System;
 use firebrick::models::{Role, family, load_causal_lm, load_encoder};
@@ -167,10 +167,16 @@ fn note(kind: &mut Kind, matrix: &Packed, values: &[f32]) {
 
 /// What mlx-lm reads in the config, and whose adapters fit.
 fn describe(config: &mut Value, checkpoint: &Checkpoint, formats: &BTreeMap<String, Format>, usual: Format) {
-    let mut quantization = json!({"group_size": BLOCK, "bits": usual.bits()});
-    for (name, format) in formats.iter().filter(|(_, format)| **format != usual) {
-        let path = name.trim_end_matches(".weight");
-        quantization[path] = json!({"group_size": BLOCK, "bits": format.bits()});
+    let of = |format: Format, group: Option<usize>| json!({"group_size": group, "bits": format.bits()});
+    // The longest groups: a row of zero values is made of any.
+    let mut quantization = of(usual, usual.block(0));
+    let usual = quantization.clone();
+    for (name, &format) in formats {
+        let inputs = checkpoint.info(name).and_then(|info| info.shape.get(1).copied());
+        let this = of(format, inputs.and_then(|inputs| format.block(inputs)));
+        if this != usual {
+            quantization[name.trim_end_matches(".weight")] = this;
+        }
     }
     config["quantization"] = quantization;
     config["_firebrick_base"] = json!(checkpoint.fingerprint());

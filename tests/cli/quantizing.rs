@@ -66,8 +66,16 @@ fn the_folder_is_laid_out_as_mlx_reads_it() {
     let config = json_of(&path.join("config.json"));
     assert_eq!(
         config["quantization"],
-        json!({"group_size": 32, "bits": 4, "model.embed_tokens": {"group_size": 32, "bits": 8}})
+        json!({"group_size": 32, "bits": 4, "model.embed_tokens": {"group_size": 64, "bits": 8}})
     );
+    // Rows that are not made of the longest groups say so.
+    let (eight, its_path) = inside(&folder, "q8");
+    quantize(&golden("qwen2-tiny"), "q8", &eight);
+    let quantization = &json_of(&its_path.join("config.json"))["quantization"];
+    assert_eq!((&quantization["group_size"], &quantization["bits"]), (&json!(64), &json!(8)));
+    let other = keys(quantization).into_iter().filter(|key| key.starts_with("model.")).collect::<Vec<_>>();
+    assert_eq!(other, [0, 1, 2].map(|layer| format!("model.layers.{layer}.mlp.down_proj")));
+    assert_eq!(quantization[&other[0]], json!({"group_size": 32, "bits": 8}));
     let bytes = fs::read(path.join("model.safetensors")).unwrap();
     let tensors = SafeTensors::deserialize(&bytes).unwrap();
     let of = |name: &str| tensors.tensor(name).map(|view| (view.dtype(), view.shape().to_vec())).unwrap();

@@ -102,7 +102,7 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
 
     fn matrix_in(&mut self, name: &str, shape: [usize; 2], format: Option<Format>) -> Tensor<B, 2> {
         let stored_packed = self.checkpoint.is_packed(name);
-        let format = format.filter(|_| shape[1].is_multiple_of(BLOCK));
+        let format = format.filter(|format| format.block(shape[1]).is_some());
         if !stored_packed && format.is_none() {
             return self.tensor(name, shape);
         }

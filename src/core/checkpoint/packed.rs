@@ -62,23 +62,25 @@ impl Checkpoint {
             [rows, groups] if rows == out && groups > 0 && inputs.is_multiple_of(groups) => inputs / groups,
             _ => 0,
         };
-        if group == 0 || !group.is_multiple_of(BLOCK) || shape_of(&biases) != groups {
+        let block = format.block(group).filter(|_| group > 0 && shape_of(&biases) == groups);
+        let Some(block) = block else {
             let biases = shape_of(&biases);
             return Err(wrong(format!(
                 "has scales {groups:?} and biases {biases:?}; groups are of 32, 64 or 128 values"
             )));
-        }
+        };
         let words = self.file_of(&weight)?.bytes(&weight)?;
         let halves = |name: &str| -> Result<Vec<f32>> {
             Ok(self.file_of(name)?.copy(name, Some(DType::F32))?.data.into_vec::<f32>().unwrap_or_default())
         };
         let (scales, biases) = (halves(&scales)?, halves(&biases)?);
-        from_mlx(format, [out, inputs], words, group, &scales, &biases).map_err(wrong)
+        from_mlx((format, block), [out, inputs], words, group, &scales, &biases).map_err(wrong)
     }
 }
 
+/// A group becomes one block or several with the same scale.
 fn from_mlx(
-    format: Format,
+    (format, block): (Format, usize),
     shape: [usize; 2],
     mut words: Vec<u8>,
     group: usize,
@@ -94,20 +96,20 @@ fn from_mlx(
                 Err(format!("has a scale or bias of {value}, which f16 cannot hold"))
             }
         };
-        let repeated = values.iter().flat_map(|value| std::iter::repeat_n(value, group / BLOCK));
+        let repeated = values.iter().flat_map(|value| std::iter::repeat_n(value, group / block));
         repeated.map(narrow).collect()
     };
     let centred = scales.iter().zip(biases).all(|(scale, bias)| *bias == -format.zero() * scale);
     match format {
         // Signed instead of unsigned: the highest bit is the other one.
         Format::Q8 => words.iter_mut().for_each(|byte| *byte ^= 0x80),
-        Format::Q4 => words.chunks_exact_mut(BLOCK / 2).for_each(neighbours_to_halves),
+        Format::Q4 => words.chunks_exact_mut(block / 2).for_each(neighbours_to_halves),
     }
     let offsets = if centred { None } else { Some(in_f16(biases)?) };
-    Ok(Packed { format, block: BLOCK, shape, integers: words, scales: in_f16(scales)?, offsets })
+    Ok(Packed { format, block, shape, integers: words, scales: in_f16(scales)?, offsets })
 }
 
-/// Puts the integers of four bits of one block into another order: `place` says in which byte the `i`th is now and whether in its high half,
+/// Puts the integers of four bits of one block of [`BLOCK`] into another order: `place` says in which byte the `i`th is now and whether in its high half,
 /// and `number` which ones shall be in the low and the high half of a byte.
 fn reorder(block: &mut [u8], place: impl Fn(usize) -> (usize, bool), number: impl Fn(usize) -> [usize; 2]) {
     let old: [u8; BLOCK / 2] = std::array::from_fn(|at| block[at]);
@@ -134,10 +136,11 @@ fn halves_to_neighbours(block: &mut [u8]) {
 /// The three tensors of a packed matrix in mlx-lm's layout, in the order of [`names_of`].
 ///
 /// # Panics
-/// If it has offsets or blocks of another length than [`BLOCK`]: what is written here was packed here.
+/// If it has offsets: what is written here was packed here.
 pub fn to_mlx(packed: &Packed) -> [TensorData; 3] {
-    assert!(packed.offsets.is_none() && packed.block == BLOCK, "only what `Packed::pack` made is written");
+    assert!(packed.offsets.is_none(), "only what `Packed::pack` made is written");
     let [out, inputs] = packed.shape;
+    let groups = [out, inputs / packed.block];
     let mut bytes = packed.integers.clone();
     match packed.format {
         Format::Q8 => bytes.iter_mut().for_each(|byte| *byte ^= 0x80),
@@ -148,15 +151,15 @@ pub fn to_mlx(packed: &Packed) -> [TensorData; 3] {
         packed.scales.iter().map(|scale| f16::from_f32(-packed.format.zero() * scale.to_f32())).collect();
     [
         TensorData::new(words, [out, inputs * packed.format.bits() / 32]),
-        TensorData::new(packed.scales.clone(), [out, inputs / BLOCK]),
-        TensorData::new(biases, [out, inputs / BLOCK]),
+        TensorData::new(packed.scales.clone(), groups),
+        TensorData::new(biases, groups),
     ]
 }
 
-/// What [`to_mlx`] will give, for the header of a file.
+/// What [`to_mlx`] will give, for the header of a file; nothing for what is not packed.
 pub fn specifications(weight: &str, format: Format, [out, inputs]: [usize; 2]) -> Option<[TensorSpecification; 3]> {
     let [words, scales, biases] = names_of(weight)?;
-    let groups = vec![out, inputs / BLOCK];
+    let groups = vec![out, inputs / format.block(inputs)?];
     Some([
         TensorSpecification { name: words, dtype: DType::U32, shape: vec![out, inputs * format.bits() / 32] },
         TensorSpecification { name: scales, dtype: DType::F16, shape: groups.clone() },
@@ -178,8 +181,11 @@ mod tests {
         for format in [Format::Q8, Format::Q4] {
             let packed = packed(format);
             let [words, scales, biases] = to_mlx(&packed);
+            let specified = specifications("x.weight", format, [3, 128]).unwrap().map(|tensor| tensor.shape);
+            assert_eq!([&words, &scales, &biases].map(|data| data.shape.to_vec()), specified);
             let [scales, biases] = [scales, biases].map(|data| data.convert::<f32>().to_vec::<f32>().unwrap());
-            let again = from_mlx(format, [3, 128], words.as_bytes().to_vec(), 32, &scales, &biases).unwrap();
+            let (kind, words) = ((format, packed.block), words.as_bytes().to_vec());
+            let again = from_mlx(kind, [3, 128], words, packed.block, &scales, &biases).unwrap();
             assert_eq!(again, packed);
         }
     }
@@ -189,19 +195,19 @@ mod tests {
         // mlx: the lowest bits of a word are its first value.
         let words: Vec<u32> = (0..8).map(|word| if word == 0 { 0x7654_3210 } else { 0xffff_ffff }).collect();
         let bytes = words.iter().flat_map(|word| word.to_le_bytes()).collect();
-        let packed = from_mlx(Format::Q4, [1, 64], bytes, 64, &[0.5], &[1.0]).unwrap();
+        let packed = from_mlx((Format::Q4, 32), [1, 64], bytes, 64, &[0.5], &[1.0]).unwrap();
         let values = packed.unpacked();
         assert_eq!(values[..8], [1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 4.5]);
         assert!(values[8..].iter().all(|&value| value == 8.5));
         let bytes = (0..=255u8).cycle().take(64).collect();
-        let packed = from_mlx(Format::Q8, [1, 64], bytes, 32, &[1.0, 2.0], &[0.0, -1.0]).unwrap();
+        let packed = from_mlx((Format::Q8, 32), [1, 64], bytes, 32, &[1.0, 2.0], &[0.0, -1.0]).unwrap();
         let values = packed.unpacked();
         assert_eq!((values[0], values[31], values[32], values[63]), (0.0, 31.0, 63.0, 125.0));
     }
 
     #[test]
     fn a_scale_beyond_f16_is_refused() {
-        let problem = from_mlx(Format::Q8, [1, 32], vec![0; 32], 32, &[1e6], &[0.0]).unwrap_err();
+        let problem = from_mlx((Format::Q8, 32), [1, 32], vec![0; 32], 32, &[1e6], &[0.0]).unwrap_err();
         assert!(problem.contains("f16"), "{problem}");
     }
 }

@@ -55,7 +55,7 @@ impl Stored {
 fn random_blocks(seed: u64, shape: [usize; 2], format: Format, block: usize, offsets: bool) -> Packed {
     let values: Vec<f32> = random(seed, shape[0] * shape[1], F32).into_iter().map(|value| value as f32).collect();
     let packed = Packed::pack(format, shape, &values).expect("values that can be packed");
-    let mut scales: Vec<f16> = packed.scales.iter().flat_map(|&scale| [scale].repeat(32 / block)).collect();
+    let mut scales: Vec<f16> = packed.scales.iter().flat_map(|&scale| [scale].repeat(packed.block / block)).collect();
     // One that f16 has no more than ten bits for, and a negative one.
     scales[0] = f16::from_f32(3e-6);
     if let Some(scale) = scales.get_mut(1) {
@@ -139,6 +139,7 @@ pub(super) fn single_linears() -> Vec<Case> {
         ([2, 1056, 4], 0, InBlocks(Format::Q4, 32, false)),
         ([8, 32, 1], 0, InBlocks(Format::Q4, 32, true)),
         ([1, 160, 3], 5, InBlocks(Format::Q4, 16, true)),
+        ([2, 192, 5], 0, InBlocks(Format::Q8, 64, false)),
     ];
     let case = |([rows, inputs, outputs], rank, stored): ([usize; 3], usize, Stored)| {
         let (x, map, scale) = (random_rows(rows, inputs), Map::random(2, [inputs, outputs], stored), 2.0);
@@ -243,6 +244,7 @@ pub(super) fn tables() -> Vec<Case> {
         ([3, 160], (Format::Q4, 16, true), Some(&[2])),
         ([1, 32], (Format::Q4, 32, true), None),
         ([9, 32], (Format::Q8, 16, true), None),
+        ([3, 192], (Format::Q8, 64, true), Some(&[1, 2])),
     ];
     let case =
         |([outputs, inputs], (format, block, offsets), asked): ([usize; 2], (Format, usize, bool), Option<&[i32]>)| {

@@ -278,14 +278,16 @@ pub(crate) mod tests {
         (0..count).map(|i| ((i * 7919 + seed * 104_729) % 2003) as f32 / 1001.0 - 1.0).collect()
     }
 
-    /// Packed matrices of every kind: blocks of 32 and 16, with and without offsets.
+    /// Packed matrices of every kind: blocks of each length that rows are made of, with and without offsets.
     pub(crate) fn matrices(shape: [usize; 2]) -> Vec<Packed> {
         let mut all = Vec::new();
         for format in [Format::Q8, Format::Q4] {
-            let packed = Packed::pack(format, shape, &values(2, shape[0] * shape[1])).unwrap();
-            let halves = packed.scales.iter().flat_map(|&scale| [scale, f16::from_f32(0.5 * scale.to_f32())]);
-            let halves = Packed { block: 16, scales: halves.collect(), ..packed.clone() };
-            for packed in [packed, halves] {
+            let longest = Packed::pack(format, shape, &values(2, shape[0] * shape[1])).unwrap();
+            for &block in format.blocks().iter().filter(|&&block| block <= longest.block) {
+                let (mut packed, parts) = (longest.clone(), longest.block / block);
+                let scale =
+                    |&scale: &f16| (0..parts).map(move |part| f16::from_f32(scale.to_f32() / (part + 1) as f32));
+                (packed.block, packed.scales) = (block, packed.scales.iter().flat_map(scale).collect());
                 let offsets = (0..packed.scales.len()).map(|i| f16::from_f32((i % 7) as f32 / 50.0 - 0.1)).collect();
                 all.push(Packed { offsets: Some(offsets), ..packed.clone() });
                 all.push(packed);
@@ -296,26 +298,31 @@ pub(crate) mod tests {
 
     #[test]
     fn parts_are_widened_to_what_the_whole_is() {
-        for packed in matrices([6, 160]) {
+        for packed in matrices([6, 192]) {
             let unpacked = packed.unpacked();
             let tensor = tensor(packed);
             let rows = PackedRows::of(&tensor);
-            let mut out = vec![0.0; 2 * 160];
-            rows.rows(3..5).widen(0..160, &mut out);
-            assert_eq!(out, unpacked[3 * 160..5 * 160]);
+            let mut out = vec![0.0; 2 * 192];
+            rows.rows(3..5).widen(0..192, &mut out);
+            assert_eq!(out, unpacked[3 * 192..5 * 192]);
             let mut out = vec![0.0; 6 * 64];
-            rows.widen(32..96, &mut out);
+            rows.widen(64..128, &mut out);
             for (row, out) in out.chunks_exact(64).enumerate() {
-                assert_eq!(out, &unpacked[row * 160 + 32..row * 160 + 96]);
+                assert_eq!(out, &unpacked[row * 192 + 64..row * 192 + 128]);
             }
         }
     }
 
     #[test]
     fn a_tensor_says_its_shape_and_its_dtype() {
-        let packed = Packed::pack(Format::Q4, [3, 64], &values(1, 192)).unwrap();
-        let tensor = tensor(packed);
-        assert_eq!((TensorMetadata::shape(&tensor), tensor.dtype()), (Shape::from(vec![3, 64]), Format::Q4.dtype(32)));
-        assert_ne!(tensor.dtype(), DType::F32);
+        for (format, block) in [(Format::Q8, 64), (Format::Q4, 32)] {
+            let packed = Packed::pack(format, [3, 64], &values(1, 192)).unwrap();
+            let tensor = tensor(packed);
+            assert_eq!(
+                (TensorMetadata::shape(&tensor), tensor.dtype()),
+                (Shape::from(vec![3, 64]), format.dtype(block))
+            );
+            assert_ne!(tensor.dtype(), DType::F32);
+        }
     }
 }

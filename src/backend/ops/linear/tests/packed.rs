@@ -27,7 +27,7 @@ struct Packing {
     offsets: bool,
 }
 
-/// A packed weight, and its values; nothing where the backend does not read it.
+/// A packed weight, and its values; nothing where the backend does not read it, or its rows are not made of such blocks.
 fn weights<B: TrainBackend>(
     Packing { format, block, offsets }: Packing,
     shape: [usize; 2],
@@ -38,10 +38,12 @@ fn weights<B: TrainBackend>(
     }
     let values = random::<B>(7, shape, device).into_data().to_vec::<f32>().unwrap();
     let mut packed = Packed::pack(format, shape, &values).unwrap();
-    if block == 16 {
-        let halves = packed.scales.iter().flat_map(|&scale| [scale, f16::from_f32(0.5 * scale.to_f32())]);
-        packed = Packed { block, scales: halves.collect(), ..packed };
+    if !packed.block.is_multiple_of(block) {
+        return None;
     }
+    let parts = packed.block / block;
+    let scale = |&scale: &f16| (0..parts).map(move |part| f16::from_f32(scale.to_f32() / (part + 1) as f32));
+    packed = Packed { block, scales: packed.scales.iter().flat_map(scale).collect(), ..packed };
     // One that f16 has no more than ten bits for, and a negative one.
     packed.scales[0] = f16::from_f32(3e-6);
     packed.scales[1 % (shape[0] * shape[1] / block)] = f16::from_f32(-0.01);
@@ -92,14 +94,16 @@ fn each<B: TrainBackend>(device: &B::Device, check: impl Fn(&str, [Tensor<B, 2>;
         (Format::Q4, 32, true),
         (Format::Q8, 16, false),
         (Format::Q4, 16, true),
+        (Format::Q8, 64, false),
+        (Format::Q8, 64, true),
     ] {
         let packing = Packing { format, block, offsets };
         for (rows, shape) in [1, 3, 5, 8, 9, 33, 530]
             .into_iter()
-            .flat_map(|rows| [[1, 32], [67, 96], [300, 2144], [4500, 32]].map(|shape| (rows, shape)))
+            .flat_map(|rows| [[1, 32], [67, 96], [70, 128], [300, 2176], [4500, 32]].map(|shape| (rows, shape)))
         {
             // A device that computes on the processor need not do the largest.
-            if rows > 33 && shape[1] > 96 && !B::name(device).contains("flex") {
+            if rows > 33 && shape[1] > 128 && !B::name(device).contains("flex") {
                 continue;
             }
             if let Some(weights) = weights::<B>(packing, shape, device) {

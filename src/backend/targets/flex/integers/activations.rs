@@ -24,11 +24,12 @@ pub(super) struct Activations {
 }
 
 impl Activations {
-    /// Rounds rows of `inputs` values for weights in blocks of 16 or 32 with this zero.
+    /// Rounds rows of `inputs` values for weights in such blocks with this zero.
     pub(super) fn round(set: ByteProducts, x: &[f32], inputs: usize, block: usize, zero: f32) -> Self {
         match block {
             16 => Self::of::<16>(set, x, inputs, zero as i32),
             32 => Self::of::<32>(set, x, inputs, zero as i32),
+            64 => Self::of::<64>(set, x, inputs, zero as i32),
             _ => unreachable!("weights in blocks of {block}"),
         }
     }
@@ -253,10 +254,11 @@ mod x86 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packed::Format;
 
     #[test]
     fn values_are_rounded_to_the_nearest_of_their_block() {
-        for block in [16, 32] {
+        for &block in Format::Q8.blocks() {
             for rows in [1, 3, 2100] {
                 let x: Vec<f32> = (0..rows * 64).map(|i| ((i * 7919) % 2003) as f32 / 91.0 - 11.0).collect();
                 let all = ByteProducts::available().into_iter();

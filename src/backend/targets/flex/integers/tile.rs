@@ -58,8 +58,10 @@ macro_rules! with_constants {
         match ($height, $kind) {
             $(($count, (Format::Q8, 16, false)) => $tile::<$count, 8, 4, false> $arguments,
             ($count, (Format::Q8, 32, false)) => $tile::<$count, 8, 8, false> $arguments,
+            ($count, (Format::Q8, 64, false)) => $tile::<$count, 8, 16, false> $arguments,
             ($count, (Format::Q8, 16, true)) => $tile::<$count, 8, 4, true> $arguments,
             ($count, (Format::Q8, 32, true)) => $tile::<$count, 8, 8, true> $arguments,
+            ($count, (Format::Q8, 64, true)) => $tile::<$count, 8, 16, true> $arguments,
             ($count, (Format::Q4, 16, false)) => $tile::<$count, 4, 4, false> $arguments,
             ($count, (Format::Q4, 32, false)) => $tile::<$count, 4, 8, false> $arguments,
             ($count, (Format::Q4, 16, true)) => $tile::<$count, 4, 4, true> $arguments,

@@ -65,7 +65,7 @@ fn every_instruction_set_gives_the_products() {
 #[test]
 fn packed_weights_are_multiplied_as_their_values() {
     for set in InstructionSet::available() {
-        for packed in matrices([40, 224]) {
+        for packed in matrices([40, 256]) {
             let (widened, tensor) = (packed.unpacked(), tensor(packed));
             for rows in [37, 147] {
                 check(set, rows, Over::Outputs, PackedRows::of(&tensor), &widened);
