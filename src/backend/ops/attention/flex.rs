@@ -10,7 +10,7 @@ use rayon::prelude::*;
 
 use super::{AttentionLayout, Span};
 use crate::targets::flex::dot::{InstructionSet, Stored, StoredRows, VECTORS, rows_dot};
-use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, multiply};
+use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, SharedColumns, multiply};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::weighted::rows_sum;
 use crate::targets::flex::{Rows, contiguous, lanes, memory, tensor};
@@ -132,6 +132,7 @@ struct Tile<'a> {
 
 impl Inputs<'_> {
     fn new<'a>(q: &FlexTensor, k: &FlexTensor, v: &FlexTensor, layout: &'a AttentionLayout) -> Inputs<'a> {
+        layout.check(q.shape()[0], k.shape()[0]);
         let (heads, kv_heads, dim) = (q.shape()[1], k.shape()[1], q.shape()[2]);
         Inputs { q: Rows::new(q), k: Side::new(k), v: Side::new(v), heads, kv_heads, dim, layout }
     }
@@ -178,12 +179,16 @@ impl Inputs<'_> {
         out
     }
 
-    /// The way back from [`gather`](Self::gather).
-    fn scatter(&self, from: &[f32], tile: &Tile, into: &mut [f32]) {
+    /// The way back from [`gather`](Self::gather), into rows of all heads.
+    ///
+    /// # Safety
+    /// `into` has a row for each query, and nobody else holds the tile's part of them.
+    unsafe fn scatter(&self, from: &[f32], tile: &Tile, into: &SharedColumns) {
         let width = self.group() * self.dim;
         for (query, from) in tile.queries.clone().zip(from.chunks_exact(width)) {
-            let start = (tile.span.query_start + query) * self.heads * self.dim + tile.kv_head * width;
-            into[start..start + width].copy_from_slice(from);
+            // SAFETY: the caller's promise.
+            let part = unsafe { into.part_of_row(tile.span.query_start + query, tile.kv_head * width, width) };
+            part.copy_from_slice(from);
         }
     }
 
@@ -247,19 +252,20 @@ pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &Atte
     let kv_heads = 0..inputs.kv_heads;
     let pairs = layout.spans.iter().flat_map(|span| kv_heads.clone().map(move |kv_head| (span, kv_head)));
     let tiles: Vec<Tile> = pairs.flat_map(|(span, kv_head)| inputs.tiles(span, kv_head)).collect();
+    let rows = SharedColumns::new(&mut out, inputs.heads * inputs.dim);
     let compute = |tile: &Tile| {
         let keys = inputs.keys(tile);
         let q = inputs.gather(inputs.q.all(), tile);
         let p = inputs.probabilities(&q, tile, &keys);
         let mut product = q;
         inputs.weigh(&p, tile, &keys, &mut product);
-        product
+        // SAFETY: the layout was checked: spans lie inside `q` and do not share queries. Each tile has queries or heads of its own.
+        unsafe { inputs.scatter(&product, tile, &rows) };
     };
     if inputs.is_small() {
-        tiles.iter().for_each(|tile| inputs.scatter(&compute(tile), tile, &mut out));
+        tiles.iter().for_each(compute);
     } else {
-        let products: Vec<Lent> = tiles.par_iter().map(compute).collect();
-        tiles.iter().zip(&products).for_each(|(tile, product)| inputs.scatter(product, tile, &mut out));
+        tiles.par_iter().for_each(compute);
     }
     tensor(out, q.shape())
 }
@@ -291,9 +297,11 @@ pub(crate) fn backward(
     let mut d_q = memory::zeros(q.shape().num_elements());
     let mut d_k = memory::zeros(k.shape().num_elements());
     let mut d_v = memory::zeros(v.shape().num_elements());
+    let d_q_rows = SharedColumns::new(&mut d_q, inputs.heads * inputs.dim);
     for (&(span, kv_head), gradients) in heads.iter().zip(gradients) {
         for (tile, d_q_tile) in inputs.tiles(span, kv_head).zip(&gradients.queries) {
-            inputs.scatter(d_q_tile, &tile, &mut d_q);
+            // SAFETY: as in the forward pass; one tile at a time.
+            unsafe { inputs.scatter(d_q_tile, &tile, &d_q_rows) };
         }
         for (from, into) in [(&gradients.keys, &mut d_k), (&gradients.values, &mut d_v)] {
             for (key, from) in from.chunks_exact(inputs.dim).enumerate() {

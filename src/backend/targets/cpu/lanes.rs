@@ -6,7 +6,7 @@ use std::mem::MaybeUninit;
 use pulp::{Simd, WithSimd};
 
 use super::rows::{Fetch, HELD};
-use super::vector::{Baseline, Vector};
+use super::vector::{Baseline, Join, Larger, Plus, Vector};
 #[cfg(target_arch = "x86_64")]
 use super::vector::{F32x8, F32x16};
 use super::{Ahead, InstructionSet, functions::exp2};
@@ -208,17 +208,12 @@ impl Math {
     #[inline(always)]
     pub(crate) fn max_but_nan(self, x: &[f32]) -> f32 {
         with_registers!(self, V => {
-            let lanes = reduce::<V, 1>(
+            reduce::<V, 1, Larger>(
                 [x],
                 [f32::NEG_INFINITY],
                 f32::NEG_INFINITY,
                 #[inline(always)]
                 |most, [x]| most.larger(x),
-            );
-            fold(
-                lanes,
-                #[inline(always)]
-                |a, b| if b > a { b } else { a },
             )
         })
     }
@@ -334,23 +329,18 @@ fn together<V: Vector, const N: usize>(elements: [V; N]) -> V {
 /// The sum in each lane.
 #[inline(always)]
 fn add_up<V: Vector, const N: usize>(rows: [&[f32]; N], neutral: [f32; N], add: impl Fn(V, [V; N]) -> V) -> f32 {
-    let lanes = reduce(rows, neutral, 0.0, add);
-    fold(
-        lanes,
-        #[inline(always)]
-        |a, b| a + b,
-    )
+    reduce::<V, N, Plus>(rows, neutral, 0.0, add)
 }
 
-/// What `step` makes of all elements of rows of one length, the first of [`LANES`] elements in the first lane, and so on. `neutral` stands where
-/// there are no elements left: they must change nothing.
+/// What `step` makes of all elements of rows of one length, the first of [`LANES`] elements in the first lane, and so on, and `J` of the lanes.
+/// `neutral` stands where there are no elements left: they must change nothing.
 #[inline(always)]
-fn reduce<V: Vector, const N: usize>(
+fn reduce<V: Vector, const N: usize, J: Join>(
     rows: [&[f32]; N],
     neutral: [f32; N],
     first: f32,
     step: impl Fn(V, [V; N]) -> V,
-) -> [f32; LANES] {
+) -> f32 {
     let length = rows[0].len();
     assert!(rows.iter().all(|row| row.len() == length));
     let mut lanes = [V::splat(first); REGISTERS];
@@ -375,19 +365,7 @@ fn reduce<V: Vector, const N: usize>(
         *lane = step(*lane, elements);
         at = end;
     }
-    spread(&lanes[..registers])
-}
-
-/// The lanes of some registers one by one.
-#[inline(always)]
-fn spread<V: Vector, const WIDTH: usize>(registers: &[V]) -> [f32; WIDTH] {
-    assert_eq!(registers.len() * V::COUNT, WIDTH);
-    let mut all = [0.0; WIDTH];
-    for (index, register) in registers.iter().enumerate() {
-        // SAFETY: as many registers as have room.
-        unsafe { register.store(all.as_mut_ptr().add(index * V::COUNT)) };
-    }
-    all
+    fold::<V, J>(&mut lanes[..registers])
 }
 
 /// `to[i] = exp(scale · (from[i] − most))`, and the sum of them; with each [`LINE`] what lies ahead is asked for.
@@ -460,24 +438,21 @@ unsafe fn exponentials_abreast<V: Vector, const N: usize, const A: usize, const 
             *lane = *lane + y;
             at += count;
         }
-        fold::<EXPONENTIALS>(
-            spread(lanes[..groups].as_flattened()),
-            #[inline(always)]
-            |a, b| a + b,
-        )
+        fold::<V, Plus>(lanes[..groups].as_flattened_mut())
     }
 }
 
-/// The lanes as one, always in the same order.
+/// The lanes of registers, a power of two, as one: the second half joins the first, until one is left. Always in the same order.
 #[inline(always)]
-fn fold<const WIDTH: usize>(mut lanes: [f32; WIDTH], join: impl Fn(f32, f32) -> f32) -> f32 {
-    let mut width = WIDTH / 2;
-    while width > 0 {
-        let (low, high) = lanes.split_at_mut(width);
-        low.iter_mut().zip(high).for_each(|(low, high)| *low = join(*low, *high));
-        width /= 2;
+fn fold<V: Vector, J: Join>(registers: &mut [V]) -> f32 {
+    let mut count = registers.len();
+    while count > 1 {
+        count /= 2;
+        for at in 0..count {
+            registers[at] = J::of(registers[at], registers[at + count]);
+        }
     }
-    lanes[0]
+    registers[0].joined::<J>()
 }
 
 #[cfg(test)]

@@ -6,6 +6,32 @@ use std::ops::{Add, Div, Mul, Sub};
 // `half::bf16` is written out: `std::arch` has a type of that name too.
 use half::f16;
 
+/// How two values become one: a sum, or the larger one.
+pub(crate) trait Join {
+    /// Of each pair.
+    fn of<V: Vector>(a: V, b: V) -> V;
+}
+
+/// `a + b`.
+pub(crate) struct Plus;
+
+impl Join for Plus {
+    #[inline(always)]
+    fn of<V: Vector>(a: V, b: V) -> V {
+        a + b
+    }
+}
+
+/// [`Vector::larger`].
+pub(crate) struct Larger;
+
+impl Join for Larger {
+    #[inline(always)]
+    fn of<V: Vector>(a: V, b: V) -> V {
+        a.larger(b)
+    }
+}
+
 /// A register of f32. Values of it must only be made where the processor has its instructions, inside of a function that is compiled for them:
 /// [`Math`](super::lanes::Math) sees to both.
 pub(crate) trait Vector:
@@ -50,6 +76,10 @@ pub(crate) trait Vector:
     /// `values`, as many as fit, behind them `fill`.
     #[inline(always)]
     fn load_some(values: &[f32], fill: f32) -> Self {
+        if values.len() == Self::COUNT {
+            // SAFETY: they are as many.
+            return unsafe { Self::load(values.as_ptr()) };
+        }
         let mut all = [fill; 16];
         all[..values.len()].copy_from_slice(values);
         // SAFETY: sixteen values.
@@ -59,25 +89,18 @@ pub(crate) trait Vector:
     /// As many as fit into `values`.
     #[inline(always)]
     fn store_some(self, values: &mut [f32]) {
+        if values.len() == Self::COUNT {
+            // SAFETY: they are as many.
+            return unsafe { self.store(values.as_mut_ptr()) };
+        }
         let mut all = [0.0; 16];
         // SAFETY: sixteen values.
         unsafe { self.store(all.as_mut_ptr()) };
         values.copy_from_slice(&all[..values.len()]);
     }
 
-    /// The sum of its values.
-    #[inline(always)]
-    fn total(self) -> f32 {
-        let mut all = [0.0; 16];
-        // SAFETY: sixteen values.
-        unsafe { self.store(all.as_mut_ptr()) };
-        let mut width = Self::COUNT / 2;
-        while width > 0 {
-            (0..width).for_each(|at| all[at] += all[at + width]);
-            width /= 2;
-        }
-        all[0]
-    }
+    /// Its values as one: the second half joins the first, until one is left.
+    fn joined<J: Join>(self) -> f32;
 
     /// The polynomial of these coefficients, the highest power's first.
     #[inline(always)]
@@ -90,11 +113,23 @@ pub(crate) trait Vector:
     }
 }
 
+/// A register of which as many as it has values hold a square.
+pub(crate) trait Square: Vector {
+    /// `COUNT` registers.
+    type Columns: IntoIterator<Item = Self>;
+
+    /// The columns of a square of rows that are `stride` apart.
+    ///
+    /// # Safety
+    /// `COUNT` values of as many rows can be read.
+    unsafe fn columns(from: *const f32, stride: usize) -> Self::Columns;
+}
+
 /// A register, its operators and the rest.
 macro_rules! vector {
     ($(#[$about:meta])* $name:ident($register:ty), $count:literal of $registers:literal, [$splat:expr, $load:expr, $store:expr, $past_caches:expr], [$load_f16:expr, $load_bf16:expr],
      [$add:expr, $sub:expr, $mul:expr, $div:expr], $mul_add:expr, $larger:expr, [$at_least:expr, $at_most:expr],
-     $low_bits_as_exponent:expr) => {
+     $low_bits_as_exponent:expr, $($rest:item)*) => {
         $(#[$about])*
         #[derive(Clone, Copy)]
         pub(crate) struct $name($register);
@@ -153,6 +188,8 @@ macro_rules! vector {
             fn low_bits_as_exponent(self) -> Self {
                 Self(unsafe { $low_bits_as_exponent(self.0) })
             }
+            $(#[inline(always)]
+            $rest)*
         }
     };
     (operator $name:ident, $operator:ident, $method:ident, $do:expr) => {
@@ -201,7 +238,21 @@ mod x86 {
         ],
         [_mm512_add_ps, _mm512_sub_ps, _mm512_mul_ps, _mm512_div_ps], _mm512_fmadd_ps,
         |a, b| _mm512_max_ps(b, a), [|a, b| _mm512_max_ps(b, a), |a, b| _mm512_min_ps(b, a)],
-        |a| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a)))
+        |a| _mm512_castsi512_ps(_mm512_slli_epi32::<23>(_mm512_castps_si512(a))),
+        fn joined<J: Join>(self) -> f32 {
+            let high = unsafe { _mm256_castpd_ps(_mm512_extractf64x4_pd::<1>(_mm512_castps_pd(self.0))) };
+            J::of(F32x8(unsafe { _mm512_castps512_ps256(self.0) }), F32x8(high)).joined::<J>()
+        }
+        fn load_some(values: &[f32], fill: f32) -> Self {
+            let count = mask(values, Self::COUNT);
+            // SAFETY, of the read: so many values are there, and no other is touched.
+            Self(unsafe { _mm512_mask_loadu_ps(_mm512_set1_ps(fill), count as __mmask16, values.as_ptr()) })
+        }
+        fn store_some(self, values: &mut [f32]) {
+            let count = mask(values, Self::COUNT);
+            // SAFETY, of the write: as above.
+            unsafe { _mm512_mask_storeu_ps(values.as_mut_ptr(), count as __mmask16, self.0) }
+        }
     );
 
     vector!(
@@ -216,7 +267,11 @@ mod x86 {
         ],
         [_mm256_add_ps, _mm256_sub_ps, _mm256_mul_ps, _mm256_div_ps], _mm256_fmadd_ps,
         |a, b| _mm256_max_ps(b, a), [|a, b| _mm256_max_ps(b, a), |a, b| _mm256_min_ps(b, a)],
-        |a| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a)))
+        |a| _mm256_castsi256_ps(_mm256_slli_epi32::<23>(_mm256_castps_si256(a))),
+        fn joined<J: Join>(self) -> f32 {
+            let [low, high] = unsafe { [_mm256_castps256_ps128(self.0), _mm256_extractf128_ps::<1>(self.0)] };
+            J::of(F32x4(low), F32x4(high)).joined::<J>()
+        }
     );
 
     vector!(
@@ -231,16 +286,60 @@ mod x86 {
         ],
         [_mm_add_ps, _mm_sub_ps, _mm_mul_ps, _mm_div_ps], |a, b, c| _mm_add_ps(_mm_mul_ps(a, b), c),
         |a, b| _mm_max_ps(b, a), [|a, b| _mm_max_ps(b, a), |a, b| _mm_min_ps(b, a)],
-        |a| _mm_castsi128_ps(_mm_slli_epi32::<23>(_mm_castps_si128(a)))
+        |a| _mm_castsi128_ps(_mm_slli_epi32::<23>(_mm_castps_si128(a))),
+        fn joined<J: Join>(self) -> f32 {
+            let pairs = J::of(self, Self(unsafe { _mm_movehl_ps(self.0, self.0) }));
+            let second = Self(unsafe { _mm_shuffle_ps::<1>(pairs.0, pairs.0) });
+            unsafe { _mm_cvtss_f32(J::of(pairs, second).0) }
+        }
     );
 
-    impl F32x4 {
-        /// The columns of four rows.
+    /// A bit for each value, of which a register has room for so many.
+    #[inline(always)]
+    fn mask(values: &[f32], room: usize) -> u32 {
+        assert!(values.len() <= room);
+        (1 << values.len()) - 1
+    }
+
+    impl Square for F32x4 {
+        type Columns = [Self; 4];
+
         #[inline(always)]
-        pub(crate) fn transposed([mut a, mut b, mut c, mut d]: [Self; 4]) -> [Self; 4] {
-            // SAFETY: every processor of the architecture has the instructions.
-            unsafe { _MM_TRANSPOSE4_PS(&mut a.0, &mut b.0, &mut c.0, &mut d.0) };
-            [a, b, c, d]
+        unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
+            // SAFETY: the caller's promise; every processor of the architecture has the instructions.
+            unsafe {
+                let [mut a, mut b, mut c, mut d] = std::array::from_fn(|row| Self::load(from.add(row * stride)));
+                _MM_TRANSPOSE4_PS(&mut a.0, &mut b.0, &mut c.0, &mut d.0);
+                [a, b, c, d]
+            }
+        }
+    }
+
+    impl Square for F32x8 {
+        type Columns = [Self; 8];
+
+        /// Squares of four in both halves: the upper four rows in the lower halves, the others in the higher ones.
+        #[inline(always)]
+        unsafe fn columns(from: *const f32, stride: usize) -> [Self; 8] {
+            // SAFETY: the caller's promise.
+            unsafe {
+                let four = |first: usize| {
+                    let [a, b, c, d] = std::array::from_fn(|row| {
+                        let [low, high] = [row, row + 4].map(|row| _mm_loadu_ps(from.add(row * stride + first)));
+                        _mm256_insertf128_ps::<1>(_mm256_castps128_ps256(low), high)
+                    });
+                    let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                    let (ab_high, cd_high) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                    [
+                        _mm256_shuffle_ps::<0x44>(ab, cd),
+                        _mm256_shuffle_ps::<0xee>(ab, cd),
+                        _mm256_shuffle_ps::<0x44>(ab_high, cd_high),
+                        _mm256_shuffle_ps::<0xee>(ab_high, cd_high),
+                    ]
+                };
+                let ([a, b, c, d], [e, f, g, h]) = (four(0), four(4));
+                [a, b, c, d, e, f, g, h].map(Self)
+            }
         }
     }
 }
@@ -263,15 +362,22 @@ mod neon {
         ],
         [vaddq_f32, vsubq_f32, vmulq_f32, vdivq_f32], |a, b, c| vfmaq_f32(c, a, b),
         vmaxnmq_f32, [vmaxq_f32, vminq_f32],
-        |a| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(a)))
+        |a| vreinterpretq_f32_s32(vshlq_n_s32::<23>(vreinterpretq_s32_f32(a))),
+        fn joined<J: Join>(self) -> f32 {
+            let pairs = J::of(self, Self(unsafe { vextq_f32::<2>(self.0, self.0) }));
+            let second = Self(unsafe { vextq_f32::<1>(pairs.0, pairs.0) });
+            unsafe { vgetq_lane_f32::<0>(J::of(pairs, second).0) }
+        }
     );
 
-    impl F32x4 {
-        /// The columns of four rows.
+    impl Square for F32x4 {
+        type Columns = [Self; 4];
+
         #[inline(always)]
-        pub(crate) fn transposed([a, b, c, d]: [Self; 4]) -> [Self; 4] {
-            // SAFETY: every processor of the architecture has the instructions.
+        unsafe fn columns(from: *const f32, stride: usize) -> [Self; 4] {
+            // SAFETY: the caller's promise; every processor of the architecture has the instructions.
             unsafe {
+                let [a, b, c, d]: [Self; 4] = std::array::from_fn(|row| Self::load(from.add(row * stride)));
                 let pairs = |a, b| [vtrn1q_f32(a, b), vtrn2q_f32(a, b)].map(|pairs| vreinterpretq_f64_f32(pairs));
                 let ([even_ab, odd_ab], [even_cd, odd_cd]) = (pairs(a.0, b.0), pairs(c.0, d.0));
                 let columns = [
@@ -300,13 +406,18 @@ mod single {
         |a: f32, b: f32, c: f32| a * b + c,
         |a: f32, b: f32| if b > a { b } else { a },
         [|a: f32, b: f32| if b > a { b } else { a }, |a: f32, b: f32| if b < a { b } else { a }],
-        |a: f32| f32::from_bits(a.to_bits() << 23)
+        |a: f32| f32::from_bits(a.to_bits() << 23),
+        fn joined<J: Join>(self) -> f32 {
+            self.0
+        }
     );
 
-    impl F32x1 {
-        /// The column of one row.
-        pub(crate) fn transposed(row: [Self; 1]) -> [Self; 1] {
-            row
+    impl Square for F32x1 {
+        type Columns = [Self; 1];
+
+        unsafe fn columns(from: *const f32, _: usize) -> [Self; 1] {
+            // SAFETY: the caller's promise.
+            [unsafe { Self::load(from) }]
         }
     }
 }

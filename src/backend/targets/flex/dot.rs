@@ -8,7 +8,7 @@ use half::{bf16, f16};
 
 pub(crate) use crate::targets::cpu::InstructionSet;
 use crate::targets::cpu::prefetch;
-use crate::targets::cpu::vector::{Baseline, Vector};
+use crate::targets::cpu::vector::{Baseline, Plus, Vector};
 
 /// Vectors taken at once: a weight row is loaded once for all of them.
 pub(crate) const VECTORS: usize = 4;
@@ -250,7 +250,7 @@ unsafe fn some_rows<V: Vector, T: Stored, const M: usize, const R: usize>(
         let weights = &weights.row(row)[at..];
         for (m, (vector, sums)) in vectors.iter().zip(sums).enumerate() {
             let rest: f32 = vector[at..].iter().zip(weights).map(|(x, weight)| x * weight.widen()).sum();
-            out[row * stride + m] = (sums[0] + sums[1]).total() + rest;
+            out[row * stride + m] = (sums[0] + sums[1]).joined::<Plus>() + rest;
         }
     }
 }

@@ -181,6 +181,16 @@ impl SharedColumns {
         Self { start: data.as_mut_ptr(), stride }
     }
 
+    /// Where an element is.
+    pub(crate) fn at(&self, row: usize, column: usize) -> *mut f32 {
+        self.start.wrapping_add(row * self.stride + column)
+    }
+
+    /// How many elements a row is after the one before.
+    pub(crate) fn stride(&self) -> usize {
+        self.stride
+    }
+
     /// Part of a row.
     ///
     /// # Safety

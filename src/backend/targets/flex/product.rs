@@ -2,10 +2,12 @@
 //!
 //! A tile is a strip of some sums of every row times one panel of rows: each weight is broadcast against the panel's values of its column,
 //! so that what a strip gives for all rows of the panel fills whole vectors. `x` is laid out in panels once. A weight is laid out in strips
-//! where so many rows meet it that this pays, and is else read as it lies in memory. Every sum runs through its terms in order, in parts
+//! where so many rows meet it that this pays, and is else read as it lies in memory. In `x · W` it is the other way round, and nothing is
+//! laid out: see `across`. Every sum runs through its terms in order, in parts
 //! that depend on nothing but their number: not on threads, nor on the other rows. With AMX that holds of many rows and of few, each for
 //! themselves: an f32 is three bf16 there, whose products are summed in another order.
 
+mod across;
 #[cfg(target_arch = "x86_64")]
 mod amx;
 mod panels;
@@ -20,11 +22,11 @@ use rayon::prelude::*;
 
 use self::panels::Panels;
 use self::strips::{Ahead, Matrix, Strips};
-use self::tile::Kernel;
+use self::tile::{Kernel, Layout};
 use super::dot::InstructionSet;
 use super::matrix::{Into, Product, SharedColumns};
 use super::memory::Lent;
-use super::transpose::transpose;
+use super::transpose::{transpose, transpose_to};
 use super::weights::{Share, Weights, shares};
 use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch_to_write;
@@ -83,7 +85,12 @@ pub(crate) fn multiply<'a, W: Weights<'a>>(
                 let into = if part.start == 0 { *into } else { Into::Add };
                 Product { weights: *weights, into, out: &mut out[some.start * sums..some.end * sums] }
             });
-            multiply_terms(&kernel, (x, terms), part.clone(), over, products.collect());
+            let products = products.collect();
+            if over == Over::Outputs && kernel.layout() == Layout::Terms {
+                across::multiply_terms(&kernel, (x, terms), part, products);
+            } else {
+                multiply_terms(&kernel, (x, terms), part, over, products);
+            }
         }
     }
 }
@@ -198,18 +205,28 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
                     ahead.fetch(share);
                     kernel.tile(strip, panel, half, !first, (&mut sums[number * place.step..], place));
                 }
-                if last {
-                    let (by_row, pitch) = if kernel.by_row() {
-                        (&*sums, place.pitch)
-                    } else {
-                        // All strips at once: the longer the part of a row, the less it costs to begin it.
+                if !last {
+                    continue;
+                }
+                // What is added to is in rows, and so must be what is added.
+                let (by_row, pitch) = match into {
+                    _ if kernel.by_row() => (&*sums, place.pitch),
+                    Into::Add => {
                         transpose(sums, place.pitch, [count, rows.len()], turned, count);
                         (&*turned, count)
-                    };
-                    for (row, sums) in rows.zip(by_row.chunks_exact(pitch)) {
-                        // SAFETY: the caller's promise.
-                        into.write(unsafe { self.out.part_of_row(row, group.start, count) }, &sums[..count]);
                     }
+                    Into::Overwrite | Into::Bias(_) => {
+                        let bias = if let Into::Bias(bias) = into { Some(bias) } else { None };
+                        let (to, pitch) = (self.out.at(rows.start, group.start), self.out.stride());
+                        // All strips at once: the longer the part of a row, the less it costs to begin it.
+                        // SAFETY: the caller's promise.
+                        unsafe { transpose_to(sums, place.pitch, [count, rows.len()], to, pitch, bias) };
+                        continue;
+                    }
+                };
+                for (row, sums) in rows.zip(by_row.chunks_exact(pitch)) {
+                    // SAFETY: the caller's promise.
+                    into.write(unsafe { self.out.part_of_row(row, group.start, count) }, &sums[..count]);
                 }
             }
         }

@@ -148,7 +148,7 @@ impl<'w> Strips<'w> {
                 }
                 match (layout, over) {
                     (Layout::Terms, Over::Inputs) => transpose(values, stride, [some, depth], to, height),
-                    (Layout::Terms, Over::Outputs) => gather(values, stride, some, to, height),
+                    (Layout::Terms, Over::Outputs) => unreachable!("`across` lays out no strips"),
                     #[cfg(target_arch = "x86_64")]
                     (Layout::Pieces, Over::Inputs) => {
                         pieces::left(Values { values, stride, rows: some, columns: depth }, to);
@@ -178,25 +178,5 @@ impl<'w> Strips<'w> {
                 sums: height.min(sums - index * height),
             },
         })
-    }
-}
-
-/// The first values of each row, so many rows as there is room for.
-fn gather(from: &[f32], stride: usize, count: usize, to: &mut [f32], pitch: usize) {
-    /// A length that the compiler knows is moved in registers.
-    fn all<const N: usize>(from: &[f32], stride: usize, to: &mut [f32]) {
-        for (from, to) in from.chunks(stride).zip(to.as_chunks_mut::<N>().0) {
-            *to = *from.first_chunk().expect("a row has as many values");
-        }
-    }
-    match count {
-        12 if pitch == count => all::<12>(from, stride, to),
-        6 if pitch == count => all::<6>(from, stride, to),
-        2 if pitch == count => all::<2>(from, stride, to),
-        _ => {
-            for (from, to) in from.chunks(stride).zip(to.chunks_exact_mut(pitch)) {
-                to[..count].copy_from_slice(&from[..count]);
-            }
-        }
     }
 }

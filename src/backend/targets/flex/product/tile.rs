@@ -69,6 +69,25 @@ pub(super) struct Place {
     pub(super) pitch: usize,
 }
 
+/// The values of a panel: term by term those of its lanes, `pitch` apart.
+#[derive(Clone, Copy)]
+pub(super) struct Panel {
+    pub(super) at: *const f32,
+    pub(super) pitch: usize,
+    /// Terms.
+    pub(super) depth: usize,
+}
+
+/// Where the sums of a tile go, `pitch` from one row of the tile to the next, and what they are added to, if that is not null: values with a
+/// pitch of their own.
+#[derive(Clone, Copy)]
+pub(super) struct Sums {
+    pub(super) at: *mut f32,
+    pub(super) pitch: usize,
+    pub(super) start: *const f32,
+    pub(super) start_pitch: usize,
+}
+
 /// Calls `$tile` for a strip with its number of sums, and that of halves of a panel, as constants.
 macro_rules! with_height {
     ($strip:expr, $half:expr, $tile:ident $panel:tt, $full:literal, [$($count:literal)*]) => {
@@ -177,8 +196,22 @@ impl Kernel {
             }
             Strip::Packed { values, .. } => assert_eq!(values.len(), depth * self.height),
         }
-        let panel = (panel.as_ptr(), depth, sums.as_mut_ptr(), add);
+        let panel = Panel { at: panel.as_ptr(), pitch: self.width, depth };
+        let at = sums.as_mut_ptr();
+        let start = if add { at.cast_const() } else { std::ptr::null() };
+        let sums = Sums { at, pitch: self.width, start, start_pitch: self.width };
         // SAFETY: the assertions prove every offset that the kernels reach; `detect` saw the instruction set.
+        unsafe { self.any_tile(strip, half, panel, sums) }
+    }
+
+    /// As [`tile`](Self::tile), of a panel and to sums that may lie in larger matrices.
+    ///
+    /// # Safety
+    /// The strip has at most `height` sums and as many terms as the panel; the panel has `width` lanes, or half of that if `half`, as the rows of
+    /// `sums`, one for each of the strip's, and what they are added to. The tile is not one of pieces.
+    pub(super) unsafe fn any_tile(&self, strip: Strip, half: bool, panel: Panel, sums: Sums) {
+        let panel = (panel, sums);
+        // SAFETY: the caller's promise.
         unsafe {
             match self.set {
                 #[cfg(target_arch = "x86_64")]
@@ -201,14 +234,13 @@ impl Kernel {
 /// `H` sums times the first `V` vectors of each column of a panel.
 ///
 /// # Safety
-/// The weights of `H` sums, `depth` for each at `stride` or packed, `depth` columns of a panel of `width`, and `H` rows of so many sums must
-/// be there.
+/// The weights of `H` sums, `depth` for each at `stride` or packed, a panel with so many vectors, and `H` rows of so many sums must be there.
 #[inline(always)]
 unsafe fn tile<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
     (weights, stride, ahead): (*const f32, usize, usize),
-    (panel, depth, sums, add): (*const f32, usize, *mut f32, bool),
-    width: usize,
+    (panel, sums): (Panel, Sums),
 ) {
+    let Panel { at: values, pitch, depth } = panel;
     // SAFETY: the caller's promise.
     unsafe {
         let mut totals = [[L::splat(0.0); V]; H];
@@ -218,19 +250,20 @@ unsafe fn tile<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
                 (0..H).for_each(|h| prefetch(weights.wrapping_add(ahead + h * stride + at)));
             }
             for at in at..at + UNROLLED {
-                column::<L, H, V, PACKED>(&mut totals, weights, stride, panel.add(at * width), at);
+                column::<L, H, V, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
             }
             at += UNROLLED;
         }
         for at in at..depth {
-            column::<L, H, V, PACKED>(&mut totals, weights, stride, panel.add(at * width), at);
+            column::<L, H, V, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
         }
         for (h, totals) in totals.into_iter().enumerate() {
-            for (v, total) in totals.into_iter().enumerate() {
-                let to = sums.add(h * width + v * L::COUNT);
+            for (v, mut total) in totals.into_iter().enumerate() {
                 // Sums of parts err less than one that runs through all terms.
-                let total = if add { L::load(to) + total } else { total };
-                total.store(to);
+                if !sums.start.is_null() {
+                    total = L::load(sums.start.add(h * sums.start_pitch + v * L::COUNT)) + total;
+                }
+                total.store(sums.at.add(h * sums.pitch + v * L::COUNT));
             }
         }
     }
@@ -272,14 +305,14 @@ macro_rules! tiles {
             $(#[$only])*
             unsafe fn $name<const H: usize, const HALVES: usize, const PACKED: bool>(
                 weights: (*const f32, usize, usize),
-                panel: (*const f32, usize, *mut f32, bool),
+                panel: (Panel, Sums),
             ) {
                 const HALF: usize = $width / 2 / <$vector as Vector>::COUNT;
                 unsafe {
                     if HALVES == 1 {
-                        tile::<$vector, H, HALF, PACKED>(weights, panel, $width)
+                        tile::<$vector, H, HALF, PACKED>(weights, panel)
                     } else {
-                        tile::<$vector, H, { 2 * HALF }, PACKED>(weights, panel, $width)
+                        tile::<$vector, H, { 2 * HALF }, PACKED>(weights, panel)
                     }
                 }
             }

@@ -1,0 +1,158 @@
+//! `x · W` without AMX: the values of a term lie side by side in a row of the weight and fill vectors as they are, so that `x` is what is
+//! broadcast, as it lies, and the sums of a row come out side by side where they belong. Nothing is turned over; the lines of a weight's part,
+//! which lie far apart, are copied together.
+
+use std::ops::Range;
+
+use rayon::prelude::*;
+
+use super::strips::{Ahead, Matrix, Strip};
+use super::tile::{Kernel, Panel, Sums};
+use super::{PARALLEL_PRODUCTS, aligned, common_multiple, parts};
+use crate::targets::cpu::lanes::LINE;
+use crate::targets::cpu::prefetch_to_write;
+use crate::targets::flex::matrix::{Into, Product, SharedColumns};
+use crate::targets::flex::memory::Lent;
+use crate::targets::flex::weights::{Weights, shares};
+
+/// Some of the terms of the sums of rows of so many.
+pub(super) fn multiply_terms<'a, W: Weights<'a>>(
+    kernel: &Kernel,
+    (x, stride): (&[f32], usize),
+    terms: Range<usize>,
+    products: Vec<Product<'_, W>>,
+) {
+    let rows = x.len() / stride;
+    let block = products.iter().map(|product| product.weights.block()).max().unwrap_or(1);
+    let unit = common_multiple(kernel.width, block);
+    let sums: Vec<usize> = products.iter().map(|product| product.weights.inputs()).collect();
+    let size = rows * terms.len() * sums.iter().sum::<usize>();
+    let passes = products.into_iter().zip(&sums).map(|(Product { weights, into, out }, &sums)| Pass {
+        kernel,
+        x,
+        stride,
+        weights: weights.rows(terms.clone()),
+        first_term: terms.start,
+        into,
+        out: SharedColumns::new(out, sums),
+    });
+    let passes: Vec<Pass<W>> = passes.collect();
+    let compute = |(pass, sums): (usize, Range<usize>), scratch: &mut Scratch| {
+        let mut groups = parts(sums, unit, unit).peekable();
+        while let Some(group) = groups.next() {
+            // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs; their
+            // number fits, as the lengths agree.
+            unsafe { passes[pass].group(group, groups.peek(), scratch) };
+        }
+    };
+    if size < PARALLEL_PRODUCTS {
+        let mut scratch = Scratch::default();
+        return sums.iter().enumerate().for_each(|(pass, &sums)| compute((pass, 0..sums), &mut scratch));
+    }
+    let shares = shares(&sums, unit, kernel.share).par_bridge();
+    shares.for_each_init(Scratch::default, |scratch, share| share.into_iter().for_each(|part| compute(part, scratch)));
+}
+
+/// Memory of a thread: a part of the weight, and the sums of a tile that reaches beyond the last of a row.
+#[derive(Default)]
+struct Scratch {
+    weights: Lent,
+    sums: Lent,
+}
+
+/// One product.
+struct Pass<'p, W> {
+    kernel: &'p Kernel,
+    x: &'p [f32],
+    stride: usize,
+    /// A row for each term.
+    weights: W,
+    /// Which of `x`'s the first of them is.
+    first_term: usize,
+    into: Into<'p>,
+    out: SharedColumns,
+}
+
+impl<'a, W: Weights<'a>> Pass<'_, W> {
+    /// These sums of every row. What the `next` ones are made from is asked for meanwhile.
+    ///
+    /// # Safety
+    /// No other thread may touch these columns of the output, and they must lie inside it.
+    unsafe fn group(&self, group: Range<usize>, next: Option<&Range<usize>>, scratch: &mut Scratch) {
+        let (kernel, rows) = (self.kernel, self.x.len() / self.stride);
+        let into = self.into.columns(group.clone());
+        let parts: Vec<Range<usize>> = parts(0..self.weights.outputs(), kernel.depth, kernel.unit).collect();
+        for (index, part) in parts.iter().enumerate() {
+            let of_group = parts.get(index + 1).map(|part| (part, &group));
+            let next = of_group.or(next.map(|next| (&parts[0], next)));
+            let matrix =
+                next.map(|(part, sums)| Matrix { weights: self.weights.rows(part.clone()), columns: sums.clone() });
+            let mut ahead = Ahead::of(matrix);
+            let share = ahead.len().div_ceil(rows.div_ceil(kernel.height) * group.len().div_ceil(kernel.width));
+            // The last vector may reach beyond: what is there is for nobody.
+            let (pitch, count) = (group.len(), part.len() * group.len());
+            let values = aligned(&mut scratch.weights, count + kernel.width);
+            self.weights.rows(part.clone()).widen(group.clone(), &mut values[..count]);
+            let into = if index == 0 { into } else { Into::Add };
+            for first in (0..rows).step_by(kernel.height) {
+                let some = first..rows.min(first + kernel.height);
+                let strip = Strip::Apart {
+                    values: &self.x[first * self.stride + self.first_term + part.start..],
+                    sums: some.len(),
+                    stride: self.stride,
+                    ahead: 0,
+                };
+                for start in (0..group.len()).step_by(kernel.width) {
+                    ahead.fetch(share);
+                    let lanes = start..group.len().min(start + kernel.width);
+                    let panel = Panel { at: values[start..].as_ptr(), pitch, depth: part.len() };
+                    let columns = group.start + lanes.start..group.start + lanes.end;
+                    // SAFETY: `x` has these rows, and the panel these terms and lanes, or room for a whole vector; the rest is the caller's
+                    // promise.
+                    unsafe { self.tile(strip, panel, (some.clone(), columns), into.columns(lanes), &mut scratch.sums) };
+                }
+            }
+        }
+    }
+
+    /// Some sums of some rows.
+    ///
+    /// # Safety
+    /// As [`group`](Self::group) for these columns; the panel has them as its lanes, and the strip the rows.
+    unsafe fn tile(
+        &self,
+        strip: Strip,
+        panel: Panel,
+        (rows, columns): (Range<usize>, Range<usize>),
+        into: Into,
+        scratch: &mut Lent,
+    ) {
+        let (kernel, count) = (self.kernel, columns.len());
+        let half = count <= kernel.width / 2;
+        if count == kernel.width {
+            let (at, pitch) = (self.out.at(rows.start, columns.start), self.out.stride());
+            let (start, start_pitch) = match into {
+                Into::Overwrite => (std::ptr::null(), 0),
+                Into::Add => (at.cast_const(), pitch),
+                Into::Bias(bias) => (bias.as_ptr(), 0),
+            };
+            if into != Into::Add {
+                // Where the sums go comes near while they are computed.
+                for (row, line) in (0..rows.len()).flat_map(|row| (0..count).step_by(LINE).map(move |line| (row, line)))
+                {
+                    prefetch_to_write(at.wrapping_add(row * pitch + line));
+                }
+            }
+            // SAFETY: the caller's promise.
+            return unsafe { kernel.any_tile(strip, half, panel, Sums { at, pitch, start, start_pitch }) };
+        }
+        let sums = scratch.first(kernel.height * kernel.width);
+        let (start, pitch) = (std::ptr::null(), kernel.width);
+        // SAFETY: the caller's promise, and room for a whole tile.
+        unsafe { kernel.any_tile(strip, half, panel, Sums { at: sums.as_mut_ptr(), pitch, start, start_pitch: 0 }) };
+        for (row, sums) in rows.zip(sums.chunks_exact(kernel.width)) {
+            // SAFETY: the caller's promise.
+            into.write(unsafe { self.out.part_of_row(row, columns.start, count) }, &sums[..count]);
+        }
+    }
+}
