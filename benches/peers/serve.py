@@ -24,8 +24,6 @@ def environment() -> None:
     threads = os.environ.setdefault("BENCH_THREADS", "2")
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS", "VECLIB_MAXIMUM_THREADS"):
         os.environ[name] = threads
-    # Where others use the cores too, threads that spin at barriers lose most of their time there.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ["HF_HUB_OFFLINE"] = "1"  # models are folders
 

@@ -9,6 +9,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::measure::{Runner, Sample};
+use super::record::WAITING;
 
 /// The peers of `serve.py`, and candle, which is a binary of its own.
 const PYTHON: [&str; 6] = ["pytorch", "peft", "sentence-transformers", "onnxruntime", "mlx", LLAMA];
@@ -33,6 +34,8 @@ pub struct Peer {
     pub versions: BTreeMap<String, String>,
     /// `cpu`, `cuda`, ….
     pub device: String,
+    /// As [`Record::settings`](super::record::Record::settings).
+    pub settings: BTreeMap<String, String>,
     process: Child,
     requests: ChildStdin,
     answers: BufReader<ChildStdout>,
@@ -144,8 +147,9 @@ impl Peer {
         for name in ["BENCH_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS", "OPENBLAS_NUM_THREADS"] {
             command.env(name, &threads);
         }
-        // On shared cores OpenMP's threads lose most of their time spinning at barriers unless they are told to sleep there.
-        command.env("OMP_WAIT_POLICY", "PASSIVE");
+        // How its threads wait is left to its libraries, as whoever runs them would: told to sleep, those of llama.cpp lose half of their time.
+        let waiting = std::env::var(WAITING).unwrap_or_else(|_| "default".to_owned());
+        let settings = BTreeMap::from([(WAITING.to_owned(), waiting)]);
         let mut process = command
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
@@ -157,7 +161,7 @@ impl Peer {
         let mut answers = BufReader::new(answers);
         let hello: Hello = read(&mut answers)?;
         let Hello { peer: name, versions, device } = hello;
-        Ok(Self { name, versions, device, process, requests, answers, last: Sample::default() })
+        Ok(Self { name, versions, device, settings, process, requests, answers, last: Sample::default() })
     }
 
     fn ask<T: serde::de::DeserializeOwned>(&mut self, request: &Value) -> Result<T, String> {

@@ -16,6 +16,12 @@ pub use label::{key, label, matches, model};
 /// The part that is reading the bytes of a text's step, in turns with it.
 pub const READ: &str = "read";
 
+/// The variable that tells OpenMP's threads whether to sleep where they wait for each other.
+pub const WAITING: &str = "OMP_WAIT_POLICY";
+
+/// Peers whose threads are OpenMP's.
+const OPENMP: [&str; 4] = ["pytorch", "peft", "sentence-transformers", "llama.cpp"];
+
 /// What one implementation did with one workload in one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -47,6 +53,9 @@ pub struct Record {
     pub machine: Machine,
     /// Of whatever may change the figure: ours, the peer's, its libraries'.
     pub versions: BTreeMap<String, String>,
+    /// Of a peer: variables of its environment that may change the figure, `default` for one that was not set.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<String, String>,
     /// Calls before the clock first ran.
     #[serde(default)]
     pub warm_up: u64,
@@ -249,6 +258,13 @@ impl Record {
         self.high = spread.map(|spread| spread.high);
         self.samples = samples;
         self
+    }
+
+    /// Whether it is a peer's figure that says too little of it: until 2026-11-29 this benchmark told OpenMP's threads to sleep at every barrier,
+    /// with which a token of llama.cpp takes up to twice as long.
+    pub fn was_held_back(&self) -> bool {
+        let sleeps = self.settings.get(WAITING).is_none_or(|policy| policy.eq_ignore_ascii_case("passive"));
+        self.status == Status::Measured && OPENMP.contains(&self.implementation.as_str()) && sleeps
     }
 
     /// What was computed, readable: `softmax [1024, 1024] f32`.

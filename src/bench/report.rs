@@ -81,14 +81,30 @@ pub const SUMMARY: [&str; 2] = ["<!-- Made by `firebrick bench report`. -->\n\n"
 
 /// Everything that is shown of one machine.
 struct Shown<'a> {
-    machine: &'a str,
+    /// Its name, and its processor where another one goes by the same name.
+    machine: String,
+    processor: Option<&'a str>,
     records: Vec<&'a Record>,
+}
+
+impl<'a> Shown<'a> {
+    /// All machines.
+    fn all(records: &'a [Record]) -> Vec<Self> {
+        let newest = record::newest(records);
+        let names: Vec<&str> = newest.keys().map(|(name, _)| *name).collect();
+        let shown = newest.into_iter().map(|((name, processor), records)| {
+            let processor = Some(processor).filter(|_| names.iter().filter(|other| **other == name).count() > 1);
+            let machine =
+                processor.map_or(name.to_owned(), |processor| format!("{name}, {}", table::escaped(processor)));
+            Self { machine, processor, records }
+        });
+        shown.collect()
+    }
 }
 
 /// The documents of these records.
 pub fn render(records: &[Record], causes: &Causes) -> Report {
-    let newest = record::newest(records);
-    let shown: Vec<Shown> = newest.into_iter().map(|(machine, records)| Shown { machine, records }).collect();
+    let shown = Shown::all(records);
     let summary = summary::of(&shown);
     let mut text = OPENING.to_owned();
     if shown.is_empty() {
@@ -167,10 +183,12 @@ Made of [records](records) by `firebrick bench`, never edited: a test renders th
 
 const HOW_TO_READ: &str = "Every figure is a median over rounds, of three significant digits. Implementations took turns within a round,
 and all results had been computed before the clock stopped. Answers were compared; one that differed is refused. **Bold** is the best of
-a row; `≈` precedes a figure whose quartiles lie further apart than a fifth of it. A ratio is the peer's time over ours, round by round:
-above 1 we are faster; in parentheses its quartiles. A *software* device is a driver that imitates a GPU on the processor: it shows that
-something runs, and nothing about any GPU, so it is compared with nobody. Peers wait for work without spinning (`OMP_WAIT_POLICY=passive`), so that
-none takes the time of another, and have as many threads as we.
+a row, `–` stands where there is no record; `≈` precedes a figure whose quartiles lie further apart than a fifth of it. A ratio is the
+peer's time over ours, round by round: above 1 we are faster; in parentheses its quartiles. A *software* device is a driver that imitates a
+GPU on the processor: it shows that something runs, and nothing about any GPU, so it is compared with nobody. Peers have as many threads as
+we, which wait for each other as their libraries have it. `†` marks a peer that we held back: until 2026-11-29 this benchmark told OpenMP's threads to
+sleep at each barrier (`OMP_WAIT_POLICY=passive`), with which a token of llama.cpp takes up to twice as long. Such a figure is less than the peer can do; no
+ratio is made of it, no row with it has a best, and what it belongs to has to be measured again.
 
 ";
 

@@ -131,6 +131,7 @@ impl Base {
             clean: self.commit.1,
             machine: self.machine.clone(),
             versions: self.versions.clone(),
+            settings: BTreeMap::new(),
             warm_up: 0,
             calls: 0,
             cold_seconds: None,
@@ -195,7 +196,7 @@ fn one(
         let place = if peer.device == "cpu" { on_cpu } else { gpu };
         let device = place.and_then(|(_, device)| device.as_ref()).map_or_else(cpu, machine::device);
         let mut record = base.record(workload, &peer.name, device);
-        (record.peer, record.versions) = (true, peer.versions.clone());
+        (record.peer, record.versions, record.settings) = (true, peer.versions.clone(), peer.settings.clone());
         let prepared = match &request {
             _ if peer.name == "mlx" && peer.device == "cpu" && workload.is_model() => Err(MLX.to_owned()),
             Ok(request) => peer.prepare(request),

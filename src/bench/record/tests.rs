@@ -129,10 +129,15 @@ fn the_newest_run_of_each_machine_and_workload_is_kept() {
     // What the newer run does not have is still the older one's.
     let mut other = old.clone();
     other.workload.insert("rows".into(), 7.into());
-    let all = [new.clone(), old, mac, failed, other.clone()];
+    // As many cores with the same instructions, and yet another processor.
+    let mut another = old.clone();
+    another.machine.cpu = "Zylinder 9".into();
+    let cpu = old.machine.cpu.clone();
+    let all = [new.clone(), old, mac, failed, other.clone(), another.clone()];
     let machines = newest(&all);
-    assert_eq!(machines.keys().copied().collect::<Vec<_>>(), ["linux-2-cores", "mac"]);
-    assert_eq!(machines["linux-2-cores"], [&new, &other]);
+    let expected = [("linux-2-cores", &*cpu), ("linux-2-cores", "Zylinder 9"), ("mac", &*cpu)];
+    assert_eq!(machines.keys().copied().collect::<Vec<_>>(), expected);
+    assert_eq!((&machines[&expected[0]][..], &machines[&expected[1]][..]), (&[&new, &other][..], &[&another][..]));
 }
 
 #[test]

@@ -6,7 +6,7 @@ use plotters::style::text_anchor::{HPos, Pos, VPos};
 
 use super::super::record::{Kind, Record, Spread};
 use super::Shown;
-use super::compare::comparisons;
+use super::compare::{comparisons, is_fair};
 use super::matrix::{Column, Sheet};
 use super::table::three;
 
@@ -69,7 +69,7 @@ pub fn peers(shown: &[Shown]) -> String {
             let mut bars = Vec::new();
             for sheet in &sheets {
                 let all = comparisons(sheet);
-                for (label, row) in &sheet.rows {
+                for (label, row) in sheet.rows.iter().filter(|(_, row)| is_fair(row)) {
                     // By the record: two workloads may share a label, and the record is in one row.
                     let of = |found: &&super::compare::Comparison| {
                         Column::of(found.ours) == column && row.iter().any(|record| std::ptr::eq(*record, found.ours))
@@ -84,7 +84,7 @@ pub fn peers(shown: &[Shown]) -> String {
                     }));
                 }
             }
-            panels.push(Panel { title: title(shown.machine, &column), bars });
+            panels.push(Panel { title: title(&shown.machine, &column), bars });
         }
     }
     let ends = panels.iter().flat_map(|panel| &panel.bars).filter_map(|bar| bar.spread);
@@ -115,7 +115,7 @@ pub fn roof(shown: &[Shown]) -> String {
             let records = rows.flat_map(|(label, row)| row.iter().map(move |record| (label, record)));
             let records = records.filter(|(_, record)| Column::of(record) == column);
             let bars = records.filter_map(|(label, record)| bar(label, record)).collect();
-            panels.push(Panel { title: title(shown.machine, &column), bars });
+            panels.push(Panel { title: title(&shown.machine, &column), bars });
         }
     }
     // What runs inside a cache goes far beyond main memory: its bar leaves the picture, and the figure says how far.

@@ -20,7 +20,12 @@ fn comparable(one: Kind, other: Kind) -> bool {
     (one == Kind::Cpu && other == Kind::Cpu) || (gpu(one) && gpu(other))
 }
 
-/// Every comparison of a sheet, by rows, then ours, then peers.
+/// Whether a row says who is the fastest: nobody in it was held back.
+pub fn is_fair(row: &[&Record]) -> bool {
+    !row.iter().any(|record| record.was_held_back())
+}
+
+/// Every comparison of a sheet, by rows, then ours, then peers; none with a peer that was held back.
 pub fn comparisons<'a>(sheet: &'a Sheet<'a>) -> Vec<Comparison<'a>> {
     let mut found = Vec::new();
     for (label, row) in &sheet.rows {
@@ -28,6 +33,7 @@ pub fn comparisons<'a>(sheet: &'a Sheet<'a>) -> Vec<Comparison<'a>> {
         for ours in measured.iter().filter(|record| !record.peer) {
             for peer in measured.iter().filter(|record| record.peer) {
                 if comparable(ours.device.kind, peer.device.kind)
+                    && !peer.was_held_back()
                     && let Some(ratio) = ratio(peer, ours)
                 {
                     found.push(Comparison { label, ours, peer, ratio });
@@ -37,6 +43,9 @@ pub fn comparisons<'a>(sheet: &'a Sheet<'a>) -> Vec<Comparison<'a>> {
     }
     found
 }
+
+/// What stands instead of a ratio to a peer that was held back.
+const HELD_BACK: &str = "†";
 
 /// A spread as it is written everywhere.
 pub fn written(spread: &Spread) -> String {
@@ -68,6 +77,7 @@ pub fn tables(shown: &Shown) -> String {
                     match (comparisons.iter().find(of), find(row, peer)) {
                         (Some(found), _) if found.ratio.median < 1.0 => format!("*{}*", written(&found.ratio)),
                         (Some(found), _) => written(&found.ratio),
+                        (None, Some(peer)) if peer.was_held_back() => HELD_BACK.to_owned(),
                         (None, Some(peer)) if peer.status == Status::Measured => "another kind of device".to_owned(),
                         (None, other) => reasons.cell(other),
                     }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::super::record::{Device, Kind, Record, Status, Unit, key};
+use super::compare::is_fair;
 use super::table::{escaped, listed, natural, table, three};
 use super::{ORDER, Shown};
 
@@ -117,6 +118,18 @@ pub fn find<'a>(row: &[&'a Record], column: &Column) -> Option<&'a Record> {
     exact.or_else(|| row.iter().find(|record| of(record) && record.status != Status::Measured)).copied()
 }
 
+/// The cell of what no record is of.
+pub const NO_RECORD: &str = "–";
+
+/// Why a record has no figures.
+fn why(record: &Record) -> String {
+    let reason = record.reason.as_deref().unwrap_or("no reason");
+    // The row says of what.
+    let has_none = reason.strip_prefix(record.kind()) == Some(" has no counterpart here");
+    let reason = if has_none { "no counterpart here" } else { reason };
+    format!("{}: {}", record.status.name(), escaped(reason))
+}
+
 /// Reasons, each with its number.
 #[derive(Default)]
 pub struct Reasons(Vec<String>);
@@ -124,14 +137,13 @@ pub struct Reasons(Vec<String>);
 impl Reasons {
     /// The cell of a record without figures, or of none at all.
     pub fn cell(&mut self, record: Option<&Record>) -> String {
-        let status = record.map_or(Status::NotMeasured, |record| record.status).name();
-        let reason = record.and_then(|record| record.reason.as_deref()).unwrap_or("this run has no record of it");
-        let text = format!("{status}: {}", escaped(reason));
+        let Some(record) = record else { return NO_RECORD.to_owned() };
+        let text = why(record);
         let at = self.0.iter().position(|known| *known == text).unwrap_or_else(|| {
             self.0.push(text);
             self.0.len() - 1
         });
-        format!("{status} ({})", at + 1)
+        format!("{} ({})", record.status.name(), at + 1)
     }
 
     /// The list that the numbers point to.
@@ -178,8 +190,11 @@ fn figures(sheet: &Sheet) -> String {
     table(2, &header, &rows) + &reasons.list()
 }
 
-/// The best rate of a row, where there is more than one.
+/// The best rate of a row, where there is more than one and nobody was held back.
 fn best(row: &[&Record], unit: Unit) -> Option<f64> {
+    if !is_fair(row) {
+        return None;
+    }
     let rates = row.iter().filter_map(|record| record.rate.as_ref()).filter(|rate| rate.unit == unit);
     let rates: Vec<f64> = rates.map(|rate| rate.value).collect();
     let better = if unit == Unit::Milliseconds { f64::min } else { f64::max };
@@ -197,29 +212,35 @@ fn figure(record: &Record, unit: Unit, best: Option<f64>) -> String {
     {
         text.insert_str(0, "≈ ");
     }
+    if record.was_held_back() {
+        text += " †";
+    }
     if best == Some(rate.value) && rate.unit == unit { format!("**{text}**") } else { text }
 }
 
-/// Those of whom the whole group has no figure: they get a line instead of a column.
+/// Those of whom the whole group has no figure: they get a line instead of a column, which those share who have the same reasons.
 fn absent(sheet: &Sheet) -> String {
     let mut whys = BTreeMap::<Column, Vec<String>>::new();
-    let mut names = Vec::new();
-    for record in sheet.rows.iter().flat_map(|(_, row)| row) {
-        let name = record.implementation.as_str();
-        if sheet.columns.iter().any(|column| column.implementation == name) {
+    for &record in sheet.rows.iter().flat_map(|(_, row)| row) {
+        if sheet.columns.iter().any(|column| column.implementation == record.implementation) {
             continue;
         }
-        let column = Column::of(record);
-        let why = format!("{}: {}", record.status.name(), escaped(record.reason.as_deref().unwrap_or("no reason")));
-        let whys = whys.entry(column).or_default();
+        let (whys, why) = (whys.entry(Column::of(record)).or_default(), why(record));
         if !whys.contains(&why) {
             whys.push(why);
         }
-        names.push(name);
     }
-    if whys.is_empty() {
+    let mut lines: Vec<(Vec<String>, Vec<String>)> = Vec::new();
+    for (column, whys) in whys {
+        let name = format!("`{}`", column.implementation);
+        match lines.iter_mut().find(|(_, known)| *known == whys) {
+            Some((names, _)) => names.push(name),
+            None => lines.push((vec![name], whys)),
+        }
+    }
+    if lines.is_empty() {
         return String::new();
     }
-    let lines = whys.iter().map(|(column, whys)| format!("- `{}`: {}\n", column.implementation, listed(whys)));
+    let lines = lines.iter().map(|(names, whys)| format!("- {}: {}\n", listed(names), listed(whys)));
     format!("Without any figure here:\n\n{}\n", lines.collect::<String>())
 }

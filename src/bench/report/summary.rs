@@ -4,9 +4,9 @@ use std::collections::BTreeSet;
 
 use super::super::record::matches;
 use super::Shown;
-use super::compare::comparisons;
+use super::compare::{comparisons, is_fair};
 use super::matrix::Sheet;
-use super::table::{table, three};
+use super::table::{escaped, table, three};
 
 /// What a line is called, and the labels of its workloads.
 const LINES: [(&str, &[&str]); 13] = [
@@ -55,20 +55,24 @@ pub fn of(shown: &[Shown]) -> String {
 
 const NONE: &str = "–";
 
-/// The widest instructions that ours used, and how many threads.
+/// The widest instructions that ours used, where that is not enough by whom, and how many threads.
 fn title(shown: &Shown) -> String {
     let Some(record) = shown.records.iter().find(|record| record.implementation == OURS) else {
-        return shown.machine.to_owned();
+        return shown.machine.clone();
     };
     let instructions = record.device.driver.rsplit(", ").next().unwrap_or_default();
     let threads = if record.threads == 1 { "1 thread".to_owned() } else { format!("{} threads", record.threads) };
-    format!("{instructions}, {threads}")
+    let processor = shown.processor.map_or(String::new(), |processor| format!(" of {}", escaped(processor)));
+    format!("{instructions}{processor}, {threads}")
 }
 
 /// A cell for each line: the ratio to the fastest peer, or the lowest and the highest of several workloads, and who that was.
 fn cells(shown: &Shown) -> Vec<String> {
     let sheets = Sheet::all(shown);
-    let all: Vec<_> = sheets.iter().flat_map(comparisons).filter(|found| found.ours.implementation == OURS).collect();
+    let rows = sheets.iter().flat_map(|sheet| &sheet.rows);
+    let fair: BTreeSet<&str> = rows.filter(|(_, row)| is_fair(row)).map(|(label, _)| label.as_str()).collect();
+    let all = sheets.iter().flat_map(comparisons);
+    let all: Vec<_> = all.filter(|found| found.ours.implementation == OURS && fair.contains(found.label)).collect();
     let cell = |patterns: &[&str]| {
         let of_line = || all.iter().filter(|found| patterns.iter().any(|pattern| matches(pattern, found.label)));
         let labels: BTreeSet<&str> = of_line().map(|found| found.label).collect();

@@ -1,7 +1,7 @@
 //! The report of a tiny matrix, whole.
 
 use super::*;
-use crate::bench::record::{Device, Machine, Rate, Roof, Unit, Work};
+use crate::bench::record::{Device, Machine, Rate, Roof, Unit, WAITING, Work};
 
 /// A record of `samples` milliseconds.
 fn record(name: &str, width: usize, implementation: &str, samples: &[f64]) -> Record {
@@ -32,6 +32,7 @@ fn record(name: &str, width: usize, implementation: &str, samples: &[f64]) -> Re
             memory_bytes: 25_000_000_000,
             os: "Linux 6.1".into(),
         },
+        settings: BTreeMap::from([(WAITING.to_owned(), "default".to_owned())]),
         versions: BTreeMap::from([(if peer { implementation } else { "firebrick" }.into(), "0.1.0".into())]),
         warm_up: 3,
         calls: 40,
@@ -93,6 +94,11 @@ fn beside_copy(mut record: Record) -> Record {
     record
 }
 
+fn held_back(mut record: Record) -> Record {
+    record.settings.clear();
+    record
+}
+
 fn composed(mut record: Record) -> Record {
     record.workload.insert("reference".into(), true.into());
     record
@@ -108,8 +114,11 @@ fn records() -> Vec<Record> {
         record("softmax", 1024, "mlx", &[40.0, 41.0, 44.0]),
         cuda,
         record("softmax", 64, "flex", &[0.1, 0.15, 0.2]),
-        record("softmax", 64, "pytorch", &[0.3, 0.3, 0.3]),
+        held_back(record("softmax", 64, "pytorch", &[0.3, 0.3, 0.3])),
         without(record("softmax", 64, "mlx", &[]), Status::Refused, "ValueError: <no> | way"),
+        without(record("softmax", 64, "peft", &[]), Status::NotMeasured, "softmax has no counterpart here"),
+        without(record("copy", 1024, "peft", &[]), Status::NotMeasured, "copy has no counterpart here"),
+        without(record("copy", 1024, "llama.cpp", &[]), Status::NotMeasured, "copy has no counterpart here"),
         step("flex", &[300.0, 300.0, 300.0]),
         step("peft", &[200.0, 210.0, 330.0]),
         record("copy", 1024, "flex", &[0.8, 0.8, 0.8]),
@@ -121,6 +130,19 @@ fn records() -> Vec<Record> {
 
 const CAUSES: &str =
     "[[cause]]\nworkload = \"softmax [*, 1024] f32\"\npeer = \"pytorch\"\nbecause = \"It never leaves the cache.\"\n";
+
+#[test]
+fn machines_of_one_name_are_told_apart_by_their_processors() {
+    let mut all = records();
+    assert!(render(&all, &Causes::default()).text.contains("## linux-2-cores\n"));
+    all.push(record("softmax", 1024, "flex", &[1.0, 1.0, 1.1]));
+    all.last_mut().unwrap().machine.cpu = "Zylinder *9*".into();
+    let text = render(&all, &Causes::default()).text;
+    assert!(
+        text.contains("## linux-2-cores, AMD EPYC\n") && text.contains("## linux-2-cores, Zylinder \\*9\\*\n"),
+        "{text}"
+    );
+}
 
 #[test]
 fn the_text_of_a_tiny_matrix_is_this() {
@@ -161,9 +183,11 @@ fn charts_stand_alone_and_say_every_label() {
         let outside = ["href", "<script", "<image", "@import", "<style"].iter().find(|text| svg.contains(**text));
         assert_eq!(outside, None, "{name}");
     }
-    for text in ["softmax [1024, 64] f32", "0.700× peft", "2.00× pytorch", "linux-2-cores, flex on AMD EPYC (CPU)"] {
+    for text in ["softmax [1024, 1024] f32", "0.700× peft", "0.800× pytorch", "linux-2-cores, flex on AMD EPYC (CPU)"]
+    {
         assert!(charts["peers.svg"].contains(text), "{text}: {}", charts["peers.svg"]);
     }
+    assert!(!charts["peers.svg"].contains("[1024, 64]"), "of a peer that was held back nothing is said");
     assert!(!charts["peers.svg"].contains("llvmpipe"), "a software device is compared with nobody");
     assert!(charts["roof.svg"].contains("software: imitates a GPU on the processor"));
 }
