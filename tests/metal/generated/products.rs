@@ -238,7 +238,7 @@ pub(super) fn several_linears() -> Vec<Case> {
 
 /// The shape of a table, how it is packed, and the rows that are asked for, or all.
 pub(super) fn tables() -> Vec<Case> {
-    let tables: [(_, _, Option<&[i32]>); 5] = [
+    let tables: [(_, _, Option<&[i32]>); 6] = [
         ([7, 64], (Format::Q8, 32, false), Some(&[6, 0, 6])),
         ([5, 96], (Format::Q4, 32, false), None),
         ([3, 160], (Format::Q4, 16, true), Some(&[2])),
