@@ -132,7 +132,11 @@ impl Packed {
         };
         let mut integers = vec![0; values.len() * format.bits() / 8];
         let mut scales = vec![f16::ZERO; values.len() / block];
-        let pack = if block == BLOCK { pack_blocks::<BLOCK> } else { pack_blocks::<64> };
+        let pack = match block {
+            BLOCK => pack_blocks::<BLOCK>,
+            64 => pack_blocks::<64>,
+            _ => unreachable!("blocks of {block}"),
+        };
         #[cfg(feature = "cpu")]
         {
             use rayon::prelude::*;

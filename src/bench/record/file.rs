@@ -108,12 +108,16 @@ pub fn append(path: &Path, records: &[Record]) -> Result<(), RecordError> {
     file.write_all(lines.as_bytes()).map_err(RecordError::io(path))
 }
 
-/// Of each machine and workload the records of the newest run that has it, by the machine's name and processor: a part may be measured anew, and what stands in one
-/// row was still taken in turns. Of one implementation that was recorded twice in it the later, and a record with figures rather than one
-/// without.
+/// Of each machine and workload the records of the newest run that has it, by the machine's name and processor: a part may be measured anew,
+/// and what stands in one row was still taken in turns. Of one implementation that was recorded twice in it the later, and a record with
+/// figures rather than one without.
 pub fn newest(records: &[Record]) -> BTreeMap<(&str, &str), Vec<&Record>> {
-    let machine = |record: &Record| (record.machine.name.clone(), record.machine.cpu.clone());
-    let place = |record: &Record| (machine(record), super::key(&record.workload));
+    fn machine(record: &Record) -> (&str, &str) {
+        (&record.machine.name, &record.machine.cpu)
+    }
+    fn place(record: &Record) -> ((&str, &str), String) {
+        (machine(record), super::key(&record.workload))
+    }
     let mut runs = BTreeMap::new();
     for record in records {
         let run = runs.entry(place(record)).or_insert(&record.run);
@@ -121,7 +125,7 @@ pub fn newest(records: &[Record]) -> BTreeMap<(&str, &str), Vec<&Record>> {
     }
     let mut machines = BTreeMap::<(&str, &str), Vec<&Record>>::new();
     for record in records.iter().filter(|record| runs[&place(record)] == &record.run) {
-        let kept = machines.entry((&record.machine.name, &record.machine.cpu)).or_default();
+        let kept = machines.entry(machine(record)).or_default();
         let same = |other: &&Record| {
             other.implementation == record.implementation
                 && other.device == record.device

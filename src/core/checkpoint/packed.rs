@@ -109,8 +109,8 @@ fn from_mlx(
     Ok(Packed { format, block, shape, integers: words, scales: in_f16(scales)?, offsets })
 }
 
-/// Puts the integers of four bits of one block of [`BLOCK`] into another order: `place` says in which byte the `i`th is now and whether in its high half,
-/// and `number` which ones shall be in the low and the high half of a byte.
+/// Puts the integers of four bits of one block of [`BLOCK`] into another order: `place` says in which byte the `i`th is now and whether in its
+/// high half, and `number` which ones shall be in the low and the high half of a byte.
 fn reorder(block: &mut [u8], place: impl Fn(usize) -> (usize, bool), number: impl Fn(usize) -> [usize; 2]) {
     let old: [u8; BLOCK / 2] = std::array::from_fn(|at| block[at]);
     let integer = |i: usize| {

@@ -21,11 +21,11 @@ const F32: u64 = 4;
 
 /// What the threads of the CPU's kernels and the graph of a pass take besides, measured: the difference that was left between counted and
 /// measured peaks of models too small for their tensors to matter.
-const RUNTIME_BYTES: u64 = 4 << 20;
+const RUNTIME_BYTES: u64 = 1 << 20;
 
 /// Part of the working memory that is kept between two uses, or lost between blocks in use: of the test's models between none and all,
 /// where large blocks go back to the system when they are freed ([`return_freed_memory`](firebrick_backend::process::return_freed_memory)).
-const KEPT_OF_WORKING: f64 = 0.25;
+const KEPT_OF_WORKING: f64 = 0.2;
 
 /// What the CPU's kernels keep besides, beyond the most that was ever in use: of 16 MB, or of half of what is in use, about half.
 const SPARE_BYTES: u64 = 8 << 20;

@@ -54,7 +54,7 @@ impl MatrixMut<'_> {
     /// Writes a bias, and says whether the product is to be added to what is there then.
     fn begin(&mut self, into: Into) -> bool {
         assert!(into.fits(self.columns));
-        if let Into::Bias(bias) = into {
+        if let Some(bias) = into.bias() {
             let rows = self.data.chunks_mut(self.row_stride.max(1)).take(self.rows);
             rows.for_each(|row| row[..bias.len()].copy_from_slice(bias));
         }
@@ -84,7 +84,12 @@ pub(crate) enum Into<'b> {
 impl Into<'_> {
     /// Whether a destination of so many columns can be meant.
     pub(crate) fn fits(self, columns: usize) -> bool {
-        !matches!(self, Self::Bias(bias) if bias.len() != columns)
+        self.bias().is_none_or(|bias| bias.len() == columns)
+    }
+
+    /// The values that every row begins with.
+    pub(crate) fn bias(&self) -> Option<&[f32]> {
+        if let Self::Bias(bias) = self { Some(bias) } else { None }
     }
 
     /// The same for these columns alone.

@@ -3,9 +3,9 @@
 //! A tile is a strip of some sums of every row times one panel of rows: each weight is broadcast against the panel's values of its column,
 //! so that what a strip gives for all rows of the panel fills whole vectors. `x` is laid out in panels once. A weight is laid out in strips
 //! where so many rows meet it that this pays, and is else read as it lies in memory. In `x · W` it is the other way round, and nothing is
-//! laid out: see `across`. Every sum runs through its terms in order, in parts
-//! that depend on nothing but their number: not on threads, nor on the other rows. With AMX that holds of many rows and of few, each for
-//! themselves: an f32 is three bf16 there, whose products are summed in another order.
+//! laid out: see `across`. Every sum runs through its terms in order, in parts that depend on nothing but their number: not on threads, nor
+//! on the other rows. With AMX that holds of many rows and of few, each for themselves: an f32 is three bf16 there, whose products are summed
+//! in another order.
 
 mod across;
 #[cfg(target_arch = "x86_64")]
@@ -180,7 +180,7 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
         let size = count.div_ceil(kernel.height) * kernel.height * kernel.width;
         // Sums of a single part are written as soon as they are there.
         let kept = if self.parts.len() == 1 { 1 } else { panels.count() };
-        let (all, turned) = (aligned(&mut scratch.sums, kept * size), scratch.turned.first(count * kernel.width));
+        let all = aligned(&mut scratch.sums, kept * size);
         let into = self.into.columns(group.clone());
         for (index, part) in self.parts.iter().enumerate() {
             let (first, last) = (index == 0, index + 1 == self.parts.len());
@@ -212,15 +212,15 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
                 let (by_row, pitch) = match into {
                     _ if kernel.by_row() => (&*sums, place.pitch),
                     Into::Add => {
+                        let turned = scratch.turned.first(count * kernel.width);
                         transpose(sums, place.pitch, [count, rows.len()], turned, count);
                         (&*turned, count)
                     }
                     Into::Overwrite | Into::Bias(_) => {
-                        let bias = if let Into::Bias(bias) = into { Some(bias) } else { None };
                         let (to, pitch) = (self.out.at(rows.start, group.start), self.out.stride());
                         // All strips at once: the longer the part of a row, the less it costs to begin it.
                         // SAFETY: the caller's promise.
-                        unsafe { transpose_to(sums, place.pitch, [count, rows.len()], to, pitch, bias) };
+                        unsafe { transpose_to(sums, place.pitch, [count, rows.len()], to, pitch, into.bias()) };
                         continue;
                     }
                 };
