@@ -84,7 +84,8 @@ unsafe fn multiply(
     out: &SharedColumns,
     first: usize,
 ) {
-    let mut sums = [0.0; TILE];
+    // Where the last group has fewer weight rows than a tile, its sums go through these.
+    let (mut sums, whole) = ([0.0; TILE], group.outputs() == kernel.width);
     let panel = group.panel(blocks.start);
     // The next vector of a tile is in the next panel, or further on in the same lines.
     let next = if kernel.vector == LANES {
@@ -107,9 +108,15 @@ unsafe fn multiply(
             x_corrections: x.corrections()[at..].as_ptr(),
             x_blocks: x.blocks(),
             blocks: blocks.len(),
+            into: if whole { into } else { Into::Overwrite },
+            out: if whole { (out.at(row, first), out.stride()) } else { (sums.as_mut_ptr(), kernel.width) },
         };
-        // SAFETY: panels come in pairs, as wide as any tile, each with these blocks; `x` has these rows.
-        unsafe { kernel.tile(&operands, height, (group.format(), group.block()), &mut sums) };
+        // SAFETY: panels come in pairs, as wide as any tile, each with these blocks; `x` has these rows; no tile is larger than
+        // `TILE`; and the caller's promise.
+        unsafe { kernel.tile(&operands, height, (group.format(), group.block())) };
+        if whole {
+            continue;
+        }
         for (row, sums) in (row..row + height).zip(sums.chunks_exact(kernel.width)) {
             // SAFETY: the caller's promise.
             let out = unsafe { out.part_of_row(row, first, group.outputs()) };

@@ -10,7 +10,8 @@ use half::f16;
 use half::slice::HalfFloatSliceExt;
 
 use crate::packed::Format;
-use crate::targets::cpu::{ByteProducts, prefetch};
+use crate::targets::cpu::{ByteProducts, prefetch, prefetch_to_write};
+use crate::targets::flex::matrix::Into;
 use crate::targets::flex::packed::{LANES, LINE};
 
 /// The largest tile of any instruction set.
@@ -19,7 +20,7 @@ pub(super) const TILE: usize = 6 * 32;
 /// What a tile is made of. Weights lie in panels, as [`PackedRows::panel`](crate::targets::flex::packed::PackedRows::panel) says, and are
 /// taken in vectors of as many rows as the instruction set multiplies at once.
 #[derive(Clone, Copy)]
-pub(super) struct Operands {
+pub(super) struct Operands<'o> {
     /// The lines of the first vector's rows, and how many bytes later those of the next vector are.
     pub(super) lines: (*const u8, usize),
     /// Their scales, and how many bytes later those of the next vector are.
@@ -38,6 +39,10 @@ pub(super) struct Operands {
     pub(super) x_blocks: usize,
     /// Blocks to sum over.
     pub(super) blocks: usize,
+    /// What sums are added to, for all weight rows of the tile.
+    pub(super) into: Into<'o>,
+    /// Where those of the first row of activations go, and how many elements later those of the next.
+    pub(super) out: (*mut f32, usize),
 }
 
 /// The tile of an instruction set.
@@ -86,42 +91,37 @@ impl Kernel {
         Self { set, height, width, vector }
     }
 
-    /// `sums[row · width + o] = Σ` over the blocks, for so many rows of activations.
+    /// Sums over the blocks, for so many rows of activations.
     ///
     /// # Safety
-    /// The instruction set is there; the pointers reach `width` weight rows, `height` rows of activations, and the blocks of each.
-    pub(super) unsafe fn tile(
-        self,
-        operands: &Operands,
-        height: usize,
-        (format, block): (Format, usize),
-        sums: &mut [f32; TILE],
-    ) {
-        let (kind, sums) = ((format, block, operands.offsets.is_some()), sums.as_mut_ptr());
-        // SAFETY: the caller's promise; no tile is larger than `TILE`.
+    /// The instruction set is there; the pointers reach `width` weight rows, `height` rows of activations, and the blocks of each; so many
+    /// sums of each row may be written, and added to if they are to be; a bias is as long.
+    pub(super) unsafe fn tile(self, operands: &Operands, height: usize, (format, block): (Format, usize)) {
+        let kind = (format, block, operands.offsets.is_some());
+        // SAFETY: the caller's promise.
         unsafe {
             match self.set {
                 #[cfg(target_arch = "x86_64")]
                 ByteProducts::Avx512Vnni => {
                     use x86::tile_avx512;
-                    with_constants!(tile_avx512(operands, sums), height, kind, [1 2 3 4 5 6])
+                    with_constants!(tile_avx512(operands), height, kind, [1 2 3 4 5 6])
                 }
                 #[cfg(target_arch = "x86_64")]
                 ByteProducts::AvxVnni => {
                     use x86::tile_avx_vnni;
-                    with_constants!(tile_avx_vnni(operands, sums), height, kind, [1 2 3])
+                    with_constants!(tile_avx_vnni(operands), height, kind, [1 2 3])
                 }
                 #[cfg(target_arch = "x86_64")]
                 ByteProducts::Avx2 => {
                     use x86::tile_avx2;
-                    with_constants!(tile_avx2(operands, sums), height, kind, [1 2 3])
+                    with_constants!(tile_avx2(operands), height, kind, [1 2 3])
                 }
                 #[cfg(target_arch = "aarch64")]
                 ByteProducts::Dot => {
                     use neon::tile_dot;
-                    with_constants!(tile_dot(operands, sums), height, kind, [1 2 3])
+                    with_constants!(tile_dot(operands), height, kind, [1 2 3])
                 }
-                ByteProducts::Portable => with_constants!(tile_portable(operands, sums), height, kind, [1 2]),
+                ByteProducts::Portable => with_constants!(tile_portable(operands), height, kind, [1 2]),
             }
         }
     }
@@ -146,8 +146,10 @@ trait Lanes {
         corrections: (*const i32, usize),
     ) -> [[Self::Sums; V]; R];
     unsafe fn splat(value: f32) -> Self::Totals;
+    unsafe fn load(at: *const f32) -> Self::Totals;
     unsafe fn widened(at: *const f16) -> Self::Totals;
     unsafe fn store(totals: Self::Totals, at: *mut f32);
+    unsafe fn sum(a: Self::Totals, b: Self::Totals) -> Self::Totals;
     unsafe fn product(a: Self::Totals, b: Self::Totals) -> Self::Totals;
     /// `totals + a · b`.
     unsafe fn plus_product(totals: Self::Totals, a: Self::Totals, b: Self::Totals) -> Self::Totals;
@@ -161,12 +163,17 @@ trait Lanes {
 #[inline(always)]
 unsafe fn tile<L: Lanes, const R: usize, const V: usize, const BITS: usize, const STEPS: usize, const ADDED: bool>(
     operands: &Operands,
-    sums: *mut f32,
 ) {
-    let Operands { lines, scales, offsets, ahead, x, x_scales, x_sums, x_corrections, x_blocks, blocks } = *operands;
+    let Operands { lines, scales, offsets, ahead, x, x_scales, x_sums, x_corrections, x_blocks, blocks, into, out } =
+        *operands;
     let bytes_of_block = STEPS * LINE * BITS / 8;
     // SAFETY: the caller's promise.
     unsafe {
+        // Where the sums go comes near while they are computed.
+        for r in 0..R {
+            let columns = (0..V * L::COUNT).step_by(LINE / size_of::<f32>());
+            columns.for_each(|column| prefetch_to_write(out.0.wrapping_add(r * out.1 + column)));
+        }
         let zero = L::splat(if BITS == 8 { 128.0 } else { 8.0 });
         let mut totals = [[L::splat(0.0); V]; R];
         for at in 0..blocks {
@@ -200,7 +207,13 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize, const BITS: usize, cons
         }
         for r in 0..R {
             for v in 0..V {
-                L::store(totals[r][v], sums.add((r * V + v) * L::COUNT));
+                let at = out.0.add(r * out.1 + v * L::COUNT);
+                let sum = match into {
+                    Into::Overwrite => totals[r][v],
+                    Into::Add => L::sum(L::load(at), totals[r][v]),
+                    Into::Bias(bias) => L::sum(L::load(bias.as_ptr().add(v * L::COUNT)), totals[r][v]),
+                };
+                L::store(sum, at);
             }
         }
     }
@@ -246,6 +259,10 @@ impl Lanes for Portable {
         [value; 16]
     }
     #[inline(always)]
+    unsafe fn load(at: *const f32) -> [f32; 16] {
+        unsafe { at.cast::<[f32; 16]>().read() }
+    }
+    #[inline(always)]
     unsafe fn widened(at: *const f16) -> [f32; 16] {
         let mut values = [0.0; 16];
         unsafe { &*at.cast::<[f16; 16]>() }.convert_to_f32_slice(&mut values);
@@ -254,6 +271,10 @@ impl Lanes for Portable {
     #[inline(always)]
     unsafe fn store(totals: [f32; 16], at: *mut f32) {
         unsafe { at.cast::<[f32; 16]>().write(totals) }
+    }
+    #[inline(always)]
+    unsafe fn sum(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
+        std::array::from_fn(|lane| a[lane] + b[lane])
     }
     #[inline(always)]
     unsafe fn product(a: [f32; 16], b: [f32; 16]) -> [f32; 16] {
@@ -271,9 +292,6 @@ impl Lanes for Portable {
 
 /// # Safety
 /// As [`tile`].
-unsafe fn tile_portable<const R: usize, const BITS: usize, const STEPS: usize, const ADDED: bool>(
-    operands: &Operands,
-    sums: *mut f32,
-) {
-    unsafe { tile::<Portable, R, { Portable::VECTORS }, BITS, STEPS, ADDED>(operands, sums) }
+unsafe fn tile_portable<const R: usize, const BITS: usize, const STEPS: usize, const ADDED: bool>(operands: &Operands) {
+    unsafe { tile::<Portable, R, { Portable::VECTORS }, BITS, STEPS, ADDED>(operands) }
 }

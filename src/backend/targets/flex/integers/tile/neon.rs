@@ -70,8 +70,16 @@ impl Lanes for Dot {
         unsafe { widen(vld1_u16(at.cast())) }
     }
     #[inline(always)]
+    unsafe fn load(at: *const f32) -> float32x4_t {
+        unsafe { vld1q_f32(at) }
+    }
+    #[inline(always)]
     unsafe fn store(totals: float32x4_t, at: *mut f32) {
         unsafe { vst1q_f32(at, totals) }
+    }
+    #[inline(always)]
+    unsafe fn sum(a: float32x4_t, b: float32x4_t) -> float32x4_t {
+        unsafe { vaddq_f32(a, b) }
     }
     #[inline(always)]
     unsafe fn product(a: float32x4_t, b: float32x4_t) -> float32x4_t {
@@ -92,7 +100,6 @@ impl Lanes for Dot {
 #[target_feature(enable = "dotprod")]
 pub(super) unsafe fn tile_dot<const R: usize, const BITS: usize, const STEPS: usize, const ADDED: bool>(
     operands: &Operands,
-    sums: *mut f32,
 ) {
-    unsafe { tile::<Dot, R, { Dot::VECTORS }, BITS, STEPS, ADDED>(operands, sums) }
+    unsafe { tile::<Dot, R, { Dot::VECTORS }, BITS, STEPS, ADDED>(operands) }
 }

@@ -8,7 +8,8 @@ use super::{LINE, Lanes, Operands, f16, tile};
 /// The float side, and the tile, of a vector width.
 macro_rules! lanes {
     ($lanes:ident, $count:literal, $name:ident, $features:literal, ($integers:ty, $floats:ty),
-     [$splat:ident $load:ident $widen:ident $store:ident $mul:ident $fma:ident $convert:ident], $products:item) => {
+     ([$splat:ident $load:ident $store:ident], [$load_halves:ident $widen:ident $convert:ident],
+      [$add:ident $mul:ident $fma:ident]), $products:item) => {
         struct $lanes;
 
         impl Lanes for $lanes {
@@ -24,12 +25,20 @@ macro_rules! lanes {
                 unsafe { $splat(value) }
             }
             #[inline(always)]
+            unsafe fn load(at: *const f32) -> $floats {
+                unsafe { $load(at) }
+            }
+            #[inline(always)]
             unsafe fn widened(at: *const f16) -> $floats {
-                unsafe { $widen($load(at.cast())) }
+                unsafe { $widen($load_halves(at.cast())) }
             }
             #[inline(always)]
             unsafe fn store(totals: $floats, at: *mut f32) {
                 unsafe { $store(at, totals) }
+            }
+            #[inline(always)]
+            unsafe fn sum(a: $floats, b: $floats) -> $floats {
+                unsafe { $add(a, b) }
             }
             #[inline(always)]
             unsafe fn product(a: $floats, b: $floats) -> $floats {
@@ -50,9 +59,8 @@ macro_rules! lanes {
         #[target_feature(enable = $features)]
         pub(super) unsafe fn $name<const R: usize, const BITS: usize, const STEPS: usize, const ADDED: bool>(
             operands: &Operands,
-            sums: *mut f32,
         ) {
-            unsafe { tile::<$lanes, R, { $lanes::VECTORS }, BITS, STEPS, ADDED>(operands, sums) }
+            unsafe { tile::<$lanes, R, { $lanes::VECTORS }, BITS, STEPS, ADDED>(operands) }
         }
     };
 }
@@ -107,17 +115,20 @@ macro_rules! four_at_once {
 
 four_at_once!(
     Avx512Vnni, 16, tile_avx512, "avx512f,avx512vnni", (__m512i, __m512),
-    [_mm512_set1_ps _mm256_loadu_si256 _mm512_cvtph_ps _mm512_storeu_ps _mm512_mul_ps _mm512_fmadd_ps _mm512_cvtepi32_ps],
+    ([_mm512_set1_ps _mm512_loadu_ps _mm512_storeu_ps], [_mm256_loadu_si256 _mm512_cvtph_ps _mm512_cvtepi32_ps],
+     [_mm512_add_ps _mm512_mul_ps _mm512_fmadd_ps]),
     [_mm512_set1_epi32 _mm512_loadu_si512 _mm512_dpbusd_epi32 _mm512_and_si512 _mm512_srli_epi32]
 );
 four_at_once!(
     AvxVnni, 8, tile_avx_vnni, "avx2,fma,f16c,avxvnni", (__m256i, __m256),
-    [_mm256_set1_ps _mm_loadu_si128 _mm256_cvtph_ps _mm256_storeu_ps _mm256_mul_ps _mm256_fmadd_ps _mm256_cvtepi32_ps],
+    ([_mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps], [_mm_loadu_si128 _mm256_cvtph_ps _mm256_cvtepi32_ps],
+     [_mm256_add_ps _mm256_mul_ps _mm256_fmadd_ps]),
     [_mm256_set1_epi32 _mm256_loadu_si256 _mm256_dpbusd_avx_epi32 _mm256_and_si256 _mm256_srli_epi32]
 );
 lanes!(
     Avx2, 8, tile_avx2, "avx2,fma,f16c", (__m256i, __m256),
-    [_mm256_set1_ps _mm_loadu_si128 _mm256_cvtph_ps _mm256_storeu_ps _mm256_mul_ps _mm256_fmadd_ps _mm256_cvtepi32_ps],
+    ([_mm256_set1_ps _mm256_loadu_ps _mm256_storeu_ps], [_mm_loadu_si128 _mm256_cvtph_ps _mm256_cvtepi32_ps],
+     [_mm256_add_ps _mm256_mul_ps _mm256_fmadd_ps]),
     unsafe fn products<const R: usize, const V: usize, const BITS: usize, const STEPS: usize>(
         lines: (*const u8, usize),
         x: (*const i8, usize),
