@@ -193,17 +193,19 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
                 Strips::of(matrix, self.over, (kernel.height, kernel.layout(), self.packed), &mut scratch.strips);
             for (index, (panel, rows)) in panels.parts(part.clone()).enumerate() {
                 let sums = &mut all[index % kept * size..][..size];
-                if last {
-                    for row in rows.clone() {
-                        // SAFETY: the caller's promise. Where the sums go comes near while they are computed.
-                        let lines = unsafe { self.out.part_of_row(row, group.start, count) }.chunks(LINE);
-                        lines.for_each(|line| prefetch_to_write(line.as_ptr()));
-                    }
-                }
-                let half = rows.len() <= kernel.width / 2;
+                let each = rows.len().div_ceil(count.div_ceil(kernel.height));
                 for (number, strip) in strips.iter(index == 0).enumerate() {
                     ahead.fetch(share);
-                    kernel.tile(strip, panel, half, !first, (&mut sums[number * place.step..], place));
+                    if last {
+                        // Where the sums go comes near while they are computed: some of it with each strip, since what waits for a line of its
+                        // own holds up the rest.
+                        for row in rows.clone().skip(number * each).take(each) {
+                            // SAFETY: the caller's promise.
+                            let lines = unsafe { self.out.part_of_row(row, group.start, count) }.chunks(LINE);
+                            lines.for_each(|line| prefetch_to_write(line.as_ptr()));
+                        }
+                    }
+                    kernel.tile(strip, panel, rows.len(), !first, (&mut sums[number * place.step..], place));
                 }
                 if !last {
                     continue;

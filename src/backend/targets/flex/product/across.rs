@@ -143,12 +143,12 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
                 }
             }
             // SAFETY: the caller's promise.
-            return unsafe { kernel.any_tile(strip, false, panel, Sums { at, pitch, start, start_pitch }) };
+            return unsafe { kernel.any_tile(strip, count, panel, Sums { at, pitch, start, start_pitch }) };
         }
         let sums = scratch.first(kernel.height * kernel.width);
-        let (half, start, pitch) = (count <= kernel.width / 2, std::ptr::null(), kernel.width);
+        let (start, pitch) = (std::ptr::null(), kernel.width);
         // SAFETY: the caller's promise, and room for a whole tile.
-        unsafe { kernel.any_tile(strip, half, panel, Sums { at: sums.as_mut_ptr(), pitch, start, start_pitch: 0 }) };
+        unsafe { kernel.any_tile(strip, count, panel, Sums { at: sums.as_mut_ptr(), pitch, start, start_pitch: 0 }) };
         for (row, sums) in rows.zip(sums.chunks_exact(kernel.width)) {
             // SAFETY: the caller's promise.
             into.write(unsafe { self.out.part_of_row(row, columns.start, count) }, &sums[..count]);

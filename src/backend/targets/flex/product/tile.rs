@@ -88,17 +88,21 @@ pub(super) struct Sums {
     pub(super) start_pitch: usize,
 }
 
-/// Calls `$tile` for a strip with its number of sums, and that of halves of a panel, as constants.
+/// Calls `$tile` for a strip with its number of sums, and that of a panel's parts that count, as constants.
+macro_rules! with_shape {
+    ($strip:expr, $parts:expr, [$($some:literal)*], $tile:ident $panel:tt, $full:literal, $counts:tt) => {
+        match $parts {
+            $($some => with_height!($strip, $some, $tile $panel, $full, $counts),)*
+            parts => unreachable!("{parts} parts of a panel"),
+        }
+    };
+}
 macro_rules! with_height {
-    ($strip:expr, $half:expr, $tile:ident $panel:tt, $full:literal, [$($count:literal)*]) => {
+    ($strip:expr, $parts:literal, $tile:ident $panel:tt, $full:literal, [$($count:literal)*]) => {
         match $strip {
-            Strip::Packed { values, .. } if $half => $tile::<$full, 1, true>((values.as_ptr(), 0, 0), $panel),
-            Strip::Packed { values, .. } => $tile::<$full, 2, true>((values.as_ptr(), 0, 0), $panel),
-            $(Strip::Apart { values, sums: $count, stride, ahead } if $half => {
-                $tile::<$count, 1, false>((values.as_ptr(), stride, ahead), $panel)
-            }
-            Strip::Apart { values, sums: $count, stride, ahead } => {
-                $tile::<$count, 2, false>((values.as_ptr(), stride, ahead), $panel)
+            Strip::Packed { values, .. } => $tile::<$full, $parts, true>((values.as_ptr(), 0, 0), $panel),
+            $(Strip::Apart { values, sums: $count, stride, ahead } => {
+                $tile::<$count, $parts, false>((values.as_ptr(), stride, ahead), $panel)
             })*
             Strip::Apart { sums, .. } => unreachable!("{sums} sums in a tile"),
         }
@@ -131,9 +135,14 @@ impl Kernel {
                     ..narrow
                 }
             }
-            // A weight is broadcast by the instruction that multiplies, so that one far from the next costs nothing.
+            // 24 sums each, of which those of three vectors need the fewer instructions: 35 against 38 for a term, which is what counts where
+            // another guest runs on the second thread of the core. A single vector that is left over would cost as much as two.
             #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => Self { height: 12, width: 32, strips: 8, packed_from: 513, ..narrow },
+            InstructionSet::Avx512 => {
+                let pairs = over == Over::Inputs && matches!(rows.div_ceil(LINE), 1 | 2 | 4);
+                let (height, width) = if pairs { (12, 2 * LINE) } else { (8, 3 * LINE) };
+                Self { height, width, strips: 96 / height, packed_from: 513, ..narrow }
+            }
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => narrow,
             InstructionSet::Portable if Baseline::REGISTERS == 32 => narrow,
@@ -171,9 +180,16 @@ impl Kernel {
         return (self.layout() == Layout::Pieces).then(|| unsafe { Tiles::begin() });
     }
 
-    /// `sums[s · width + lane] (+)= Σ strip[s, k] · panel[k · width + lane]`, of which the upper half of the lanes may be left undone if
-    /// `half`. With pieces the sums lie as their place says.
-    pub(super) fn tile(&self, strip: Strip, panel: &[f32], half: bool, add: bool, (sums, place): (&mut [f32], Place)) {
+    /// `sums[s · width + lane] (+)= Σ strip[s, k] · panel[k · width + lane]`, of which lanes from so many on may be left undone. With pieces the
+    /// sums lie as their place says.
+    pub(super) fn tile(
+        &self,
+        strip: Strip,
+        panel: &[f32],
+        lanes: usize,
+        add: bool,
+        (sums, place): (&mut [f32], Place),
+    ) {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = place;
         #[cfg(target_arch = "x86_64")]
@@ -181,7 +197,8 @@ impl Kernel {
             let Strip::Packed { values, sums: count } = strip else { unreachable!("pieces are always laid out") };
             assert!(values.len() == panel.len() && panel.len().is_multiple_of(pieces::BLOCK));
             assert!((pieces::SIDE - 1) * place.pitch + pieces::SIDE <= sums.len());
-            let (strip, panel) = ((values.as_ptr(), count <= pieces::SIDE / 2), (panel.as_ptr(), half));
+            let (strip, panel) =
+                ((values.as_ptr(), count <= pieces::SIDE / 2), (panel.as_ptr(), lanes <= pieces::SIDE / 2));
             let (left, right) = if self.by_row() { (panel, strip) } else { (strip, panel) };
             let to = amx::Sums { at: sums.as_mut_ptr(), pitch: place.pitch };
             // SAFETY: the assertions prove every offset that is reached; `begin` was called.
@@ -190,6 +207,7 @@ impl Kernel {
         }
         let depth = panel.len() / self.width;
         assert!(depth > 0 && panel.len() == depth * self.width && self.height * self.width <= sums.len());
+        assert!((1..=self.width).contains(&lanes));
         match strip {
             Strip::Apart { values, sums, stride, .. } => {
                 assert!((1..=self.height).contains(&sums) && (sums - 1) * stride + depth <= values.len());
@@ -201,64 +219,69 @@ impl Kernel {
         let start = if add { at.cast_const() } else { std::ptr::null() };
         let sums = Sums { at, pitch: self.width, start, start_pitch: self.width };
         // SAFETY: the assertions prove every offset that the kernels reach; `detect` saw the instruction set.
-        unsafe { self.any_tile(strip, half, panel, sums) }
+        unsafe { self.any_tile(strip, lanes, panel, sums) }
     }
 
     /// As [`tile`](Self::tile), of a panel and to sums that may lie in larger matrices.
     ///
     /// # Safety
-    /// The strip has at most `height` sums and as many terms as the panel; the panel has `width` lanes, or half of that if `half`, as the rows of
-    /// `sums`, one for each of the strip's, and what they are added to. The tile is not one of pieces.
-    pub(super) unsafe fn any_tile(&self, strip: Strip, half: bool, panel: Panel, sums: Sums) {
+    /// The strip has at most `height` sums and as many terms as the panel; the panel has `lanes` of its `width` lanes, filled up to a whole line,
+    /// as the rows of `sums`, one for each of the strip's, and what they are added to. The tile is not one of pieces.
+    pub(super) unsafe fn any_tile(&self, strip: Strip, lanes: usize, panel: Panel, sums: Sums) {
         let panel = (panel, sums);
+        let (lines, halves) = (lanes.div_ceil(LINE), lanes.div_ceil(LINE / 2));
         // SAFETY: the caller's promise.
         unsafe {
             match self.set {
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Amx => unreachable!("pieces have tiles of their own"),
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx512 => {
-                    with_height!(strip, half, tile_avx512 panel, 12, [1 2 3 4 5 6 7 8 9 10 11 12])
+                InstructionSet::Avx512 if self.height == 12 => {
+                    with_shape!(strip, lines, [1 2], tile_avx512 panel, 12, [1 2 3 4 5 6 7 8 9 10 11 12])
                 }
                 #[cfg(target_arch = "x86_64")]
-                InstructionSet::Avx2 => with_height!(strip, half, tile_avx2 panel, 6, [1 2 3 4 5 6]),
-                InstructionSet::Portable if Baseline::REGISTERS == 32 => {
-                    with_height!(strip, half, tile_portable panel, 6, [1 2 3 4 5 6])
+                InstructionSet::Avx512 => {
+                    with_shape!(strip, lines, [1 2 3], tile_avx512 panel, 8, [1 2 3 4 5 6 7 8])
                 }
-                InstructionSet::Portable => with_height!(strip, half, tile_portable panel, 2, [1 2]),
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx2 => with_shape!(strip, halves, [1 2], tile_avx2 panel, 6, [1 2 3 4 5 6]),
+                InstructionSet::Portable if Baseline::REGISTERS == 32 => {
+                    with_shape!(strip, halves, [1 2], tile_portable panel, 6, [1 2 3 4 5 6])
+                }
+                InstructionSet::Portable => with_shape!(strip, halves, [1 2], tile_portable panel, 2, [1 2]),
             }
         }
     }
 }
 
-/// `H` sums times the first `V` vectors of each column of a panel.
+/// `H` sums times the first `PARTS` parts of a panel, each of `EACH` vectors.
 ///
 /// # Safety
 /// The weights of `H` sums, `depth` for each at `stride` or packed, a panel with so many vectors, and `H` rows of so many sums must be there.
 #[inline(always)]
-unsafe fn tile<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
+unsafe fn tile<L: Vector, const H: usize, const PARTS: usize, const EACH: usize, const PACKED: bool>(
     (weights, stride, ahead): (*const f32, usize, usize),
     (panel, sums): (Panel, Sums),
 ) {
     let Panel { at: values, pitch, depth } = panel;
     // SAFETY: the caller's promise.
     unsafe {
-        let mut totals = [[L::splat(0.0); V]; H];
+        let mut totals = [[[L::splat(0.0); EACH]; PARTS]; H];
         let mut at = 0;
         while at + UNROLLED <= depth {
             if !PACKED && ahead > 0 && at.is_multiple_of(LINE) {
                 (0..H).for_each(|h| prefetch(weights.wrapping_add(ahead + h * stride + at)));
             }
             for at in at..at + UNROLLED {
-                column::<L, H, V, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
+                column::<L, H, PARTS, EACH, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
             }
             at += UNROLLED;
         }
         for at in at..depth {
-            column::<L, H, V, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
+            column::<L, H, PARTS, EACH, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
         }
         for (h, totals) in totals.into_iter().enumerate() {
-            for (v, mut total) in totals.into_iter().enumerate() {
+            for (v, mut total) in totals.into_iter().flatten().enumerate() {
                 // Sums of parts err less than one that runs through all terms.
                 if !sums.start.is_null() {
                     total = L::load(sums.start.add(h * sums.start_pitch + v * L::COUNT)) + total;
@@ -274,8 +297,8 @@ unsafe fn tile<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
 /// # Safety
 /// As [`tile`].
 #[inline(always)]
-unsafe fn column<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
-    totals: &mut [[L; V]; H],
+unsafe fn column<L: Vector, const H: usize, const PARTS: usize, const EACH: usize, const PACKED: bool>(
+    totals: &mut [[[L; EACH]; PARTS]; H],
     weights: *const f32,
     stride: usize,
     panel: *const f32,
@@ -283,38 +306,31 @@ unsafe fn column<L: Vector, const H: usize, const V: usize, const PACKED: bool>(
 ) {
     // SAFETY: the caller's promise.
     unsafe {
-        let mut x = [L::splat(0.0); V];
-        for (v, x) in x.iter_mut().enumerate() {
+        let mut x = [[L::splat(0.0); EACH]; PARTS];
+        for (v, x) in x.as_flattened_mut().iter_mut().enumerate() {
             *x = L::load(panel.add(v * L::COUNT));
         }
         for (h, totals) in totals.iter_mut().enumerate() {
             let weight = L::splat(*weights.add(if PACKED { at * H + h } else { h * stride + at }));
-            for (total, x) in totals.iter_mut().zip(x) {
-                *total = weight.mul_add(x, *total);
+            for (total, x) in totals.as_flattened_mut().iter_mut().zip(x.as_flattened()) {
+                *total = weight.mul_add(*x, *total);
             }
         }
     }
 }
 
-/// The tile of a vector register: half a panel (`HALVES` = 1) or a whole one (2).
+/// The tile of a vector register, and how many lanes a part has.
 macro_rules! tiles {
-    ($($(#[$only:meta])* $name:ident, $vector:ty, $width:literal;)*) => {
+    ($($(#[$only:meta])* $name:ident, $vector:ty, $part:expr;)*) => {
         $(
             /// # Safety
             /// As [`tile`], on a processor with the instructions.
             $(#[$only])*
-            unsafe fn $name<const H: usize, const HALVES: usize, const PACKED: bool>(
+            unsafe fn $name<const H: usize, const PARTS: usize, const PACKED: bool>(
                 weights: (*const f32, usize, usize),
                 panel: (Panel, Sums),
             ) {
-                const HALF: usize = $width / 2 / <$vector as Vector>::COUNT;
-                unsafe {
-                    if HALVES == 1 {
-                        tile::<$vector, H, HALF, PACKED>(weights, panel)
-                    } else {
-                        tile::<$vector, H, { 2 * HALF }, PACKED>(weights, panel)
-                    }
-                }
+                unsafe { tile::<$vector, H, PARTS, { $part / <$vector as Vector>::COUNT }, PACKED>(weights, panel) }
             }
         )*
     };
@@ -322,9 +338,9 @@ macro_rules! tiles {
 tiles! {
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx512f")]
-    tile_avx512, crate::targets::cpu::vector::F32x16, 32;
+    tile_avx512, crate::targets::cpu::vector::F32x16, LINE;
     #[cfg(target_arch = "x86_64")]
     #[target_feature(enable = "avx2,fma")]
-    tile_avx2, crate::targets::cpu::vector::F32x8, 16;
-    tile_portable, Baseline, 16;
+    tile_avx2, crate::targets::cpu::vector::F32x8, LINE / 2;
+    tile_portable, Baseline, LINE / 2;
 }
