@@ -35,6 +35,25 @@ pub fn set_threads(threads: usize) -> Result<(), String> {
     Ok(())
 }
 
+/// Starts the threads of the CPU kernels, of which the calling one is the first, so that its ops are not handed over to another and waited for:
+/// that takes as long as a short op. So many, or as many as the machine has processors.
+///
+/// For a thread that lives as long as the process and waits for no other that computes: where it is the only one of its pool, another's ops
+/// would wait for it.
+///
+/// # Errors
+/// If the threads have been started already.
+pub fn start_threads_with_this_one(threads: Option<usize>) -> Result<(), String> {
+    #[cfg(feature = "cpu")]
+    rayon::ThreadPoolBuilder::new()
+        .num_threads(threads.unwrap_or(0))
+        .use_current_thread()
+        .build_global()
+        .map_err(|problem| problem.to_string())?;
+    let _ = threads;
+    Ok(())
+}
+
 /// The processor's name as it tells it, such as `Apple M3 Pro`, else its architecture.
 pub fn cpu_name() -> String {
     named_cpu().filter(|name| !name.is_empty()).unwrap_or_else(|| std::env::consts::ARCH.to_owned())

@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use firebrick::Error;
 use firebrick::backend::packed::Format;
-use firebrick::backend::process::set_threads;
+use firebrick::backend::process::start_threads_with_this_one;
 use firebrick::backend::select::devices;
 use firebrick::gate;
 use firebrick::prelude::*;
@@ -71,10 +71,7 @@ impl Dtype {
 impl Everywhere {
     /// Makes process-wide settings.
     pub fn apply(&self) -> Result<()> {
-        match self.threads {
-            Some(threads) => set_threads(threads.into()).map_err(anyhow::Error::msg).context("--threads"),
-            None => Ok(()),
-        }
+        start_threads_with_this_one(self.threads.map(usize::from)).map_err(anyhow::Error::msg).context("--threads")
     }
 
     /// Runs a job on the backend the user named.

@@ -6,19 +6,14 @@ pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod packed;
 pub(crate) mod product;
+mod standby;
 pub(crate) mod transpose;
 pub(crate) mod weighted;
 pub(crate) mod weights;
 
-use std::cell::Cell;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
-
 use burn::tensor::ops::FloatTensorOps;
 use burn::tensor::{DType, Shape, TensorMetadata};
 use burn_flex::{Flex, FlexDevice, FlexTensor, Layout};
-use rayon::iter::{IndexedParallelIterator, IntoParallelIterator, ParallelIterator};
 
 pub(crate) use super::cpu::lanes;
 use super::cpu::{self, RowTensor};
@@ -45,81 +40,6 @@ pub(crate) fn devices() -> Vec<Found<FlexDevice>> {
 /// All of these are f32, so that the kernels apply.
 fn all_f32<const N: usize>(tensors: [&FlexTensor; N]) -> bool {
     tensors.iter().all(|tensor| tensor.dtype() == DType::F32)
-}
-
-/// Pauses of a thread that stands by between two looks: a fraction of a microsecond.
-const PAUSES: usize = 8;
-
-/// How long a thread stands by without anything to do, longer than any op takes that runs on one thread.
-const PATIENCE: Duration = Duration::from_millis(5);
-
-thread_local! {
-    /// Whether this thread works on a piece, or stands by.
-    static ENGAGED: Cell<bool> = const { Cell::new(false) };
-}
-
-/// Each piece on a thread of the pool. While there are fewer pieces than threads, the others stand by and poll for parts of their ops: a
-/// thread that sleeps between two ops takes longer to wake than most ops take to run.
-///
-/// Nobody waits for those that stand by: one of them may have taken up another caller's piece.
-fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
-    let unfinished = Arc::new(AtomicUsize::new(pieces.len()));
-    for _ in pieces.len()..rayon::current_num_threads() {
-        let unfinished = unfinished.clone();
-        rayon::spawn(move || stand_by(&unfinished));
-    }
-    let run = |piece: T| {
-        let _finished = Finished(&unfinished);
-        let _engaged = Engaged::new();
-        work(piece)
-    };
-    // A single piece would stay on the thread that calls, outside of the pool, and each of its ops would wait for one of the pool to wake up.
-    rayon::scope(|_| pieces.into_par_iter().with_max_len(1).map(run).collect())
-}
-
-/// Takes up parts of ops until no piece is unfinished.
-fn stand_by(unfinished: &AtomicUsize) {
-    // A thread that waits for a part of a piece may find this to do meanwhile: it must go back to its piece, which would else never end.
-    if ENGAGED.get() {
-        return;
-    }
-    let _engaged = Engaged::new();
-    let mut since = Instant::now();
-    while unfinished.load(Ordering::Acquire) > 0 {
-        if rayon::yield_now() == Some(rayon::Yield::Executed) {
-            since = Instant::now();
-        } else if since.elapsed() > PATIENCE {
-            // It may be that this very thread has to go back to a part of the piece that it took up without standing by.
-            return;
-        } else {
-            // Polling takes from the thread that works, where both are of one core.
-            (0..PAUSES).for_each(|_| std::hint::spin_loop());
-        }
-    }
-}
-
-/// Marks this thread as engaged, until it is dropped.
-struct Engaged(bool);
-
-impl Engaged {
-    fn new() -> Self {
-        Self(ENGAGED.replace(true))
-    }
-}
-
-impl Drop for Engaged {
-    fn drop(&mut self) {
-        ENGAGED.set(self.0);
-    }
-}
-
-/// Counts a piece as finished, also when it panics.
-struct Finished<'a>(&'a AtomicUsize);
-
-impl Drop for Finished<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::Release);
-    }
 }
 
 /// A tensor as rows.
@@ -177,7 +97,7 @@ impl KernelBackend for Flex {
         rayon::current_num_threads()
     }
     fn concurrently<T: Send, R: Send>(pieces: Vec<T>, work: impl Fn(T) -> R + Send + Sync) -> Vec<R> {
-        concurrently(pieces, work)
+        standby::concurrently(pieces, work)
     }
 
     fn release_memory(_: &FlexDevice) {
@@ -379,41 +299,5 @@ impl KernelBackend for Flex {
             return write_rows::flex::forward(target, rows, start);
         }
         write_rows::reference::<Self>(target, rows, start)
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use std::sync::mpsc;
-
-    use super::*;
-
-    /// An op in parts that wait for each other.
-    fn op(depth: u32) -> u64 {
-        if depth == 0 {
-            return 1;
-        }
-        let (one, other) = rayon::join(|| op(depth - 1), || op(depth - 1));
-        one + other
-    }
-
-    #[test]
-    fn a_piece_ends_whoever_stands_by() {
-        // More threads than many machines have processors, so that they are interrupted anywhere, and two callers.
-        let pool = Arc::new(rayon::ThreadPoolBuilder::new().num_threads(6).build().unwrap());
-        let (done, ends) = mpsc::channel();
-        for _ in 0..2 {
-            let (pool, done) = (pool.clone(), done.clone());
-            std::thread::spawn(move || {
-                for _ in 0..500 {
-                    let work = |ops: u64| (0..ops).map(|_| op(5)).sum::<u64>();
-                    assert_eq!(pool.install(|| concurrently(vec![4], work)), [4 * 32]);
-                }
-                done.send(()).unwrap();
-            });
-        }
-        for _ in 0..2 {
-            ends.recv_timeout(Duration::from_secs(120)).expect("a piece that never ends");
-        }
     }
 }
