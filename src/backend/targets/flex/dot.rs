@@ -179,7 +179,7 @@ fn rows<T: Stored, const M: usize>(
 }
 
 /// How far ahead of what is read each stream is asked for.
-const AHEAD: usize = 512;
+const AHEAD: usize = 1536;
 /// A cache line.
 const LINE: usize = 64;
 

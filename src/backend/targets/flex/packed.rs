@@ -186,6 +186,16 @@ impl<'a> PackedRows<'a> {
         self.plan.panel()
     }
 
+    /// Bytes of a panel's lines, which it begins with.
+    pub(crate) fn line_bytes(self) -> usize {
+        self.plan.scales()
+    }
+
+    /// Bytes of a block's lines in a panel.
+    pub(crate) fn block_bytes(self) -> usize {
+        self.plan.block_bytes()
+    }
+
     /// The panel in which these rows begin, from this block on.
     #[inline(always)]
     pub(crate) fn panel(self, block: usize) -> Panel<'a> {

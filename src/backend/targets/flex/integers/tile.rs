@@ -17,6 +17,14 @@ use crate::targets::flex::packed::{LANES, LINE};
 /// The largest tile of any instruction set.
 pub(super) const TILE: usize = 6 * 32;
 
+/// How many bytes after each line another is asked for from memory, if not 0: up to a block, and from that one on.
+#[derive(Clone, Copy, Default)]
+pub(super) struct Ahead {
+    pub(super) near: usize,
+    pub(super) turn: usize,
+    pub(super) far: usize,
+}
+
 /// What a tile is made of. Weights lie in panels, as [`PackedRows::panel`](crate::targets::flex::packed::PackedRows::panel) says, and are
 /// taken in vectors of as many rows as the instruction set multiplies at once.
 #[derive(Clone, Copy)]
@@ -27,8 +35,8 @@ pub(super) struct Operands<'o> {
     pub(super) scales: (*const f16, usize),
     /// Their offsets with the same distance, where there are such.
     pub(super) offsets: Option<*const f16>,
-    /// How many bytes after each line another is asked for from memory, if not 0.
-    pub(super) ahead: usize,
+    /// What is asked for from memory meanwhile.
+    pub(super) ahead: Ahead,
     /// The integers of the first row of activations, and how many bytes later those of the next are.
     pub(super) x: (*const i8, usize),
     /// Of the same rows' blocks: scales, sums and corrections.
@@ -178,6 +186,7 @@ unsafe fn tile<L: Lanes, const R: usize, const V: usize, const BITS: usize, cons
         let mut totals = [[L::splat(0.0); V]; R];
         for at in 0..blocks {
             let block_lines = (lines.0.add(at * bytes_of_block), lines.1);
+            let ahead = if at < ahead.turn { ahead.near } else { ahead.far };
             if ahead > 0 {
                 for line in (0..bytes_of_block).step_by(LINE) {
                     // Vectors of the same panel lie in the same lines.
