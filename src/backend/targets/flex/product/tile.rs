@@ -229,7 +229,7 @@ impl Kernel {
     /// as the rows of `sums`, one for each of the strip's, and what they are added to. The tile is not one of pieces.
     pub(super) unsafe fn any_tile(&self, strip: Strip, lanes: usize, panel: Panel, sums: Sums) {
         let panel = (panel, sums);
-        let (lines, halves) = (lanes.div_ceil(LINE), lanes.div_ceil(LINE / 2));
+        let halves = lanes.div_ceil(LINE / 2);
         // SAFETY: the caller's promise.
         unsafe {
             match self.set {
@@ -237,11 +237,11 @@ impl Kernel {
                 InstructionSet::Amx => unreachable!("pieces have tiles of their own"),
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512 if self.height == 12 => {
-                    with_shape!(strip, lines, [1 2], tile_avx512 panel, 12, [1 2 3 4 5 6 7 8 9 10 11 12])
+                    with_shape!(strip, lanes.div_ceil(LINE), [1 2], tile_avx512 panel, 12, [1 2 3 4 5 6 7 8 9 10 11 12])
                 }
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512 => {
-                    with_shape!(strip, lines, [1 2 3], tile_avx512 panel, 8, [1 2 3 4 5 6 7 8])
+                    with_shape!(strip, lanes.div_ceil(LINE), [1 2 3], tile_avx512 panel, 8, [1 2 3 4 5 6 7 8])
                 }
                 #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2 => with_shape!(strip, halves, [1 2], tile_avx2 panel, 6, [1 2 3 4 5 6]),
