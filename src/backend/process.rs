@@ -35,8 +35,8 @@ pub fn set_threads(threads: usize) -> Result<(), String> {
     Ok(())
 }
 
-/// Starts the threads of the CPU kernels, of which the calling one is the first, so that its ops are not handed over to another and waited for:
-/// that takes as long as a short op. So many, or as many as the machine has processors.
+/// Starts the threads of the CPU kernels, of which the calling one is the first, so that what it computes is not handed over to another and
+/// waited for. So many, or as many as the machine has processors.
 ///
 /// For a thread that lives as long as the process and waits for no other that computes: where it is the only one of its pool, another's ops
 /// would wait for it.

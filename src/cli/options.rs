@@ -71,7 +71,9 @@ impl Dtype {
 impl Everywhere {
     /// Makes process-wide settings.
     pub fn apply(&self) -> Result<()> {
-        start_threads_with_this_one(self.threads.map(usize::from)).map_err(anyhow::Error::msg).context("--threads")
+        start_threads_with_this_one(self.threads.map(usize::from))
+            .map_err(anyhow::Error::msg)
+            .context("starting the threads of the CPU kernels (--threads)")
     }
 
     /// Runs a job on the backend the user named.

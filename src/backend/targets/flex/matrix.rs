@@ -4,6 +4,9 @@ use std::ops::Range;
 
 use gemm::Parallelism;
 
+use crate::targets::cpu::lanes::LINE;
+use crate::targets::cpu::prefetch_to_write;
+
 /// A read-only matrix inside a slice.
 #[derive(Clone, Copy)]
 pub(crate) struct MatrixRef<'a> {
@@ -194,6 +197,14 @@ impl SharedColumns {
     /// How many elements a row is after the one before.
     pub(crate) fn stride(&self) -> usize {
         self.stride
+    }
+
+    /// Asks for the lines of these columns of some rows, which will be written soon.
+    #[inline(always)]
+    pub(crate) fn fetch(&self, rows: Range<usize>, columns: &Range<usize>) {
+        for row in rows {
+            columns.clone().step_by(LINE).for_each(|column| prefetch_to_write(self.at(row, column)));
+        }
     }
 
     /// Part of a row.

@@ -28,8 +28,6 @@ use super::matrix::{Into, Product, SharedColumns};
 use super::memory::Lent;
 use super::transpose::{transpose, transpose_to};
 use super::weights::{Share, Weights, shares};
-use crate::targets::cpu::lanes::LINE;
-use crate::targets::cpu::prefetch_to_write;
 
 /// Products below which another thread is not worth waking.
 const PARALLEL_PRODUCTS: usize = 1 << 17;
@@ -177,7 +175,8 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
     unsafe fn group(&self, panels: &Panels, group: Range<usize>, next: Option<&Range<usize>>, scratch: &mut Scratch) {
         let (kernel, count) = (self.kernel, group.len());
         let place = kernel.place(count);
-        let size = count.div_ceil(kernel.height) * kernel.height * kernel.width;
+        let strip_count = count.div_ceil(kernel.height);
+        let size = strip_count * kernel.height * kernel.width;
         // Sums of a single part are written as soon as they are there.
         let kept = if self.parts.len() == 1 { 1 } else { panels.count() };
         let all = aligned(&mut scratch.sums, kept * size);
@@ -187,23 +186,20 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
             let next =
                 if last { next.map(|next| (next, &self.parts[0])) } else { Some((&group, &self.parts[index + 1])) };
             let mut ahead = Ahead::of(next.filter(|_| self.packed).map(|(sums, part)| self.matrix(sums, part)));
-            let share = ahead.len().div_ceil(panels.count() * count.div_ceil(kernel.height));
+            let share = ahead.len().div_ceil(panels.count() * strip_count);
             let matrix = self.matrix(&group, part);
             let strips =
                 Strips::of(matrix, self.over, (kernel.height, kernel.layout(), self.packed), &mut scratch.strips);
             for (index, (panel, rows)) in panels.parts(part.clone()).enumerate() {
                 let sums = &mut all[index % kept * size..][..size];
-                let each = rows.len().div_ceil(count.div_ceil(kernel.height));
+                let each = rows.len().div_ceil(strip_count);
                 for (number, strip) in strips.iter(index == 0).enumerate() {
                     ahead.fetch(share);
                     if last {
                         // Where the sums go comes near while they are computed: some of it with each strip, since what waits for a line of its
                         // own holds up the rest.
-                        for row in rows.clone().skip(number * each).take(each) {
-                            // SAFETY: the caller's promise.
-                            let lines = unsafe { self.out.part_of_row(row, group.start, count) }.chunks(LINE);
-                            lines.for_each(|line| prefetch_to_write(line.as_ptr()));
-                        }
+                        let from = rows.start + number * each;
+                        self.out.fetch(from..rows.end.min(from + each), &group);
                     }
                     kernel.tile(strip, panel, rows.len(), !first, (&mut sums[number * place.step..], place));
                 }

@@ -148,6 +148,7 @@ mod tests {
             ends.recv_timeout(Duration::from_secs(120)).expect("a piece that never ends");
         }
     }
+
     #[test]
     fn a_thread_of_the_pool_calls() {
         std::thread::spawn(|| {

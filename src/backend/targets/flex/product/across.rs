@@ -9,8 +9,6 @@ use rayon::prelude::*;
 use super::strips::{Ahead, Matrix, Strip};
 use super::tile::{Kernel, Panel, Sums};
 use super::{PARALLEL_PRODUCTS, aligned, common_multiple, parts};
-use crate::targets::cpu::lanes::LINE;
-use crate::targets::cpu::prefetch_to_write;
 use crate::targets::flex::matrix::{Into, Product, SharedColumns};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::weights::{Weights, shares};
@@ -137,10 +135,7 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
             };
             if into != Into::Add {
                 // Where the sums go comes near while they are computed.
-                for (row, line) in (0..rows.len()).flat_map(|row| (0..count).step_by(LINE).map(move |line| (row, line)))
-                {
-                    prefetch_to_write(at.wrapping_add(row * pitch + line));
-                }
+                self.out.fetch(rows, &columns);
             }
             // SAFETY: the caller's promise.
             return unsafe { kernel.any_tile(strip, count, panel, Sums { at, pitch, start, start_pitch }) };
