@@ -133,6 +133,31 @@ contract! {
 }
 
 contract! {
+    fn rows_that_are_wanted_are_those_of_the_whole<B>(device) {
+        for name in DECODERS {
+            let golden = Golden::open(name);
+            let model = golden.load::<Inner<B>>(&device);
+            let adapter = Adapter::load(&golden.folder.join(ADAPTERS[1]), &device).unwrap();
+            let model = adapter.attach(&*model).unwrap();
+            let ids = golden.rows("single.input_ids").remove(0);
+            let lengths = [ids.len() - 3, 3];
+            let whole = model.hidden(&Sequences::new(&ids, Segments::whole(lengths), &device), None);
+            let (whole, hidden) = (floats(whole), model.facts().hidden);
+            for wanted in [vec![0], vec![ids.len() - 1, 2, 3], Segments::whole(lengths).last_rows()] {
+                let expected: Vec<f32> = wanted.iter().flat_map(|row| &whole[row * hidden..][..hidden]).copied().collect();
+                let tokens = Sequences::new(&ids, Segments::whole(lengths).wanting(wanted), &device);
+                let mut cache = model.new_cache(lengths.len(), lengths[0]);
+                for cache in [None, Some(&mut cache)] {
+                    assert_near(&floats(model.hidden(&tokens, cache)), &expected, 1e-5, 1e-5, name);
+                }
+                // What was not wanted was seen all the same.
+                assert_eq!([cache.len(0), cache.len(1)], lengths, "{name}");
+            }
+        }
+    }
+}
+
+contract! {
     fn a_narrow_cache_costs_its_rounding_or_is_refused<B>(device) {
         for name in DECODERS {
             let golden = Golden::open(name);

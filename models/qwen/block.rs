@@ -83,10 +83,19 @@ impl<B: KernelBackend> Block<B> {
         }
     }
 
-    /// `[tokens, hidden]` → `[tokens, hidden]`, the last addition not done yet.
-    pub fn forward(&self, stream: Stream<B>, positions: &Positions<B>, cache: Option<&mut LayerCache<B>>) -> Stream<B> {
+    /// `[tokens, hidden]` → `[tokens, hidden]`, the last addition not done yet. The `last` layer of a model goes on with the wanted rows alone
+    /// when all have attended.
+    pub fn forward(
+        &self,
+        stream: Stream<B>,
+        positions: &Positions<B>,
+        cache: Option<&mut LayerCache<B>>,
+        last: bool,
+    ) -> Stream<B> {
         let (x, normed) = self.input_layernorm.forward_sum(stream);
         let attended = self.self_attn.forward(normed, positions, cache);
+        let going_on = |rows| if last { positions.segments.wanted_of(rows) } else { rows };
+        let (x, attended) = (going_on(x), self.self_attn.o_proj.forward(going_on(attended)));
         let (x, normed) = self.post_attention_layernorm.forward_sum(Stream { x, update: Some(attended) });
         Stream { x, update: Some(self.mlp.forward(normed)) }
     }
@@ -168,7 +177,7 @@ impl<B: KernelBackend> Block<B> {
 }
 
 impl<B: KernelBackend> Attention<B> {
-    /// `[tokens, hidden]` → `[tokens, hidden]`; with a cache the keys are all the sequence's so far.
+    /// `[tokens, hidden]` → `[tokens, heads · dim]`, before `o_proj`; with a cache the keys are all the sequence's so far.
     pub fn forward(
         &self,
         x: Tensor<B, 2>,
@@ -193,8 +202,7 @@ impl<B: KernelBackend> Attention<B> {
         };
         let scale = (self.head_dim as f64).sqrt().recip();
         let layout = AttentionLayout { spans, causal: true, window: self.window, scale };
-        let attended = attention(q, k, v, &layout);
-        self.o_proj.forward(attended.reshape([tokens, self.heads * self.head_dim]))
+        attention(q, k, v, &layout).reshape([tokens, self.heads * self.head_dim])
     }
 }
 

@@ -94,7 +94,7 @@ impl<B: KernelBackend> CausalLm<B> for Qwen<B> {
         positions: &Positions<B>,
         cache: Option<&mut LayerCache<B>>,
     ) -> Stream<B> {
-        self.layers[index].forward(stream, positions, cache)
+        self.layers[index].forward(stream, positions, cache, index + 1 == self.layers.len())
     }
 
     fn footprint(&self, index: usize) -> Footprint {

@@ -147,10 +147,9 @@ impl<'m, B: KernelBackend> Decode<'m, B> {
         let device = self.model.device();
         let mut last = None;
         for chunk in self.pending.chunks(PREFILL_CHUNK) {
-            let segments = Segments::continuing([(chunk.len(), self.cache.len(0))]);
+            let segments = Segments::continuing([(chunk.len(), self.cache.len(0))]).wanting_last();
             let tokens = Sequences::<B>::new(chunk, segments, &device);
-            let hidden = self.model.hidden(&tokens, Some(&mut self.cache));
-            last = Some(hidden.narrow(0, chunk.len() - 1, 1));
+            last = Some(self.model.hidden(&tokens, Some(&mut self.cache)));
         }
         self.pending.clear();
         let Some(last) = last else { return Ok(Vec::new()) };

@@ -63,7 +63,8 @@ pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
     fn embed(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
     /// What the layers need to know of the rows' positions.
     fn positions(&self, segments: &Segments) -> Positions<B>;
-    /// One decoder layer, `[tokens, hidden]` → `[tokens, hidden]`. Its last addition is left to the norm of the layer that comes next.
+    /// One decoder layer, `[tokens, hidden]` → `[tokens, hidden]`. Its last addition is left to the norm of the layer that comes next. The last
+    /// layer gives the [wanted](Segments::wanted) rows alone.
     fn layer(
         &self,
         index: usize,
@@ -90,8 +91,8 @@ pub trait CausalLm<B: KernelBackend>: Adapt<B> + Send + Sync {
     where
         B: TrainBackend;
 
-    /// The one forward: embeddings through every layer and the final norm, `[tokens, hidden]`. With a cache the segments continue what it
-    /// holds; without one they are whole sequences.
+    /// The one forward: embeddings through every layer and the final norm, `[tokens, hidden]`, or `[wanted, hidden]` where the segments say
+    /// which rows are [wanted](Segments::wanting). With a cache the segments continue what it holds; without one they are whole sequences.
     fn hidden(&self, tokens: &Sequences<B>, mut cache: Option<&mut KvCache<B>>) -> Tensor<B, 2> {
         let positions = self.positions(&tokens.segments);
         let mut stream = Stream::of(self.embed(tokens));
@@ -198,9 +199,9 @@ pub trait Handle<B: KernelBackend>: Adapt<B> {
     fn places(&self, segments: &Segments) -> Self::Places;
     /// What enters the first layer, `[tokens, hidden]`.
     fn enter(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;
-    /// Through one layer, without a cache, `[tokens, hidden]`.
+    /// Through one layer, without a cache, `[tokens, hidden]`; a decoder's last gives the wanted rows alone.
     fn pass(&self, index: usize, stream: Stream<B>, places: &Self::Places) -> Stream<B>;
-    /// Hidden states from what leaves the last layer, `[tokens, hidden]`.
+    /// Hidden states from what leaves the last layer, of the same rows.
     fn leave(&self, stream: Stream<B>) -> Tensor<B, 2>;
     /// Hidden states of whole sequences: all of that in one.
     fn hidden_states(&self, tokens: &Sequences<B>) -> Tensor<B, 2>;

@@ -22,7 +22,10 @@ pub struct Segment {
 
 /// The segments of a forward pass, covering its rows without a gap.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Segments(Arc<[Segment]>);
+pub struct Segments {
+    all: Arc<[Segment]>,
+    wanted: Option<Arc<[usize]>>,
+}
 
 impl Segments {
     /// Whole sequences from position 0, one after the other, in slots of their own.
@@ -38,17 +41,56 @@ impl Segments {
             start += len;
             segment
         };
-        Self(sequences.into_iter().enumerate().map(segment).collect())
+        Self { all: sequences.into_iter().enumerate().map(segment).collect(), wanted: None }
+    }
+
+    /// The same, of which a decoder gives the hidden states of these rows alone, in this order: what nobody reads is left out of its last
+    /// layer.
+    ///
+    /// # Panics
+    /// If there is no such row.
+    pub fn wanting(self, rows: impl Into<Arc<[usize]>>) -> Self {
+        let (rows, count) = (rows.into(), self.rows());
+        if let Some(row) = rows.iter().find(|&&row| row >= count) {
+            panic!("row {row} of {count} is wanted");
+        }
+        let all = rows.len() == count && rows.iter().copied().eq(0..count);
+        Self { wanted: (!all).then_some(rows), ..self }
+    }
+
+    /// The same, of which the hidden state of each segment's last token is wanted.
+    pub fn wanting_last(self) -> Self {
+        let rows = self.last_rows();
+        self.wanting(rows)
+    }
+
+    /// The rows that are wanted, where those are not all of them.
+    pub fn wanted(&self) -> Option<&[usize]> {
+        self.wanted.as_deref()
     }
 
     /// The segments in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Segment> {
-        self.0.iter()
+        self.all.iter()
+    }
+
+    /// The wanted ones of a tensor's rows, `[rows, width]` → `[wanted, width]`.
+    pub fn wanted_of<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
+        match self.wanted() {
+            None => x,
+            // No copy, and nothing to move to the device.
+            Some(&[row]) => x.narrow(0, row, 1),
+            Some(rows) => {
+                let ids: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+                let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows.len()]), &x.device());
+                x.select(0, ids)
+            }
+        }
     }
 
     /// Rows of all segments together.
     pub fn rows(&self) -> usize {
-        self.0.last().map_or(0, |last| last.start + last.len)
+        self.all.last().map_or(0, |last| last.start + last.len)
     }
 
     /// Row of the last token of each segment.
@@ -133,6 +175,21 @@ mod tests {
         let spans = segments.cached_spans(8);
         assert_eq!(spans[0], Span { query_start: 0, query_len: 2, key_start: 0, key_len: 7 });
         assert_eq!(spans[1], Span { query_start: 2, query_len: 3, key_start: 8, key_len: 3 });
+    }
+
+    #[test]
+    fn wanting_every_row_is_wanting_none_in_particular() {
+        let segments = || Segments::whole([2, 1]);
+        assert_eq!(segments().wanting([0, 1, 2]), segments());
+        assert_eq!(segments().wanting([1, 0, 2]).wanted(), Some(&[1, 0, 2][..]));
+        assert_eq!(segments().wanting_last().wanted(), Some(&[1, 2][..]));
+        assert_eq!(Segments::whole([1]).wanting_last().wanted(), None);
+    }
+
+    #[test]
+    #[should_panic(expected = "row 3 of 3 is wanted")]
+    fn a_row_that_is_not_there_is_not_wanted() {
+        Segments::whole([2, 1]).wanting([3]);
     }
 
     #[test]

@@ -120,8 +120,8 @@ pub(in super::super) fn decoder<B: KernelBackend>(
 /// Logits after the last of these tokens.
 fn last_logits<B: KernelBackend>(model: &dyn CausalLm<B>, ids: &[u32]) -> Vec<f32> {
     let work = |ids: &[u32]| {
-        let hidden = model.hidden(&Sequences::whole(&[ids], &model.device()), None);
-        model.head(hidden.narrow(0, ids.len() - 1, 1)).into_data().iter::<f32>().collect()
+        let tokens = Sequences::new(ids, Segments::whole([ids.len()]).wanting_last(), &model.device());
+        model.head(model.hidden(&tokens, None)).into_data().iter::<f32>().collect()
     };
     B::concurrently(vec![ids], work).pop().unwrap_or_default()
 }

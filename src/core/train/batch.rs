@@ -2,7 +2,6 @@
 
 use std::ops::Range;
 
-use burn::tensor::{Int, Tensor, TensorData};
 use firebrick_backend::KernelBackend;
 use firebrick_backend::ops::cross_entropy::Targets;
 
@@ -12,11 +11,11 @@ use crate::sequence::{Segments, Sequences};
 
 /// Some examples as one forward pass.
 pub struct Batch<B: KernelBackend> {
+    /// Of which the rows that predict a weighted token are wanted.
     pub(crate) tokens: Sequences<B>,
-    /// Rows that predict a weighted token, and which.
-    rows: Vec<usize>,
+    /// What those predict.
     pub(crate) targets: Targets,
-    /// How many of `rows` belong to each example.
+    /// How many of them belong to each example.
     counts: Vec<usize>,
 }
 
@@ -37,35 +36,27 @@ impl<B: KernelBackend> Batch<B> {
             counts.push(rows.len() - before);
             ids.extend_from_slice(&example.tokens[..example.tokens.len() - 1]);
         }
-        let segments = Segments::whole(examples.iter().map(|example| example.tokens.len() - 1));
+        let segments = Segments::whole(examples.iter().map(|example| example.tokens.len() - 1)).wanting(rows);
         let tokens = Sequences::new(&ids, segments, device);
-        Self { tokens, rows, targets: Targets::new(targets, weights), counts }
-    }
-
-    /// Hidden states of the weighted rows among those of all.
-    pub(crate) fn weighted_rows(&self, hidden: Tensor<B, 2>) -> Tensor<B, 2> {
-        if self.rows.len() == self.tokens.segments.rows() {
-            return hidden;
-        }
-        let rows: Vec<i64> = self.rows.iter().map(|&row| row as i64).collect();
-        let count = rows.len();
-        let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [count]), &hidden.device());
-        hidden.select(0, rows)
+        Self { tokens, targets: Targets::new(targets, weights), counts }
     }
 
     /// Weighted sum of the losses and sum of the weights of all examples: the head is multiplied by once.
     pub(crate) fn loss(&self, model: &dyn CausalLm<B>) -> (f64, f64) {
-        if self.rows.is_empty() {
+        if self.targets.ids.is_empty() {
             return (0.0, 0.0);
         }
-        let loss = model.loss(self.weighted_rows(model.hidden(&self.tokens, None)), &self.targets).into_data();
+        let loss = model.loss(model.hidden(&self.tokens, None), &self.targets).into_data();
         let weight = self.targets.weights.iter().map(|&weight| f64::from(weight)).sum();
         (loss.iter::<f64>().next().unwrap_or(f64::NAN), weight)
     }
 
     /// Weighted sum of the losses and sum of the weights of each example.
     pub(crate) fn losses(&self, model: &dyn CausalLm<B>) -> Vec<(f64, f64)> {
-        let hidden = self.weighted_rows(model.hidden(&self.tokens, None));
+        if self.targets.ids.is_empty() {
+            return vec![(0.0, 0.0); self.counts.len()];
+        }
+        let hidden = model.hidden(&self.tokens, None);
         let mut start = 0;
         let mut losses = Vec::new();
         for &count in &self.counts {

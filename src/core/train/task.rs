@@ -59,7 +59,7 @@ pub trait Task<B: TrainBackend> {
     fn weight(examples: &[&Self::Example]) -> f64;
     /// The tokens that pass through the model.
     fn sequences(batch: &Self::Batch) -> &Sequences<B>;
-    /// The sum of its losses from the hidden states of its tokens, `[tokens, hidden]` → `[1]`.
+    /// The sum of its losses from the hidden states of the tokens that are wanted, `[wanted, hidden]` → `[1]`.
     fn loss_of_hidden(&self, model: &Self::Model, batch: &Self::Batch, hidden: Tensor<B, 2>) -> Tensor<B, 1>;
     /// The sum of its losses, `[1]`.
     fn loss(&self, model: &Self::Model, batch: &Self::Batch) -> Tensor<B, 1> {
@@ -124,7 +124,7 @@ impl<B: TrainBackend> Task<B> for NextToken {
     }
 
     fn loss_of_hidden(&self, model: &Self::Model, batch: &Batch<B>, hidden: Tensor<B, 2>) -> Tensor<B, 1> {
-        model.loss(batch.weighted_rows(hidden), &batch.targets)
+        model.loss(hidden, &batch.targets)
     }
 
     fn largest_id(example: &Example) -> u32 {

@@ -104,7 +104,6 @@ fn multiply_terms<'a, W: Weights<'a>>(
     let rows = x.len() / stride;
     let block = products.iter().map(|product| product.weights.block()).max().unwrap_or(1);
     let unit = if over == Over::Outputs { common_multiple(kernel.height, block) } else { kernel.height };
-    let most = kernel.height * kernel.strips;
     let sums: Vec<usize> = products.iter().map(|product| over.sums(product.weights)).collect();
     let passes = products.into_iter().zip(&sums).map(|(Product { weights, into, out }, &sums)| Pass {
         kernel,
@@ -121,7 +120,7 @@ fn multiply_terms<'a, W: Weights<'a>>(
         let _ready = kernel.begin();
         let mut scratch = Scratch::default();
         for (pass, sums) in share {
-            let mut groups = parts(sums, most, unit).peekable();
+            let mut groups = parts(sums, kernel.group, unit).peekable();
             while let Some(group) = groups.next() {
                 // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs; their
                 // number fits, as the lengths agree.

@@ -13,6 +13,10 @@ use crate::targets::flex::matrix::{Into, Product, SharedColumns};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::weights::{Weights, shares};
 
+/// Terms whose weights are laid out together for all sums of a group, so that what lies side by side is read while it is near, and where it
+/// is looked up is known.
+const TOGETHER: usize = 16;
+
 /// Some of the terms of the sums of rows of so many.
 pub(super) fn multiply_terms<'a, W: Weights<'a>>(
     kernel: &Kernel,
@@ -27,6 +31,7 @@ pub(super) fn multiply_terms<'a, W: Weights<'a>>(
     let size = rows * terms.len() * sums.iter().sum::<usize>();
     let passes = products.into_iter().zip(&sums).map(|(Product { weights, into, out }, &sums)| Pass {
         kernel,
+        unit,
         x,
         stride,
         weights: weights.rows(terms.clone()),
@@ -36,7 +41,7 @@ pub(super) fn multiply_terms<'a, W: Weights<'a>>(
     });
     let passes: Vec<Pass<W>> = passes.collect();
     let compute = |(pass, sums): (usize, Range<usize>), scratch: &mut Scratch| {
-        let mut groups = parts(sums, unit, unit).peekable();
+        let mut groups = parts(sums, kernel.group, unit).peekable();
         while let Some(group) = groups.next() {
             // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs; their
             // number fits, as the lengths agree.
@@ -61,6 +66,8 @@ struct Scratch {
 /// One product.
 struct Pass<'p, W> {
     kernel: &'p Kernel,
+    /// Sums whose weights are laid out together: so many whole panels as are whole blocks of the weight.
+    unit: usize,
     x: &'p [f32],
     stride: usize,
     /// A row for each term.
@@ -87,10 +94,17 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
                 next.map(|(part, sums)| Matrix { weights: self.weights.rows(part.clone()), columns: sums.clone() });
             let mut ahead = Ahead::of(matrix);
             let share = ahead.len().div_ceil(rows.div_ceil(kernel.height) * group.len().div_ceil(kernel.width));
+            let units = || (0..group.len()).step_by(self.unit).map(|start| start..group.len().min(start + self.unit));
             // The last vector may reach beyond: what is there is for nobody.
-            let (pitch, count) = (group.len(), part.len() * group.len());
-            let values = aligned(&mut scratch.weights, count + kernel.width);
-            self.weights.rows(part.clone()).widen(group.clone(), &mut values[..count]);
+            let values = aligned(&mut scratch.weights, part.len() * group.len() + kernel.width);
+            for terms in part.clone().step_by(TOGETHER) {
+                let terms = terms..part.end.min(terms + TOGETHER);
+                for sums in units() {
+                    let to = part.len() * sums.start + (terms.start - part.start) * sums.len();
+                    let columns = group.start + sums.start..group.start + sums.end;
+                    self.weights.rows(terms.clone()).widen(columns, &mut values[to..][..terms.len() * sums.len()]);
+                }
+            }
             let into = if index == 0 { into } else { Into::Add };
             for first in (0..rows).step_by(kernel.height) {
                 let some = first..rows.min(first + kernel.height);
@@ -100,14 +114,20 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
                     stride: self.stride,
                     ahead: 0,
                 };
-                for start in (0..group.len()).step_by(kernel.width) {
-                    ahead.fetch(share);
-                    let lanes = start..group.len().min(start + kernel.width);
-                    let panel = Panel { at: values[start..].as_ptr(), pitch, depth: part.len() };
-                    let columns = group.start + lanes.start..group.start + lanes.end;
-                    // SAFETY: `x` has these rows, and the panel these terms and lanes, or room for a whole vector; the rest is the caller's
-                    // promise.
-                    unsafe { self.tile(strip, panel, (some.clone(), columns), into.columns(lanes), &mut scratch.sums) };
+                for sums in units() {
+                    let values = &values[part.len() * sums.start..];
+                    for start in sums.clone().step_by(kernel.width) {
+                        ahead.fetch(share);
+                        let lanes = start..sums.end.min(start + kernel.width);
+                        let at = values[start - sums.start..].as_ptr();
+                        let panel = Panel { at, pitch: sums.len(), depth: part.len() };
+                        let columns = group.start + lanes.start..group.start + lanes.end;
+                        // SAFETY: `x` has these rows, and the panel these terms and lanes, or room for a whole vector; the rest is the
+                        // caller's promise.
+                        unsafe {
+                            self.tile(strip, panel, (some.clone(), columns), into.columns(lanes), &mut scratch.sums);
+                        }
+                    }
                 }
             }
         }

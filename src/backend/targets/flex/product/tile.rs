@@ -28,9 +28,9 @@ pub(super) struct Kernel {
     pub(super) width: usize,
     /// Terms after which sums are parked, so that a panel and the strips beside it stay in the nearest caches.
     pub(super) depth: usize,
-    /// Strips that meet a part of a panel one after another, before the next part takes its place in the nearest cache. The second one holds
-    /// them meanwhile.
-    pub(super) strips: usize,
+    /// Sums whose weights meet a part of a panel one after another, before the next part takes its place. The second cache holds them
+    /// meanwhile.
+    pub(super) group: usize,
     /// Rows from which on packing the weight pays.
     pub(super) packed_from: usize,
     /// Sums that a thread takes at a time at least.
@@ -117,7 +117,7 @@ impl Kernel {
         #[cfg(not(target_arch = "x86_64"))]
         let _ = rows;
         let narrow =
-            Self { set, over, height: 6, width: 16, depth: 512, strips: 16, packed_from: 192, share: 96, unit: LINE };
+            Self { set, over, height: 6, width: 16, depth: 512, group: 96, packed_from: 192, share: 96, unit: LINE };
         match set {
             // Sums are moved to memory and back at a cost of two blocks. What is laid out is of use to one thread as to the other, so shares
             // may be short.
@@ -128,7 +128,7 @@ impl Kernel {
                     height: side,
                     width: side,
                     depth: 1024,
-                    strips: 4,
+                    group: 4 * side,
                     packed_from: 0,
                     share: side,
                     unit: side,
@@ -141,12 +141,13 @@ impl Kernel {
             InstructionSet::Avx512 => {
                 let pairs = over == Over::Inputs && matches!(rows.div_ceil(LINE), 1 | 2 | 4);
                 let (height, width) = if pairs { (12, 2 * LINE) } else { (8, 3 * LINE) };
-                Self { height, width, strips: 96 / height, packed_from: 513, ..narrow }
+                let share = if over == Over::Inputs { 48 } else { 96 };
+                Self { height, width, depth: 1024, group: 144, packed_from: 513, share, ..narrow }
             }
             #[cfg(target_arch = "x86_64")]
             InstructionSet::Avx2 => narrow,
             InstructionSet::Portable if Baseline::REGISTERS == 32 => narrow,
-            InstructionSet::Portable => Self { height: 2, share: 32, ..narrow },
+            InstructionSet::Portable => Self { height: 2, group: 32, share: 32, ..narrow },
         }
     }
 
