@@ -14,6 +14,9 @@ use crate::targets::flex::dot::InstructionSet;
 /// Columns taken without a branch between them.
 const UNROLLED: usize = 4;
 
+/// Terms ahead of which a panel is asked for where each has several lines of the cache, of which the processor foresees too few by itself.
+const PANEL_AHEAD: usize = 16;
+
 /// Rows from which on AMX pays.
 #[cfg(target_arch = "x86_64")]
 const AMX_FROM: usize = 144;
@@ -265,6 +268,7 @@ unsafe fn tile<L: Vector, const H: usize, const PARTS: usize, const EACH: usize,
     (panel, sums): (Panel, Sums),
 ) {
     let Panel { at: values, pitch, depth } = panel;
+    let lanes = PARTS * EACH * L::COUNT;
     // SAFETY: the caller's promise.
     unsafe {
         let mut totals = [[[L::splat(0.0); EACH]; PARTS]; H];
@@ -274,6 +278,10 @@ unsafe fn tile<L: Vector, const H: usize, const PARTS: usize, const EACH: usize,
                 (0..H).for_each(|h| prefetch(weights.wrapping_add(ahead + h * stride + at)));
             }
             for at in at..at + UNROLLED {
+                if lanes > LINE {
+                    let ahead = (at + PANEL_AHEAD) * pitch;
+                    (0..lanes).step_by(LINE).for_each(|lane| prefetch(values.wrapping_add(ahead + lane)));
+                }
                 column::<L, H, PARTS, EACH, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
             }
             at += UNROLLED;
