@@ -11,7 +11,7 @@ use burn_std::{AllocationController, AllocationProperty, Bytes};
 use crate::targets::cpu::zeros as new_zeros;
 
 /// Values from which a buffer is kept: smaller ones the allocator keeps itself.
-const KEPT: usize = 1 << 15;
+const KEPT: usize = 1 << 12;
 /// Idle values, 64 MB, that may come on top of the most there ever were in use: with none, the buffers of one half of a layer push those of
 /// the other out, and the logits of a chunk those of the layers.
 const SPARE: usize = 16 << 20;
