@@ -116,29 +116,32 @@ fn multiply_terms<'a, W: Weights<'a>>(
         out: SharedColumns::new(out, sums),
     });
     let passes: Vec<Pass<W>> = passes.collect();
-    let compute = |panels: &Panels, share: Share| {
+    let compute = |panels: &Panels, share: Share, scratch: &mut Scratch| {
         let _ready = kernel.begin();
-        let mut scratch = Scratch::default();
         for (pass, sums) in share {
             let mut groups = parts(sums, kernel.group, unit).peekable();
             while let Some(group) = groups.next() {
                 // SAFETY: the sums of a share are its own columns of the output, which is borrowed mutably for as long as this runs; their
                 // number fits, as the lengths agree.
-                unsafe { passes[pass].group(panels, group, groups.peek(), &mut scratch) };
+                unsafe { passes[pass].group(panels, group, groups.peek(), scratch) };
             }
         }
     };
     let pack = || Panels::pack(kernel, x, stride, terms.clone());
     if rows * terms.len() * sums.iter().sum::<usize>() < PARALLEL_PRODUCTS {
-        return compute(&pack(), sums.iter().enumerate().map(|(pass, &sums)| (pass, 0..sums)).collect());
+        let all = sums.iter().enumerate().map(|(pass, &sums)| (pass, 0..sums)).collect();
+        return compute(&pack(), all, &mut Scratch::default());
     }
     let shares = shares(&sums, unit, kernel.share).par_bridge();
     if Panels::together(rows, terms.len()) {
         let panels = pack();
-        shares.for_each(|share| compute(&panels, share));
+        shares.for_each_init(Scratch::default, |scratch, share| compute(&panels, share, scratch));
     } else {
         // By each thread for itself: that takes no longer than waiting for one of them, and what is laid out stays with its core.
-        shares.for_each_init(|| None, |panels, share| compute(panels.get_or_insert_with(pack), share));
+        shares.for_each_init(
+            || (None, Scratch::default()),
+            |(panels, scratch), share| compute(panels.get_or_insert_with(pack), share, scratch),
+        );
     }
 }
 
