@@ -12,9 +12,9 @@ use crate::targets::cpu::zeros as new_zeros;
 
 /// Values from which a buffer is kept: smaller ones the allocator keeps itself.
 const KEPT: usize = 1 << 12;
-/// Idle values, 64 MB, that may come on top of the most there ever were in use: with none, the buffers of one half of a layer push those of
-/// the other out, and the logits of a chunk those of the layers.
-const SPARE: usize = 16 << 20;
+/// Idle values, 16 MB, that may come on top of the most there ever were in use: with none, the buffers of one half of a layer push those of
+/// the other out.
+const SPARE: usize = 4 << 20;
 
 static POOL: Mutex<Pool> = Mutex::new(Pool { idle: Vec::new(), idle_values: 0, live: 0, peak: 0 });
 

@@ -12,7 +12,7 @@ use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
 
 /// Values that several threads lay out together from here on.
-const PARALLEL_VALUES: usize = 1 << 15;
+const PARALLEL_VALUES: usize = 1 << 17;
 
 /// Rows in panels of as many as a tile takes, laid out; the last panel is filled up with zeros.
 pub(super) struct Panels {
