@@ -94,9 +94,9 @@ impl<B: KernelBackend> Block<B> {
     ) -> Stream<B> {
         let (x, normed) = self.input_layernorm.forward_sum(stream);
         let attended = self.self_attn.forward(normed, positions, cache);
-        let going_on = |rows| if last { positions.segments.wanted_of(rows) } else { rows };
-        let (x, attended) = (going_on(x), self.self_attn.o_proj.forward(going_on(attended)));
-        let (x, normed) = self.post_attention_layernorm.forward_sum(Stream { x, update: Some(attended) });
+        let [x, attended] = if last { positions.segments.wanted_of([x, attended]) } else { [x, attended] };
+        let update = Some(self.self_attn.o_proj.forward(attended));
+        let (x, normed) = self.post_attention_layernorm.forward_sum(Stream { x, update });
         Stream { x, update: Some(self.mlp.forward(normed)) }
     }
 

@@ -54,7 +54,7 @@ impl Segments {
         if let Some(row) = rows.iter().find(|&&row| row >= count) {
             panic!("row {row} of {count} is wanted");
         }
-        let all = rows.len() == count && rows.iter().copied().eq(0..count);
+        let all = rows.iter().copied().eq(0..count);
         Self { wanted: (!all).then_some(rows), ..self }
     }
 
@@ -69,23 +69,24 @@ impl Segments {
         self.wanted.as_deref()
     }
 
+    /// The wanted ones of the rows of each of these tensors, `[rows, width]` → `[wanted, width]`.
+    pub fn wanted_of<B: Backend, const N: usize>(&self, tensors: [Tensor<B, 2>; N]) -> [Tensor<B, 2>; N] {
+        match self.wanted() {
+            None => tensors,
+            // No copy, and nothing to move to the device.
+            Some(&[row]) => tensors.map(|x| x.narrow(0, row, 1)),
+            Some(rows) => {
+                let Some(device) = tensors.first().map(Tensor::device) else { return tensors };
+                let ids: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
+                let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows.len()]), &device);
+                tensors.map(|x| x.select(0, ids.clone()))
+            }
+        }
+    }
+
     /// The segments in order.
     pub fn iter(&self) -> impl ExactSizeIterator<Item = &Segment> {
         self.all.iter()
-    }
-
-    /// The wanted ones of a tensor's rows, `[rows, width]` → `[wanted, width]`.
-    pub fn wanted_of<B: Backend>(&self, x: Tensor<B, 2>) -> Tensor<B, 2> {
-        match self.wanted() {
-            None => x,
-            // No copy, and nothing to move to the device.
-            Some(&[row]) => x.narrow(0, row, 1),
-            Some(rows) => {
-                let ids: Vec<i64> = rows.iter().map(|&row| row as i64).collect();
-                let ids = Tensor::<B, 1, Int>::from_data(TensorData::new(ids, [rows.len()]), &x.device());
-                x.select(0, ids)
-            }
-        }
     }
 
     /// Rows of all segments together.

@@ -1,6 +1,6 @@
 //! From the hidden states of tokens to one vector for each sequence. What a checkpoint asks for is read in `config.rs`.
 
-use burn::tensor::{Int, Tensor, TensorData};
+use burn::tensor::{Tensor, TensorData};
 use firebrick_backend::KernelBackend;
 
 use crate::sequence::{Segment, Segments};
@@ -50,8 +50,15 @@ impl Pooling {
         assert!(segments.iter().len() > 0, "pooling of nothing");
         assert!(segments.iter().all(|segment| segment.len > 0), "pooling of an empty sequence");
         match self {
-            Self::Cls => select(hidden, segments.iter().map(|segment| segment.start)),
-            Self::LastToken => select(hidden, segments.last_rows().into_iter()),
+            Self::Cls => {
+                let first: Vec<usize> = segments.iter().map(|segment| segment.start).collect();
+                let [states] = segments.clone().wanting(first).wanted_of([hidden]);
+                states
+            }
+            Self::LastToken => {
+                let [states] = segments.clone().wanting_last().wanted_of([hidden]);
+                states
+            }
             Self::Max => {
                 let largest = |segment: &Segment| hidden.clone().narrow(0, segment.start, segment.len).max_dim(0);
                 Tensor::cat(segments.iter().map(largest).collect(), 0)
@@ -63,14 +70,6 @@ impl Pooling {
             }
         }
     }
-}
-
-/// These rows.
-fn select<B: KernelBackend>(hidden: Tensor<B, 2>, rows: impl Iterator<Item = usize>) -> Tensor<B, 2> {
-    let rows: Vec<i64> = rows.map(|row| row as i64).collect();
-    let count = rows.len();
-    let rows = Tensor::<B, 1, Int>::from_data(TensorData::new(rows, [count]), &hidden.device());
-    hidden.select(0, rows)
 }
 
 /// Weighted sums of each sequence's rows; `weight` is asked for the place in the sequence and its length. As a matrix product, block by
