@@ -93,18 +93,8 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
             let matrix =
                 next.map(|(part, sums)| Matrix { weights: self.weights.rows(part.clone()), columns: sums.clone() });
             let mut ahead = Ahead::of(matrix);
-            let share = ahead.len().div_ceil(rows.div_ceil(kernel.height) * group.len().div_ceil(kernel.width));
-            let units = || (0..group.len()).step_by(self.unit).map(|start| start..group.len().min(start + self.unit));
-            // The last vector may reach beyond: what is there is for nobody.
-            let values = aligned(&mut scratch.weights, part.len() * group.len() + kernel.width);
-            for terms in part.clone().step_by(TOGETHER) {
-                let terms = terms..part.end.min(terms + TOGETHER);
-                for sums in units() {
-                    let to = part.len() * sums.start + (terms.start - part.start) * sums.len();
-                    let columns = group.start + sums.start..group.start + sums.end;
-                    self.weights.rows(terms.clone()).widen(columns, &mut values[to..][..terms.len() * sums.len()]);
-                }
-            }
+            let panels = self.panels(part, &group, &mut scratch.weights);
+            let share = ahead.len().div_ceil(rows.div_ceil(kernel.height) * panels.len());
             let into = if index == 0 { into } else { Into::Add };
             for first in (0..rows).step_by(kernel.height) {
                 let some = first..rows.min(first + kernel.height);
@@ -114,23 +104,39 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
                     stride: self.stride,
                     ahead: 0,
                 };
-                for sums in units() {
-                    let values = &values[part.len() * sums.start..];
-                    for start in sums.clone().step_by(kernel.width) {
-                        ahead.fetch(share);
-                        let lanes = start..sums.end.min(start + kernel.width);
-                        let at = values[start - sums.start..].as_ptr();
-                        let panel = Panel { at, pitch: sums.len(), depth: part.len() };
-                        let columns = group.start + lanes.start..group.start + lanes.end;
-                        // SAFETY: `x` has these rows, and the panel these terms and lanes, or room for a whole vector; the rest is the
-                        // caller's promise.
-                        unsafe {
-                            self.tile(strip, panel, (some.clone(), columns), into.columns(lanes), &mut scratch.sums);
-                        }
-                    }
+                for (panel, columns) in &panels {
+                    ahead.fetch(share);
+                    let into = into.columns(columns.start - group.start..columns.end - group.start);
+                    // SAFETY: `x` has these rows, and the panel these terms and lanes, or room for a whole vector; the rest is the caller's
+                    // promise.
+                    unsafe { self.tile(strip, *panel, (some.clone(), columns.clone()), into, &mut scratch.sums) };
                 }
             }
         }
+    }
+
+    /// The panels of some sums, each with those that are its lanes: part of the terms, laid out in `memory`, where the last vector may reach
+    /// beyond what is somebody's.
+    fn panels(&self, part: &Range<usize>, group: &Range<usize>, memory: &mut Lent) -> Vec<(Panel, Range<usize>)> {
+        let (width, depth) = (self.kernel.width, part.len());
+        let units = || parts(group.clone(), self.unit, self.unit);
+        let place = |sums: &Range<usize>| depth * (sums.start - group.start);
+        let values = aligned(memory, depth * group.len() + width);
+        for terms in parts(part.clone(), TOGETHER, 1) {
+            let weights = self.weights.rows(terms.clone());
+            for sums in units() {
+                let to = place(&sums) + (terms.start - part.start) * sums.len();
+                weights.widen(sums.clone(), &mut values[to..][..terms.len() * sums.len()]);
+            }
+        }
+        let mut panels = Vec::new();
+        for sums in units() {
+            for lanes in parts(sums.clone(), width, width) {
+                let at = values[place(&sums) + lanes.start - sums.start..].as_ptr();
+                panels.push((Panel { at, pitch: sums.len(), depth }, lanes));
+            }
+        }
+        panels
     }
 
     /// Some sums of some rows.

@@ -144,6 +144,7 @@ impl Kernel {
             InstructionSet::Avx512 => {
                 let pairs = over == Over::Inputs && matches!(rows.div_ceil(LINE), 1 | 2 | 4);
                 let (height, width) = if pairs { (12, 2 * LINE) } else { (8, 3 * LINE) };
+                // Of `x · W` a share is worth the copying of its columns.
                 let share = if over == Over::Inputs { 48 } else { 96 };
                 Self { height, width, depth: 1024, group: 144, packed_from: 513, share, ..narrow }
             }
