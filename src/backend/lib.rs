@@ -217,8 +217,13 @@ pub trait KernelBackend: Backend {
     fn packed(matrix: Packed, device: &Self::Device) -> FloatTensor<Self> {
         Self::float_from_data(TensorData::new(matrix.unpacked(), matrix.shape), device)
     }
-    /// The values of a weight as floats: of a packed one in f32, of any other as they are.
+    /// The values of a weight as floats, row by row: of a packed one in f32, of any other as they are.
     fn unpacked(weight: FloatTensor<Self>) -> FloatTensor<Self> {
+        weight
+    }
+    /// A frozen weight of [`linear`](Self::linear) as it is multiplied by best: as it is, or its values in another order, which only the ops that
+    /// take weights know, and [`unpacked`](Self::unpacked).
+    fn arranged(weight: FloatTensor<Self>) -> FloatTensor<Self> {
         weight
     }
     /// The rows `ids` of a table in its stored format, `[tokens, hidden]`, in f32 (f64 if the table is).

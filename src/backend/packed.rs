@@ -90,9 +90,23 @@ impl Format {
     }
 }
 
+/// The dtype that says that a matrix is in f32 and in an order of the backend's own: see [`linear::arranged`](crate::ops::linear::arranged).
+pub(crate) const ARRANGED: DType = DType::QFloat(QuantScheme {
+    value: QuantValue::Q8F,
+    param: QuantParam::F32,
+    store: QuantStore::PackedU32(0),
+    level: QuantLevel::Tensor,
+    mode: QuantMode::Symmetric,
+});
+
+/// The dtype of a weight's values where they are stored one by one, in whichever order: f32 for a matrix that is arranged.
+pub fn value_dtype(dtype: DType) -> DType {
+    if dtype == ARRANGED { DType::F32 } else { dtype }
+}
+
 /// The name of a weight's dtype, on the command line and in messages: `f32`, `bf16`, `q8`.
 pub fn dtype_name(dtype: DType) -> &'static str {
-    Format::of(dtype).map_or(dtype.name(), |(format, _)| format.name())
+    Format::of(dtype).map_or(value_dtype(dtype).name(), |(format, _)| format.name())
 }
 
 /// A packed matrix in the memory of the host.

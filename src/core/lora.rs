@@ -14,7 +14,8 @@ use std::path::Path;
 use burn::tensor::{DType, Tensor, TensorData};
 use firebrick_backend::KernelBackend;
 use firebrick_backend::ops::embedding::unpacked;
-use firebrick_backend::ops::linear::linear;
+use firebrick_backend::ops::linear::{arranged, linear};
+use firebrick_backend::packed::value_dtype;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Map, Value};
@@ -210,7 +211,7 @@ impl<B: KernelBackend> Adapter<B> {
         let mut handle = model.handle();
         handle.each_linear(&mut |path, linear| {
             if let Some(module) = self.modules.get(path) {
-                linear.weight = module.merged(linear.weight.clone());
+                linear.weight = arranged(module.merged(linear.weight.clone()));
             }
         });
         Ok(handle)
@@ -344,7 +345,7 @@ pub fn linear_shapes<B: KernelBackend, M: Handle<B> + ?Sized>(model: &M) -> Vec<
 pub fn linear_dtype<B: KernelBackend, M: Handle<B> + ?Sized>(model: &M) -> Option<DType> {
     let mut found = None;
     model.handle().each_linear(&mut |_: &str, linear: &mut Linear<B>| {
-        found.get_or_insert(linear.weight.dtype());
+        found.get_or_insert(value_dtype(linear.weight.dtype()));
     });
     found
 }

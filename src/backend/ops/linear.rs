@@ -26,6 +26,15 @@ pub fn linear<B: KernelBackend>(x: Tensor<B, 2>, weight: Tensor<B, 2>, bias: Opt
     tensor(<B as KernelBackend>::linear(primitive(x), primitive(weight), bias.map(primitive)))
 }
 
+/// A frozen weight as the backend multiplies by it best, for [`linear`] and its relatives: as it is, or with its values in another order, in
+/// which only these ops and [`unpacked`](super::embedding::unpacked) can read it.
+///
+/// # Shapes
+/// `[out, in]` → `[out, in]`.
+pub fn arranged<B: KernelBackend>(weight: Tensor<B, 2>) -> Tensor<B, 2> {
+    tensor(B::arranged(primitive(weight)))
+}
+
 /// A weight and a bias for rows like these.
 pub(crate) fn assert_fits<B: Backend>(op: &str, x: &Tensor<B, 2>, weight: &Tensor<B, 2>, bias: Option<&Tensor<B, 1>>) {
     assert_eq!(x.dims()[1], weight.dims()[1], "{op}: x {:?}, weight {:?}", x.dims(), weight.dims());

@@ -84,11 +84,19 @@ impl<B: KernelBackend, C: CheckpointStrategy> KernelBackend for Autodiff<B, C> {
         <Self as AutodiffBackend>::from_inner(B::packed(matrix, device))
     }
     fn unpacked(weight: Tracked<B>) -> Tracked<B> {
-        // What is tracked is not packed.
+        // What is tracked is neither packed nor arranged.
         if is_tracked::<B>(&weight) {
             weight
         } else {
             <Self as AutodiffBackend>::from_inner(B::unpacked(weight.primitive))
+        }
+    }
+    fn arranged(weight: Tracked<B>) -> Tracked<B> {
+        // What is trained stays as it is.
+        if is_tracked::<B>(&weight) {
+            weight
+        } else {
+            <Self as AutodiffBackend>::from_inner(B::arranged(weight.primitive))
         }
     }
     fn embedding(weight: Tracked<B>, ids: IntTensor<B>) -> Tracked<B> {

@@ -1,7 +1,9 @@
 //! burn-flex: kernels for x86-64 and aarch64, picked at run time. A dtype without a kernel (f64 in the gradient tests) takes the reference.
 
+pub(crate) mod arranged;
 pub(crate) mod dot;
 pub(crate) mod integers;
+mod lines;
 pub(crate) mod matrix;
 pub(crate) mod memory;
 pub(crate) mod packed;
@@ -27,6 +29,7 @@ use crate::ops::{
 };
 use crate::packed::{Format, Packed};
 use crate::process::{cpu_instructions, cpu_name};
+use dot::InstructionSet;
 
 /// The CPU by burn-flex.
 pub type Backend = Flex;
@@ -206,7 +209,14 @@ impl KernelBackend for Flex {
     fn packed(matrix: Packed, _: &FlexDevice) -> FlexTensor {
         packed::tensor(matrix)
     }
+    fn arranged(weight: FlexTensor) -> FlexTensor {
+        let fits = all_f32([&weight]) && product::reads_arranged(InstructionSet::detect());
+        if fits { arranged::tensor(&weight) } else { weight }
+    }
     fn unpacked(weight: FlexTensor) -> FlexTensor {
+        if arranged::is(weight.dtype()) {
+            return arranged::values(&weight);
+        }
         if Format::of(weight.dtype()).is_some() { embedding::flex::unpacked(weight) } else { weight }
     }
     fn embedding(weight: FlexTensor, ids: FlexTensor) -> FlexTensor {

@@ -7,6 +7,7 @@ use std::sync::PoisonError;
 use burn::tensor::ops::FloatTensor;
 use burn::tensor::{DType, Tensor, TensorData, TensorMetadata, TensorPrimitive};
 use firebrick_backend::KernelBackend;
+use firebrick_backend::ops::linear::arranged;
 use firebrick_backend::packed::{BLOCK, CannotPack, Format, Packed, dtype_name};
 
 use super::elements::is_float;
@@ -85,13 +86,14 @@ impl<'a, B: KernelBackend> TensorLoader<'a, B> {
         &self.device
     }
 
-    /// The weight of a linear layer, `[out, in]`, in the dtype of the policy, packed if it is stored so or the policy says so.
+    /// The weight of a linear layer, `[out, in]`, in the dtype of the policy, packed if it is stored so or the policy says so, and
+    /// [arranged](firebrick_backend::ops::linear::arranged) for the device.
     pub fn matrix(&mut self, name: &str, shape: [usize; 2]) -> Tensor<B, 2> {
         let format = match self.policy {
             DTypePolicy::Pack(format) => Some(format),
             _ => None,
         };
-        self.matrix_in(name, shape, format)
+        arranged(self.matrix_in(name, shape, format))
     }
 
     /// A table with a row for each token, as [`matrix`](Self::matrix), but packed in no less than eight bits: rare tokens share no row.

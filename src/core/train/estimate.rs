@@ -7,7 +7,7 @@
 
 use firebrick_backend::TrainBackend;
 use firebrick_backend::ops::cross_entropy::rows_of_chunk;
-use firebrick_backend::packed::Format;
+use firebrick_backend::packed::{Format, value_dtype};
 use serde::Serialize;
 
 use super::backward::layer_of;
@@ -212,7 +212,7 @@ fn bytes_of([rows, columns]: [usize; 2], dtype: burn::tensor::DType) -> u64 {
     let bytes = match Format::of(dtype) {
         // A scale of two bytes for each block.
         Some((format, block)) => count * format.bits() / 8 + count / block * 2,
-        None => count * dtype.size(),
+        None => count * value_dtype(dtype).size(),
     };
     bytes as u64
 }

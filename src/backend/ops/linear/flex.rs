@@ -8,6 +8,7 @@ use rayon::prelude::*;
 
 use crate::packed::Format;
 use crate::targets::cpu::ByteProducts;
+use crate::targets::flex::arranged::{self, ArrangedRows};
 use crate::targets::flex::dot::{InstructionSet, STREAMS, Stored, VECTORS};
 use crate::targets::flex::integers::rows_times_packed;
 use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, Product, multiply};
@@ -92,6 +93,10 @@ fn products<const N: usize>(x: FlexTensor, maps: [Map; N]) -> [FlexTensor; N] {
                 let weights = maps.iter().map(|map| PackedRows::of(&map.weight)).collect();
                 forward.many_rows(weights, |x, products| rows_times_packed(ByteProducts::detect(), x, products))
             }
+            None if arranged::is(maps[0].weight.dtype()) => {
+                let weights = maps.iter().map(|map| ArrangedRows::of(&map.weight)).collect();
+                forward.many_rows(weights, product_by_inputs)
+            }
             None => on_dense(&maps.each_ref().map(|map| &map.weight), forward),
         }
     };
@@ -117,7 +122,7 @@ impl OnDense for Forward<'_> {
         if self.rows <= FEW_ROWS {
             return self.few_rows(&weights);
         }
-        self.many_rows(weights, |x, products| product::multiply(InstructionSet::detect(), x, Over::Inputs, products))
+        self.many_rows(weights, product_by_inputs)
     }
 }
 
@@ -190,6 +195,10 @@ impl Forward<'_> {
         }
         outs
     }
+}
+
+fn product_by_inputs<'a, W: Weights<'a>>(x: &[f32], products: Vec<Product<'_, W>>) {
+    product::multiply(InstructionSet::detect(), x, Over::Inputs, products);
 }
 
 /// `out[w · rows + r] = x[r] · weights[w]`.

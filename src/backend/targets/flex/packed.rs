@@ -4,31 +4,25 @@
 //! each block, a value for every row, and in the same way the offsets if there are any. A line of four-bit integers holds four of the first
 //! half of a block in its low halves, four of the second half in its high ones. Panels come in pairs, the last filled up with zeros.
 
-use std::mem::MaybeUninit;
 use std::ops::Range;
 
 use burn::tensor::{Shape, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
-use burn_std::{AllocationController, AllocationProperty, Bytes};
 use half::f16;
 use rayon::prelude::*;
 
-use super::lanes;
+use super::lines::CacheLine;
 use super::weights::Weights;
+use super::{lanes, lines};
 use crate::packed::{Format, Packed};
-use crate::process::prefer_large_pages;
 
 /// Weight rows of a panel.
 pub(crate) const LANES: usize = 16;
 /// Bytes of a line: four integers of each row, or twice four of four bits.
 pub(crate) const LINE: usize = 4 * LANES;
+const _: () = assert!(LINE == lines::LINE);
 /// Panels in a pair: what the widest vectors take at once.
 const PAIR: usize = 2;
-
-/// A line of a processor's cache, which the widest vectors read whole.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct CacheLine([u8; LINE]);
 
 /// Where what is in a panel.
 #[derive(Clone, Copy)]
@@ -77,17 +71,12 @@ pub(crate) fn tensor(packed: Packed) -> FlexTensor {
     let (shape, dtype) = (Shape::from(packed.shape.to_vec()), packed.format.dtype(packed.block));
     let blocks = packed.shape[1] / packed.block;
     let plan = Plan { format: packed.format, block: packed.block, blocks, offsets: packed.offsets.is_some() };
-    let lines = plan.matrix(packed.shape[0]) / LINE;
-    let mut memory = Vec::with_capacity(lines);
-    prefer_large_pages(memory.spare_capacity_mut());
-    memory.resize(lines, CacheLine([0; LINE]));
-    if plan.panel() > 0 {
-        let panels = memory.par_chunks_exact_mut(plan.panel() / LINE).enumerate();
-        panels.for_each(|(panel, lines)| fill(plan, &packed, panel * LANES, lines));
-    }
-    let length = lines * LINE;
-    // SAFETY: so many bytes of the buffer are written.
-    let bytes = unsafe { Bytes::from_controller(Box::new(Buffer(memory)), length) };
+    let bytes = lines::bytes(plan.matrix(packed.shape[0]) / LINE, |memory| {
+        if plan.panel() > 0 {
+            let panels = memory.par_chunks_exact_mut(plan.panel() / LINE).enumerate();
+            panels.for_each(|(panel, lines)| fill(plan, &packed, panel * LANES, lines));
+        }
+    });
     FlexTensor::new(bytes, Layout::contiguous(shape), dtype)
 }
 
@@ -113,29 +102,6 @@ fn fill(plan: Plan, packed: &Packed, first: usize, panel: &mut [CacheLine]) {
         if let Some(offsets) = &packed.offsets {
             write(plan.offsets(), &offsets[blocks]);
         }
-    }
-}
-
-/// The memory of a packed matrix, aligned to cache lines.
-struct Buffer(Vec<CacheLine>);
-
-impl AllocationController for Buffer {
-    fn alloc_align(&self) -> usize {
-        align_of::<CacheLine>()
-    }
-
-    fn property(&self) -> AllocationProperty {
-        AllocationProperty::Native
-    }
-
-    unsafe fn memory_mut(&mut self) -> &mut [MaybeUninit<u8>] {
-        // SAFETY: the vector's memory, borrowed as long as it is. The caller writes no uninitialised values.
-        unsafe { std::slice::from_raw_parts_mut(self.0.as_mut_ptr().cast(), self.0.len() * LINE) }
-    }
-
-    fn memory(&self) -> &[MaybeUninit<u8>] {
-        // SAFETY: as above.
-        unsafe { std::slice::from_raw_parts(self.0.as_ptr().cast(), self.0.len() * LINE) }
     }
 }
 

@@ -2,14 +2,15 @@
 //!
 //! A tile is a strip of some sums of every row times one panel of rows: each weight is broadcast against the panel's values of its column,
 //! so that what a strip gives for all rows of the panel fills whole vectors. `x` is laid out in panels once. A weight is laid out in strips
-//! where so many rows meet it that this pays, and is else read as it lies in memory. In `x · W` it is the other way round, and nothing is
-//! laid out: see `across`. Every sum runs through its terms in order, in parts that depend on nothing but their number: not on threads, nor
+//! where so many rows meet it that this pays, and is else read as it lies in memory. Of a weight that is arranged, and in `x · W`, it is the
+//! other way round, and nothing is turned over: see `across`. Every sum runs through its terms in order, in parts that depend on nothing but their number: not on threads, nor
 //! on the other rows. With AMX that holds of many rows and of few, each for themselves: an f32 is three bf16 there, whose products are summed
 //! in another order.
 
 mod across;
 #[cfg(target_arch = "x86_64")]
 mod amx;
+mod kernel;
 mod panels;
 #[cfg(target_arch = "x86_64")]
 mod pieces;
@@ -20,9 +21,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use self::kernel::{Kernel, Layout};
 use self::panels::Panels;
 use self::strips::{Ahead, Matrix, Strips};
-use self::tile::{Kernel, Layout};
 use super::dot::InstructionSet;
 use super::matrix::{Into, Product, SharedColumns};
 use super::memory::Lent;
@@ -57,6 +58,11 @@ impl Over {
     }
 }
 
+/// Whether a weight that is arranged is read in place whatever the number of rows. AMX takes pieces, which would be half as much again.
+pub(crate) fn reads_arranged(set: InstructionSet) -> bool {
+    Kernel::of(set, Over::Inputs, usize::MAX, true).layout() == Layout::Terms
+}
+
 /// `out (+)= x · Wᵀ` or `x · W` of each product, all of them contiguous.
 ///
 /// # Panics
@@ -74,7 +80,10 @@ pub(crate) fn multiply<'a, W: Weights<'a>>(
         let sums = over.sums(*weights);
         assert!(over.terms(*weights) == terms && out.len() == rows * sums && into.fits(sums));
     }
-    let kernel = Kernel::of(set, over, rows);
+    let arranged = products[0].weights.arranged().is_some();
+    let kernel = Kernel::of(set, over, rows, arranged);
+    // Then the weights of a term lie side by side, or are copied so.
+    let across = kernel.layout() == Layout::Terms && (over == Over::Outputs || arranged);
     for some in parts(0..rows, ROWS, kernel.width) {
         let x = &x[some.start * terms..some.end * terms];
         for part in parts(0..terms, TERMS, 1) {
@@ -84,8 +93,8 @@ pub(crate) fn multiply<'a, W: Weights<'a>>(
                 Product { weights: *weights, into, out: &mut out[some.start * sums..some.end * sums] }
             });
             let products = products.collect();
-            if over == Over::Outputs && kernel.layout() == Layout::Terms {
-                across::multiply_terms(&kernel, (x, terms), part, products);
+            if across {
+                across::multiply_terms(&kernel, (x, terms), part, over, products);
             } else {
                 multiply_terms(&kernel, (x, terms), part, over, products);
             }

@@ -6,6 +6,7 @@ use burn::tensor::{DType, Element, TensorMetadata};
 use burn_flex::FlexTensor;
 use half::{bf16, f16};
 
+use super::arranged::{self, ArrangedRows};
 use super::dot::{InstructionSet, Stored, StoredRows, rows_dot};
 use super::packed::PackedRows;
 use crate::packed::Format;
@@ -20,6 +21,10 @@ pub(crate) trait Weights<'a>: Copy + Send + Sync {
     fn rows(self, range: Range<usize>) -> Self;
     /// The weights where they are f32 already.
     fn as_f32(self) -> Option<&'a [f32]>;
+    /// The weights where they are arranged as the tiles take them.
+    fn arranged(self) -> Option<ArrangedRows<'a>> {
+        None
+    }
     /// Weights of a row that are widened together.
     fn block(self) -> usize;
     /// Some columns of every row as f32, row after row. A range begins and ends between blocks.
@@ -124,7 +129,7 @@ pub(crate) trait OnDense {
 
 /// Whether weights of this dtype are read as they are.
 pub(crate) fn reads(dtype: DType) -> bool {
-    matches!(dtype, DType::F32 | DType::F16 | DType::BF16) || Format::of(dtype).is_some()
+    matches!(dtype, DType::F32 | DType::F16 | DType::BF16) || Format::of(dtype).is_some() || arranged::is(dtype)
 }
 
 /// Runs `work` on the weights of a matrix that is not empty.
@@ -143,11 +148,12 @@ pub(crate) fn on_weights<W: OnWeights>(matrix: &FlexTensor, work: W) -> W::Outpu
     }
     match Format::of(matrix.dtype()) {
         Some(_) => work.run(PackedRows::of(matrix)),
+        None if arranged::is(matrix.dtype()) => work.run(ArrangedRows::of(matrix)),
         None => on_dense(&[matrix], AnyForm(work)),
     }
 }
 
-/// Runs `work` on the weights of matrices that are neither empty nor packed.
+/// Runs `work` on the weights of matrices that are neither empty, packed nor arranged.
 ///
 /// # Panics
 /// If they are not of one dtype, or of one that [`reads`] does not know.

@@ -1,14 +1,16 @@
-//! `x · W` without AMX: the values of a term lie side by side in a row of the weight and fill vectors as they are, so that `x` is what is
-//! broadcast, as it lies, and the sums of a row come out side by side where they belong. Nothing is turned over; the lines of a weight's part,
-//! which lie far apart, are copied together.
+//! Products without AMX in which the weights of a term lie side by side and fill vectors as they are, so that `x` is what is broadcast, as it
+//! lies, and the sums of a row come out side by side where they belong. In `x · Wᵀ` of an arranged weight its panels are read in place. In
+//! `x · W` the lines of a weight's part, which lie far apart, are copied together.
 
 use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::kernel::{FEW_ROWS, Kernel};
 use super::strips::{Ahead, Matrix, Strip};
-use super::tile::{Kernel, Panel, Sums};
-use super::{PARALLEL_PRODUCTS, aligned, common_multiple, parts};
+use super::tile::{Panel, Sums};
+use super::{Over, PARALLEL_PRODUCTS, aligned, common_multiple, parts};
+use crate::targets::flex::arranged::{ArrangedRows, LANES};
 use crate::targets::flex::matrix::{Into, Product, SharedColumns};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::weights::{Weights, shares};
@@ -22,20 +24,23 @@ pub(super) fn multiply_terms<'a, W: Weights<'a>>(
     kernel: &Kernel,
     (x, stride): (&[f32], usize),
     terms: Range<usize>,
+    over: Over,
     products: Vec<Product<'_, W>>,
 ) {
     let rows = x.len() / stride;
     let block = products.iter().map(|product| product.weights.block()).max().unwrap_or(1);
-    let unit = common_multiple(kernel.width, block);
-    let sums: Vec<usize> = products.iter().map(|product| product.weights.inputs()).collect();
+    let in_place = products[0].weights.arranged().is_some() && over == Over::Inputs;
+    let unit = if in_place { LANES } else { common_multiple(kernel.width, block) };
+    let sums: Vec<usize> = products.iter().map(|product| over.sums(product.weights)).collect();
     let size = rows * terms.len() * sums.iter().sum::<usize>();
     let passes = products.into_iter().zip(&sums).map(|(Product { weights, into, out }, &sums)| Pass {
         kernel,
+        over,
         unit,
         x,
         stride,
-        weights: weights.rows(terms.clone()),
-        first_term: terms.start,
+        weights,
+        terms: terms.clone(),
         into,
         out: SharedColumns::new(out, sums),
     });
@@ -66,14 +71,14 @@ struct Scratch {
 /// One product.
 struct Pass<'p, W> {
     kernel: &'p Kernel,
+    over: Over,
     /// Sums whose weights are laid out together: so many whole panels as are whole blocks of the weight.
     unit: usize,
     x: &'p [f32],
     stride: usize,
-    /// A row for each term.
+    /// A row for each term, or arranged ones for each sum.
     weights: W,
-    /// Which of `x`'s the first of them is.
-    first_term: usize,
+    terms: Range<usize>,
     into: Into<'p>,
     out: SharedColumns,
 }
@@ -86,20 +91,22 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
     unsafe fn group(&self, group: Range<usize>, next: Option<&Range<usize>>, scratch: &mut Scratch) {
         let (kernel, rows) = (self.kernel, self.x.len() / self.stride);
         let into = self.into.columns(group.clone());
-        let parts: Vec<Range<usize>> = parts(0..self.weights.outputs(), kernel.depth, kernel.unit).collect();
-        for (index, part) in parts.iter().enumerate() {
-            let of_group = parts.get(index + 1).map(|part| (part, &group));
-            let next = of_group.or(next.map(|next| (&parts[0], next)));
-            let matrix =
-                next.map(|(part, sums)| Matrix { weights: self.weights.rows(part.clone()), columns: sums.clone() });
-            let mut ahead = Ahead::of(matrix);
+        let terms: Vec<Range<usize>> = parts(self.terms.clone(), kernel.depth, kernel.unit).collect();
+        for (index, part) in terms.iter().enumerate() {
+            let of_group = terms.get(index + 1).map(|part| (part, &group));
+            let next = of_group.or(next.map(|next| (&terms[0], next)));
+            // Few rows ask for a weight as they read it.
+            let next = next.filter(|_| self.in_place().is_none() || rows > FEW_ROWS);
+            let mut ahead = Ahead::of(next.map(|(part, sums)| match self.in_place() {
+                Some(_) => Matrix { weights: self.weights.rows(sums.clone()), columns: part.clone() },
+                None => Matrix { weights: self.weights.rows(part.clone()), columns: sums.clone() },
+            }));
             let panels = self.panels(part, &group, &mut scratch.weights);
             let share = ahead.len().div_ceil(rows.div_ceil(kernel.height) * panels.len());
             let into = if index == 0 { into } else { Into::Add };
-            for first in (0..rows).step_by(kernel.height) {
-                let some = first..rows.min(first + kernel.height);
+            for some in parts(0..rows, kernel.height, 1) {
                 let strip = Strip::Apart {
-                    values: &self.x[first * self.stride + self.first_term + part.start..],
+                    values: &self.x[some.start * self.stride + part.start..],
                     sums: some.len(),
                     stride: self.stride,
                     ahead: 0,
@@ -115,10 +122,22 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
         }
     }
 
+    /// The weights, where what a term has of every sum lies side by side already.
+    fn in_place(&self) -> Option<ArrangedRows<'a>> {
+        self.weights.arranged().filter(|_| self.over == Over::Inputs)
+    }
+
     /// The panels of some sums, each with those that are its lanes: part of the terms, laid out in `memory`, where the last vector may reach
     /// beyond what is somebody's.
     fn panels(&self, part: &Range<usize>, group: &Range<usize>, memory: &mut Lent) -> Vec<(Panel, Range<usize>)> {
         let (width, depth) = (self.kernel.width, part.len());
+        if let Some(arranged) = self.in_place() {
+            let panel = |lanes: Range<usize>| {
+                let at = arranged.from(lanes.start, part.start).as_ptr();
+                (Panel { at, pitch: LANES, next: arranged.panel(), depth }, lanes)
+            };
+            return parts(group.clone(), width, width).map(panel).collect();
+        }
         let units = || parts(group.clone(), self.unit, self.unit);
         let place = |sums: &Range<usize>| depth * (sums.start - group.start);
         let values = aligned(memory, depth * group.len() + width);
@@ -133,7 +152,7 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
         for sums in units() {
             for lanes in parts(sums.clone(), width, width) {
                 let at = values[place(&sums) + lanes.start - sums.start..].as_ptr();
-                panels.push((Panel { at, pitch: sums.len(), depth }, lanes));
+                panels.push((Panel { at, pitch: sums.len(), next: 0, depth }, lanes));
             }
         }
         panels

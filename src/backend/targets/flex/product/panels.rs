@@ -4,9 +4,9 @@ use std::ops::Range;
 
 use rayon::prelude::*;
 
+use super::kernel::{Kernel, Layout};
 #[cfg(target_arch = "x86_64")]
 use super::pieces::{self, Values};
-use super::tile::{Kernel, Layout};
 use super::{aligned, aligned_start};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;

@@ -2,12 +2,13 @@
 
 use std::ops::Range;
 
+use super::kernel::Layout;
 #[cfg(target_arch = "x86_64")]
 use super::pieces::{self, Values};
-use super::tile::Layout;
 use super::{Over, aligned};
 use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch_far;
+use crate::targets::flex::arranged::LANES;
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
 use crate::targets::flex::weights::Weights;
@@ -44,14 +45,19 @@ pub(super) struct Ahead<'w> {
 impl<'w> Ahead<'w> {
     /// Those of a matrix that is read as it lies.
     pub(super) fn of(matrix: Option<Matrix<impl Weights<'w>>>) -> Self {
-        let matrix =
-            matrix.and_then(|Matrix { weights, columns }| Some((weights.as_f32()?, weights.inputs(), columns)));
-        matrix.map_or_else(Self::default, |(values, stride, columns)| Self {
-            values: &values[columns.start..],
-            stride,
-            columns: columns.len(),
-            done: 0,
-        })
+        let Some(Matrix { weights, columns }) = matrix else { return Self::default() };
+        let (values, stride, columns) = match (weights.arranged(), weights.as_f32()) {
+            // Of a panel's rows they lie together.
+            (Some(arranged), _) => {
+                let (panels, columns_of) = (weights.outputs().div_ceil(LANES), LANES * columns.len());
+                let values = arranged.from(0, columns.start);
+                let most = panels.saturating_sub(1) * arranged.panel() + columns_of;
+                (&values[..most.min(values.len())], arranged.panel(), columns_of)
+            }
+            (None, Some(values)) => (&values[columns.start..], weights.inputs(), columns.len()),
+            (None, None) => return Self::default(),
+        };
+        Self { values, stride, columns, done: 0 }
     }
 
     /// How many they are.

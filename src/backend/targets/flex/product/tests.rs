@@ -2,7 +2,10 @@
 
 use half::{bf16, f16};
 
+use burn::tensor::Shape;
+
 use super::*;
+use crate::targets::flex::arranged::{self, ArrangedRows};
 use crate::targets::flex::dot::Stored;
 use crate::targets::flex::packed::tests::{matrices, values};
 use crate::targets::flex::packed::{PackedRows, tensor};
@@ -42,6 +45,15 @@ fn check_dense<T: Stored>(set: InstructionSet, [rows, inputs, outputs]: [usize; 
     }
 }
 
+fn check_arranged(set: InstructionSet, [rows, inputs, outputs]: [usize; 3]) {
+    let weights = values(2, outputs * inputs);
+    let plain = crate::targets::flex::tensor(weights.clone(), Shape::from(vec![outputs, inputs]));
+    let arranged = arranged::tensor(&plain);
+    for over in [Over::Inputs, Over::Outputs] {
+        check(set, rows, over, ArrangedRows::of(&arranged), &weights);
+    }
+}
+
 #[test]
 fn every_instruction_set_gives_the_products() {
     for set in InstructionSet::available() {
@@ -59,6 +71,22 @@ fn every_instruction_set_gives_the_products() {
         check_dense(set, [150, 5300, 13], |value| value);
         check_dense(set, [150, 100, 31], bf16::from_f32);
         check_dense(set, [600, 11, 7], |value| value);
+    }
+}
+
+#[test]
+fn arranged_weights_give_the_same_products() {
+    for set in InstructionSet::available() {
+        for rows in [1, 2, 4, 5, 9, 16, 17, 33, 50, 97, 144, 145] {
+            for [inputs, outputs] in [[1, 1], [7, 13], [20, 48], [384, 65], [513, 112], [1100, 6], [30, 1100]] {
+                check_arranged(set, [rows, inputs, outputs]);
+            }
+        }
+        check_arranged(set, [200, 400, 415]);
+        check_arranged(set, [1100, 9, 14]);
+        check_arranged(set, [3, 5300, 100]);
+        check_arranged(set, [20, 13, 5300]);
+        check_arranged(set, [150, 13, 5300]);
     }
 }
 
@@ -89,7 +117,8 @@ fn a_row_gives_the_same_on_one_thread_and_on_several() {
         };
         assert!(product(1) == product(3), "{set:?}");
         // Of a weight as it lies, and of one that is packed, as far as both are multiplied by the same instructions.
-        let same = |rows| Kernel::of(set, Over::Inputs, rows).layout() == Kernel::of(set, Over::Inputs, 300).layout();
+        let layout = |rows| Kernel::of(set, Over::Inputs, rows, false).layout();
+        let same = |rows| layout(rows) == layout(300);
         let rows = if same(20) { 20 } else { 200 };
         let mut few = vec![0.0; rows * outputs];
         let products = vec![Product { weights, into: Into::Overwrite, out: &mut few }];

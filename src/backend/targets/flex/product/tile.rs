@@ -1,14 +1,15 @@
 //! Tiles of a product: a strip of sums for a panel of rows, all of them in registers.
 
-use super::Over;
+#[cfg(target_arch = "x86_64")]
+use super::kernel::Layout;
+use super::kernel::{Kernel, Place};
 use super::strips::Strip;
 #[cfg(target_arch = "x86_64")]
 use super::{amx, pieces};
-#[cfg(target_arch = "x86_64")]
-use crate::targets::cpu::amx::Tiles;
 use crate::targets::cpu::lanes::LINE;
 use crate::targets::cpu::prefetch;
 use crate::targets::cpu::vector::{Baseline, Vector};
+use crate::targets::flex::arranged::LANES;
 use crate::targets::flex::dot::InstructionSet;
 
 /// Columns taken without a branch between them.
@@ -17,66 +18,13 @@ const UNROLLED: usize = 4;
 /// Terms ahead of which a panel is asked for where each has several lines of the cache, of which the processor foresees too few by itself.
 const PANEL_AHEAD: usize = 16;
 
-/// Rows from which on AMX pays.
-#[cfg(target_arch = "x86_64")]
-const AMX_FROM: usize = 144;
-
-/// The tile of an instruction set.
-pub(super) struct Kernel {
-    set: InstructionSet,
-    over: Over,
-    /// Sums of a row at most.
-    pub(super) height: usize,
-    /// Rows.
-    pub(super) width: usize,
-    /// Terms after which sums are parked, so that a panel and the strips beside it stay in the nearest caches.
-    pub(super) depth: usize,
-    /// Sums whose weights meet a part of a panel one after another, before the next part takes its place. The second cache holds them
-    /// meanwhile.
-    pub(super) group: usize,
-    /// Rows from which on packing the weight pays.
-    pub(super) packed_from: usize,
-    /// Sums that a thread takes at a time at least.
-    pub(super) share: usize,
-    /// Parts of the terms begin at multiples of this.
-    pub(super) unit: usize,
-}
-
-/// What the operands are laid out as.
-#[derive(Clone, Copy, PartialEq)]
-pub(super) enum Layout {
-    /// Term by term the values of all rows, or of all sums.
-    Terms,
-    /// As AMX takes them.
-    #[cfg(target_arch = "x86_64")]
-    Pieces,
-}
-
-impl Layout {
-    /// Values of f32 in whose room so many terms of a row, or of a sum, fit.
-    pub(super) fn room(self, terms: usize) -> usize {
-        match self {
-            Self::Terms => terms,
-            #[cfg(target_arch = "x86_64")]
-            Self::Pieces => pieces::room(terms),
-        }
-    }
-}
-
-/// Where the sums of a group are that belong to a panel.
-#[derive(Clone, Copy)]
-pub(super) struct Place {
-    /// From a strip's sums to the next one's.
-    pub(super) step: usize,
-    /// From a row of the tile to the next: a sum's for all rows, or [a row's](Kernel::by_row) of all sums.
-    pub(super) pitch: usize,
-}
-
 /// The values of a panel: term by term those of its lanes, `pitch` apart.
 #[derive(Clone, Copy)]
 pub(super) struct Panel {
     pub(super) at: *const f32,
     pub(super) pitch: usize,
+    /// From an arranged panel's values to those of the next, for tiles that take two.
+    pub(super) next: usize,
     /// Terms.
     pub(super) depth: usize,
 }
@@ -113,78 +61,6 @@ macro_rules! with_height {
 }
 
 impl Kernel {
-    /// As many sums as fit the registers beside the operands. For a few rows laying out a weight as AMX takes it costs more than it saves.
-    pub(super) fn of(set: InstructionSet, over: Over, rows: usize) -> Self {
-        #[cfg(target_arch = "x86_64")]
-        let set = if set == InstructionSet::Amx && rows < AMX_FROM { InstructionSet::Avx512 } else { set };
-        #[cfg(not(target_arch = "x86_64"))]
-        let _ = rows;
-        let narrow =
-            Self { set, over, height: 6, width: 16, depth: 512, group: 96, packed_from: 192, share: 96, unit: LINE };
-        match set {
-            // Sums are moved to memory and back at a cost of two blocks. What is laid out is of use to one thread as to the other, so shares
-            // may be short.
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Amx => {
-                let side = pieces::SIDE;
-                Self {
-                    height: side,
-                    width: side,
-                    depth: 1024,
-                    group: 4 * side,
-                    packed_from: 0,
-                    share: side,
-                    unit: side,
-                    ..narrow
-                }
-            }
-            // 24 sums each, of which those of three vectors need the fewer instructions: 35 against 38 for a term, which is what counts where
-            // another guest runs on the second thread of the core. A single vector that is left over would cost as much as two.
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx512 => {
-                let pairs = over == Over::Inputs && matches!(rows.div_ceil(LINE), 1 | 2 | 4);
-                let (height, width) = if pairs { (12, 2 * LINE) } else { (8, 3 * LINE) };
-                // Of `x · W` a share is worth the copying of its columns.
-                let share = if over == Over::Inputs { 48 } else { 96 };
-                Self { height, width, depth: 1024, group: 144, packed_from: 513, share, ..narrow }
-            }
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Avx2 => narrow,
-            InstructionSet::Portable if Baseline::REGISTERS == 32 => narrow,
-            InstructionSet::Portable => Self { height: 2, group: 32, share: 32, ..narrow },
-        }
-    }
-
-    /// What the operands are laid out as.
-    pub(super) fn layout(&self) -> Layout {
-        match self.set {
-            #[cfg(target_arch = "x86_64")]
-            InstructionSet::Amx => Layout::Pieces,
-            _ => Layout::Terms,
-        }
-    }
-
-    /// Whether tiles leave the sums of a row one after another, which makes the rows the left operand of AMX.
-    pub(super) fn by_row(&self) -> bool {
-        self.layout() != Layout::Terms && self.over == Over::Outputs
-    }
-
-    /// Where the sums of a group of so many are.
-    pub(super) fn place(&self, count: usize) -> Place {
-        if self.by_row() {
-            Place { step: self.height, pitch: count.next_multiple_of(self.height) }
-        } else {
-            Place { step: self.height * self.width, pitch: self.width }
-        }
-    }
-
-    /// Makes this thread ready for tiles, as long as what is returned is kept.
-    pub(super) fn begin(&self) -> impl Sized {
-        // SAFETY: AMX was found; a share of a product is the only user of a thread's registers.
-        #[cfg(target_arch = "x86_64")]
-        return (self.layout() == Layout::Pieces).then(|| unsafe { Tiles::begin() });
-    }
-
     /// `sums[s · width + lane] (+)= Σ strip[s, k] · panel[k · width + lane]`, of which lanes from so many on may be left undone. With pieces the
     /// sums lie as their place says.
     pub(super) fn tile(
@@ -219,7 +95,7 @@ impl Kernel {
             }
             Strip::Packed { values, .. } => assert_eq!(values.len(), depth * self.height),
         }
-        let panel = Panel { at: panel.as_ptr(), pitch: self.width, depth };
+        let panel = Panel { at: panel.as_ptr(), pitch: self.width, next: 0, depth };
         let at = sums.as_mut_ptr();
         let start = if add { at.cast_const() } else { std::ptr::null() };
         let sums = Sums { at, pitch: self.width, start, start_pitch: self.width };
@@ -245,11 +121,33 @@ impl Kernel {
                     with_shape!(strip, lanes.div_ceil(LINE), [1 2], tile_avx512 panel, 12, [1 2 3 4 5 6 7 8 9 10 11 12])
                 }
                 #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx512 if self.width == 4 * LANES => {
+                    with_shape!(strip, lanes.div_ceil(LINE), [1 2 3 4 5 6 7 8 9 10 11 12], tile_avx512 panel, 2, [1 2])
+                }
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx512 if self.width == 2 * LANES => {
+                    with_shape!(strip, lanes.div_ceil(LINE), [1 2 3 4 5 6], tile_avx512 panel, 4, [1 2 3 4])
+                }
+                #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx512 => {
                     with_shape!(strip, lanes.div_ceil(LINE), [1 2 3], tile_avx512 panel, 8, [1 2 3 4 5 6 7 8])
                 }
                 #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx2 if self.width == 2 * LANES => {
+                    with_shape!(strip, halves, [1 2 3 4 5 6 7 8 9 10 11 12], tile_avx2 panel, 1, [1])
+                }
+                #[cfg(target_arch = "x86_64")]
+                InstructionSet::Avx2 if self.width == LANES => {
+                    with_shape!(strip, halves, [1 2 3 4 5 6], tile_avx2 panel, 2, [1 2])
+                }
+                #[cfg(target_arch = "x86_64")]
                 InstructionSet::Avx2 => with_shape!(strip, halves, [1 2], tile_avx2 panel, 6, [1 2 3 4 5 6]),
+                InstructionSet::Portable if Baseline::REGISTERS == 32 && self.width == LANES => {
+                    with_shape!(strip, halves, [1 2 3 4 5 6], tile_portable panel, 2, [1 2])
+                }
+                InstructionSet::Portable if self.width == LANES => {
+                    with_shape!(strip, halves, [1 2 3 4 5 6], tile_portable panel, 1, [1])
+                }
                 InstructionSet::Portable if Baseline::REGISTERS == 32 => {
                     with_shape!(strip, halves, [1 2], tile_portable panel, 6, [1 2 3 4 5 6])
                 }
@@ -268,7 +166,7 @@ unsafe fn tile<L: Vector, const H: usize, const PARTS: usize, const EACH: usize,
     (weights, stride, ahead): (*const f32, usize, usize),
     (panel, sums): (Panel, Sums),
 ) {
-    let Panel { at: values, pitch, depth } = panel;
+    let Panel { at: values, pitch, next, depth } = panel;
     let lanes = PARTS * EACH * L::COUNT;
     // SAFETY: the caller's promise.
     unsafe {
@@ -281,14 +179,16 @@ unsafe fn tile<L: Vector, const H: usize, const PARTS: usize, const EACH: usize,
             for at in at..at + UNROLLED {
                 if lanes > LINE {
                     let ahead = (at + PANEL_AHEAD) * pitch;
-                    (0..lanes).step_by(LINE).for_each(|lane| prefetch(values.wrapping_add(ahead + lane)));
+                    (0..lanes)
+                        .step_by(LINE)
+                        .for_each(|lane| prefetch(values.wrapping_add(ahead + in_panels(lane, next))));
                 }
-                column::<L, H, PARTS, EACH, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
+                column::<L, H, PARTS, EACH, PACKED>(&mut totals, weights, stride, (values.add(at * pitch), next), at);
             }
             at += UNROLLED;
         }
         for at in at..depth {
-            column::<L, H, PARTS, EACH, PACKED>(&mut totals, weights, stride, values.add(at * pitch), at);
+            column::<L, H, PARTS, EACH, PACKED>(&mut totals, weights, stride, (values.add(at * pitch), next), at);
         }
         for (h, totals) in totals.into_iter().enumerate() {
             for (v, mut total) in totals.into_iter().flatten().enumerate() {
@@ -302,6 +202,12 @@ unsafe fn tile<L: Vector, const H: usize, const PARTS: usize, const EACH: usize,
     }
 }
 
+/// Where a lane is, of a term of panels so far apart.
+#[inline(always)]
+fn in_panels(lane: usize, next: usize) -> usize {
+    lane / LANES * next + lane % LANES
+}
+
 /// Adds the products of the column `at`.
 ///
 /// # Safety
@@ -311,14 +217,14 @@ unsafe fn column<L: Vector, const H: usize, const PARTS: usize, const EACH: usiz
     totals: &mut [[[L; EACH]; PARTS]; H],
     weights: *const f32,
     stride: usize,
-    panel: *const f32,
+    (panel, next): (*const f32, usize),
     at: usize,
 ) {
     // SAFETY: the caller's promise.
     unsafe {
         let mut x = [[L::splat(0.0); EACH]; PARTS];
         for (v, x) in x.as_flattened_mut().iter_mut().enumerate() {
-            *x = L::load(panel.add(v * L::COUNT));
+            *x = L::load(panel.add(in_panels(v * L::COUNT, next)));
         }
         for (h, totals) in totals.iter_mut().enumerate() {
             let weight = L::splat(*weights.add(if PACKED { at * H + h } else { h * stride + at }));
