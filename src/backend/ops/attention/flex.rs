@@ -1,5 +1,8 @@
-//! Attention on the CPU in tiles of query rows: a tile's scores over the keys it sees are all that is ever held, so memory grows with
-//! the length and not with its square. The query heads of a group are rows of one tile, so that a key is read once for all of them.
+//! Attention on the CPU in tiles of a head's queries: a tile's scores over the keys it sees are all that is ever held, so memory grows with
+//! the length and not with its square. The keys are turned over once for all heads of a group; everything else is read and written where it
+//! lies. A few queries are taken all heads together: see `few`.
+
+mod few;
 
 use std::ops::Range;
 
@@ -9,16 +12,15 @@ use half::{bf16, f16};
 use rayon::prelude::*;
 
 use super::{AttentionLayout, Span};
-use crate::targets::flex::dot::{InstructionSet, Stored, StoredRows, VECTORS, rows_dot};
-use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef, SharedColumns, multiply};
+use crate::targets::cpu::lanes::LINE;
+use crate::targets::flex::dot::Stored;
+use crate::targets::flex::matrix::{MatrixMut, MatrixRef, SharedColumns};
 use crate::targets::flex::memory::Lent;
-use crate::targets::flex::weighted::rows_sum;
+use crate::targets::flex::product::small::{Right, multiply};
 use crate::targets::flex::{Rows, contiguous, lanes, memory, tensor};
 
-/// Rows of a tile: enough for the matrix product to run well, few enough for its scores to stay in the second-level cache.
-const TILE_ROWS: usize = 64;
-/// Rows up to which a tile is made of dot products: a query of a decode step, all heads of a group.
-const FEW_ROWS: usize = 8;
+/// Queries of a tile: enough for what a tile reads to be read seldom, few enough for causal ones to see little that is not theirs.
+const TILE_ROWS: usize = 32;
 /// Scores below which another thread is not worth waking.
 const PARALLEL_SCORES: usize = 1 << 10;
 
@@ -35,15 +37,6 @@ impl Side {
             DType::F16 => Self::F16(contiguous(tensor)),
             DType::BF16 => Self::BF16(contiguous(tensor)),
             _ => Self::F32(Rows::new(tensor)),
-        }
-    }
-
-    /// Runs `work` on some rows of `dim` values as they are stored, the first at `start` and the others `stride` apart.
-    fn on_rows(&self, start: usize, shape: [usize; 3], work: impl OnSide) {
-        match self {
-            Self::F32(all) => work.run(StoredRows::new(&all.all()[start..], shape)),
-            Self::F16(all) => work.run(StoredRows::new(&stored::<f16>(all)[start..], shape)),
-            Self::BF16(all) => work.run(StoredRows::new(&stored::<bf16>(all)[start..], shape)),
         }
     }
 
@@ -76,42 +69,6 @@ fn widened<'r, T: Stored>(
     MatrixRef::new(out, rows, dim, dim)
 }
 
-/// What is computed of rows of keys or values in whichever form they are stored.
-trait OnSide {
-    fn run<T: Stored>(self, rows: StoredRows<T>);
-}
-
-/// `out[key · rows + row] = queries[row] · key`.
-struct Scores<'a> {
-    queries: &'a [f32],
-    rows: usize,
-    out: &'a mut [f32],
-}
-
-impl OnSide for Scores<'_> {
-    fn run<T: Stored>(self, keys: StoredRows<T>) {
-        let queries: Vec<&[f32]> = self.queries.chunks_exact(keys.length()).collect();
-        for (range, keys) in keys.blocks() {
-            let out = &mut self.out[range.start * self.rows..range.end * self.rows];
-            for (index, queries) in queries.chunks(VECTORS).enumerate() {
-                rows_dot(InstructionSet::detect(), queries, keys, &mut out[index * VECTORS..], self.rows);
-            }
-        }
-    }
-}
-
-/// The values, each as much as its probability says.
-struct Weighted<'a> {
-    probabilities: &'a [f32],
-    out: &'a mut [f32],
-}
-
-impl OnSide for Weighted<'_> {
-    fn run<T: Stored>(self, values: StoredRows<T>) {
-        rows_sum(InstructionSet::detect(), self.probabilities, values, self.out);
-    }
-}
-
 /// The three inputs with their sizes.
 struct Inputs<'a> {
     q: Rows,
@@ -123,11 +80,34 @@ struct Inputs<'a> {
     layout: &'a AttentionLayout,
 }
 
-/// Some queries of a span, all heads of one group.
-struct Tile<'a> {
+/// The query heads of a span that share keys and values.
+struct Group<'a> {
     span: &'a Span,
     kv_head: usize,
+}
+
+/// Some queries of one head.
+struct Tile {
+    head: usize,
     queries: Range<usize>,
+}
+
+/// What a tile's queries give each key, `[queries, keys]`, zero where a query does not see it.
+struct Probabilities {
+    values: Lent,
+    /// The keys of the columns: those that are seen, and before and behind them such as fill up lines.
+    columns: Range<usize>,
+    /// The keys that any of the queries sees.
+    seen: Range<usize>,
+}
+
+impl Probabilities {
+    /// Those of the keys that are seen, of any values like these.
+    fn of_seen<'v>(&self, values: &'v [f32]) -> MatrixRef<'v> {
+        let pitch = self.columns.len();
+        let from = self.seen.start - self.columns.start;
+        MatrixRef::new(values, values.len() / pitch, pitch, pitch).some_columns(from..from + self.seen.len())
+    }
 }
 
 impl Inputs<'_> {
@@ -137,86 +117,86 @@ impl Inputs<'_> {
         Inputs { q: Rows::new(q), k: Side::new(k), v: Side::new(v), heads, kv_heads, dim, layout }
     }
 
+    /// Query heads of a group.
     fn group(&self) -> usize {
         self.heads / self.kv_heads
     }
 
-    /// The tiles of one key-value head of a span.
-    fn tiles<'s>(&self, span: &'s Span, kv_head: usize) -> impl Iterator<Item = Tile<'s>> + use<'s> {
-        let step = (TILE_ROWS / self.group()).max(1);
-        let starts = (0..span.query_len).step_by(step);
-        starts.map(move |at| Tile { span, kv_head, queries: at..span.query_len.min(at + step) })
+    fn groups(&self) -> Vec<Group<'_>> {
+        let asking = self.layout.spans.iter().filter(|span| span.query_len > 0);
+        asking.flat_map(|span| (0..self.kv_heads).map(move |kv_head| Group { span, kv_head })).collect()
     }
 
-    /// The keys any query of the tile sees, relative to the span's first.
-    fn keys(&self, tile: &Tile) -> Range<usize> {
-        let first = self.layout.visible(tile.span, tile.queries.start);
-        let last = self.layout.visible(tile.span, tile.queries.end - 1);
-        first.start..last.end
+    fn tiles(&self, group: &Group) -> Vec<Tile> {
+        let (count, heads) = (group.span.query_len, group.kv_head * self.group()..(group.kv_head + 1) * self.group());
+        let tiles = |head| {
+            let starts = (0..count).step_by(TILE_ROWS);
+            starts.map(move |start| Tile { head, queries: start..count.min(start + TILE_ROWS) })
+        };
+        heads.flat_map(tiles).collect()
     }
 
-    /// Where the tile's head has its first of `keys`, and their number, length and distance.
-    fn place(&self, tile: &Tile, keys: &Range<usize>) -> (usize, [usize; 3]) {
+    /// The keys any of these queries sees, relative to the span's first.
+    fn seen(&self, span: &Span, queries: &Range<usize>) -> Range<usize> {
+        self.layout.visible(span, queries.start).start..self.layout.visible(span, queries.end - 1).end
+    }
+
+    /// Where the group has its first of `keys`, and their number, length and distance.
+    fn place(&self, group: &Group, keys: &Range<usize>) -> (usize, [usize; 3]) {
         let stride = self.kv_heads * self.dim;
-        let start = (tile.span.key_start + keys.start) * stride + tile.kv_head * self.dim;
+        let start = (group.span.key_start + keys.start) * stride + group.kv_head * self.dim;
         (start, [keys.len(), self.dim, stride])
     }
 
-    /// `k` or `v` of the tile's head over `keys`, `[keys, dim]`.
-    fn side<'r>(&self, side: &'r Side, tile: &Tile, keys: &Range<usize>, scratch: &'r mut Lent) -> MatrixRef<'r> {
-        let (start, shape) = self.place(tile, keys);
+    /// The group's `k` or `v`, `[keys, dim]`.
+    fn side<'r>(&self, side: &'r Side, group: &Group, scratch: &'r mut Lent) -> MatrixRef<'r> {
+        let (start, shape) = self.place(group, &(0..group.span.key_len));
         side.rows(start, shape, scratch)
     }
 
-    /// The tile's rows of a tensor shaped like `q`, copied together: `[queries · group, dim]`.
-    fn gather(&self, rows: &[f32], tile: &Tile) -> Lent {
-        let width = self.group() * self.dim;
-        let mut out = memory::scratch(tile.queries.len() * width);
-        for (query, out) in tile.queries.clone().zip(out.chunks_exact_mut(width)) {
-            let start = (tile.span.query_start + query) * self.heads * self.dim + tile.kv_head * width;
-            out.copy_from_slice(&rows[start..start + width]);
-        }
-        out
+    /// Row and column where a tile begins in a matrix with a row for each query.
+    fn corner(&self, span: &Span, tile: &Tile) -> [usize; 2] {
+        [span.query_start + tile.queries.start, tile.head * self.dim]
     }
 
-    /// The way back from [`gather`](Self::gather), into rows of all heads.
+    /// The tile's rows of a tensor shaped like `q`, `[queries, dim]`.
+    fn rows<'r>(&self, all: &'r [f32], span: &Span, tile: &Tile) -> MatrixRef<'r> {
+        let ([row, column], stride) = (self.corner(span, tile), self.heads * self.dim);
+        MatrixRef::new(&all[row * stride + column..], tile.queries.len(), self.dim, stride)
+    }
+
+    /// The way back: a product into the tile's rows of a tensor shaped like `q`.
     ///
     /// # Safety
     /// `into` has a row for each query, and nobody else holds the tile's part of them.
-    unsafe fn scatter(&self, from: &[f32], tile: &Tile, into: &SharedColumns) {
-        let width = self.group() * self.dim;
-        for (query, from) in tile.queries.clone().zip(from.chunks_exact(width)) {
-            // SAFETY: the caller's promise.
-            let part = unsafe { into.part_of_row(tile.span.query_start + query, tile.kv_head * width, width) };
-            part.copy_from_slice(from);
-        }
+    unsafe fn write(&self, into: &SharedColumns, span: &Span, tile: &Tile, left: MatrixRef, right: &Right) {
+        // SAFETY: the caller's promise.
+        let out = unsafe { into.part(self.corner(span, tile), [tile.queries.len(), self.dim]) };
+        multiply(out, false, left, right, 0);
     }
 
-    /// Softmax(scale·q·kᵀ) of the tile, `[queries · group, keys]`, zero where a query does not see the key.
-    fn probabilities(&self, q: &[f32], tile: &Tile, keys: &Range<usize>) -> Lent {
-        let (rows, width) = (tile.queries.len() * self.group(), keys.len());
-        let mut scores = memory::scratch(rows * width);
-        if rows <= FEW_ROWS {
-            let mut by_key = memory::scratch(rows * width);
-            let (start, shape) = self.place(tile, keys);
-            self.k.on_rows(start, shape, Scores { queries: q, rows, out: &mut by_key });
-            for (row, scores) in scores.chunks_exact_mut(width).enumerate() {
-                scores.iter_mut().zip(by_key[row..].iter().step_by(rows)).for_each(|(to, from)| *to = *from);
-            }
-        } else {
-            let mut scratch = Lent::default();
-            let k = self.side(&self.k, tile, keys, &mut scratch).transposed();
-            let q = MatrixRef::new(q, rows, self.dim, self.dim);
-            multiply(MatrixMut::new(&mut scores, rows, width, width), Into::Overwrite, q, k, false);
-        }
+    /// Softmax(scale·q·kᵀ) of a tile; `keys` are the group's, turned over.
+    fn probabilities(&self, q: MatrixRef, keys: &Right, span: &Span, tile: &Tile) -> Probabilities {
+        let seen = self.seen(span, &tile.queries);
+        let first = keys.begin(seen.start);
+        let columns = first..first + (seen.end - first).next_multiple_of(LINE);
+        let (rows, pitch) = (tile.queries.len(), columns.len());
+        let mut values = memory::scratch(rows * pitch);
+        multiply(MatrixMut::new(&mut values, rows, pitch, pitch), false, q, keys, first);
+        self.softmax(&mut values, &columns, span, (tile.queries.clone(), 1));
+        Probabilities { values, columns, seen }
+    }
+
+    /// Turns scores, of these queries so many rows each, into probabilities.
+    fn softmax(&self, scores: &mut [f32], keys: &Range<usize>, span: &Span, (queries, each): (Range<usize>, usize)) {
         let scale = self.layout.scale as f32;
         lanes::vectorised(
             #[inline(always)]
             |math| {
-                for (query, scores) in tile.queries.clone().zip(scores.chunks_exact_mut(self.group() * width)) {
-                    let visible = self.layout.visible(tile.span, query);
+                for (query, scores) in queries.clone().zip(scores.chunks_exact_mut(each * keys.len())) {
+                    let visible = self.layout.visible(span, query);
                     let visible = visible.start - keys.start..visible.end - keys.start;
-                    for row in scores.chunks_exact_mut(width) {
+                    for row in scores.chunks_exact_mut(keys.len()) {
                         row[..visible.start].fill(0.0);
                         row[visible.end..].fill(0.0);
                         math.softmax_in_place(&mut row[visible.clone()], scale);
@@ -224,57 +204,41 @@ impl Inputs<'_> {
                 }
             },
         );
-        scores
-    }
-
-    /// What a tile's queries get of the values by these probabilities, `[queries · group, dim]`, into `product`.
-    fn weigh(&self, probabilities: &[f32], tile: &Tile, keys: &Range<usize>, product: &mut [f32]) {
-        let rows = tile.queries.len() * self.group();
-        if rows <= FEW_ROWS {
-            let (start, shape) = self.place(tile, keys);
-            return self.v.on_rows(start, shape, Weighted { probabilities, out: product });
-        }
-        let probabilities = MatrixRef::new(probabilities, rows, keys.len(), keys.len());
-        let mut scratch = Lent::default();
-        let v = self.side(&self.v, tile, keys, &mut scratch);
-        multiply(MatrixMut::new(product, rows, self.dim, self.dim), Into::Overwrite, probabilities, v, false);
     }
 
     fn is_small(&self) -> bool {
         let scores: usize = self.layout.spans.iter().map(|span| span.query_len * span.key_len).sum();
         scores * self.heads < PARALLEL_SCORES || rayon::current_num_threads() == 1
     }
+
+    /// Runs `work` on each, on all threads if that pays.
+    fn for_each<T: Sync>(&self, all: &[T], work: impl Fn(&T) + Send + Sync) {
+        if all.len() == 1 || self.is_small() { all.iter().for_each(work) } else { all.par_iter().for_each(work) }
+    }
 }
 
 pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &AttentionLayout) -> FlexTensor {
     let inputs = Inputs::new(&q, &k, &v, layout);
     let mut out = memory::stale(q.shape().num_elements());
-    let kv_heads = 0..inputs.kv_heads;
-    let pairs = layout.spans.iter().flat_map(|span| kv_heads.clone().map(move |kv_head| (span, kv_head)));
-    let tiles: Vec<Tile> = pairs.flat_map(|(span, kv_head)| inputs.tiles(span, kv_head)).collect();
     let rows = SharedColumns::new(&mut out, inputs.heads * inputs.dim);
-    let compute = |tile: &Tile| {
-        let keys = inputs.keys(tile);
-        let q = inputs.gather(inputs.q.all(), tile);
-        let p = inputs.probabilities(&q, tile, &keys);
-        let mut product = q;
-        inputs.weigh(&p, tile, &keys, &mut product);
-        // SAFETY: the layout was checked: spans lie inside `q` and do not share queries. Each tile has queries or heads of its own.
-        unsafe { inputs.scatter(&product, tile, &rows) };
-    };
-    if inputs.is_small() {
-        tiles.iter().for_each(compute);
-    } else {
-        tiles.par_iter().for_each(compute);
-    }
+    inputs.for_each(&inputs.groups(), |group| {
+        let span = group.span;
+        if span.query_len * inputs.group() <= few::ROWS {
+            // SAFETY: the layout was checked: spans lie inside `q` and do not share queries. Each group has queries or heads of its own.
+            return unsafe { few::forward(&inputs, group, &rows) };
+        }
+        let [mut memory, mut wide_keys, mut wide_values] = [(); 3].map(|()| Lent::default());
+        let keys = Right::new(inputs.side(&inputs.k, group, &mut wide_keys).transposed(), &mut memory);
+        let values = inputs.side(&inputs.v, group, &mut wide_values);
+        inputs.for_each(&inputs.tiles(group), |tile| {
+            let p = inputs.probabilities(inputs.rows(inputs.q.all(), span, tile), &keys, span, tile);
+            let mut memory = Lent::default();
+            let values = Right::new(values.some_rows(p.seen.clone()), &mut memory);
+            // SAFETY: as above; each tile has queries or a head of its own.
+            unsafe { inputs.write(&rows, span, tile, p.of_seen(&p.values), &values) };
+        });
+    });
     tensor(out, q.shape())
-}
-
-/// Gradients of one key-value head of a span: of its queries tile by tile, of its keys and values `[keys, dim]`.
-struct HeadGradients {
-    queries: Vec<Lent>,
-    keys: Lent,
-    values: Lent,
 }
 
 pub(crate) fn backward(
@@ -286,75 +250,70 @@ pub(crate) fn backward(
 ) -> (FlexTensor, FlexTensor, FlexTensor) {
     let inputs = Inputs::new(&q, &k, &v, layout);
     let grad = Rows::new(&grad);
-    // Each task owns the keys and values of its head, so that no two threads add to the same gradient.
-    let kv_heads = 0..inputs.kv_heads;
-    let heads: Vec<(&Span, usize)> =
-        layout.spans.iter().flat_map(|span| kv_heads.clone().map(move |kv_head| (span, kv_head))).collect();
-    let compute = |&(span, kv_head): &(&Span, usize)| head_backward(&inputs, grad.all(), span, kv_head);
-    let gradients: Vec<HeadGradients> =
-        if inputs.is_small() { heads.iter().map(compute).collect() } else { heads.par_iter().map(compute).collect() };
-
     let mut d_q = memory::zeros(q.shape().num_elements());
+    let d_q_rows = SharedColumns::new(&mut d_q, inputs.heads * inputs.dim);
+    // Each task owns the keys and values of its group, so that no two threads add to the same gradient.
+    let groups = inputs.groups();
+    // SAFETY: as in the forward pass.
+    let compute = |group: &Group| unsafe { group_backward(&inputs, grad.all(), group, &d_q_rows) };
+    let gradients: Vec<[Lent; 2]> =
+        if inputs.is_small() { groups.iter().map(compute).collect() } else { groups.par_iter().map(compute).collect() };
+
     let mut d_k = memory::zeros(k.shape().num_elements());
     let mut d_v = memory::zeros(v.shape().num_elements());
-    let d_q_rows = SharedColumns::new(&mut d_q, inputs.heads * inputs.dim);
-    for (&(span, kv_head), gradients) in heads.iter().zip(gradients) {
-        for (tile, d_q_tile) in inputs.tiles(span, kv_head).zip(&gradients.queries) {
-            // SAFETY: as in the forward pass; one tile at a time.
-            unsafe { inputs.scatter(d_q_tile, &tile, &d_q_rows) };
-        }
-        for (from, into) in [(&gradients.keys, &mut d_k), (&gradients.values, &mut d_v)] {
-            for (key, from) in from.chunks_exact(inputs.dim).enumerate() {
-                let start = ((span.key_start + key) * inputs.kv_heads + kv_head) * inputs.dim;
-                into[start..start + inputs.dim].iter_mut().zip(from).for_each(|(into, from)| *into += from);
+    for (group, gradients) in groups.iter().zip(gradients) {
+        // Spans may share keys.
+        let (start, [_, dim, stride]) = inputs.place(group, &(0..0));
+        for (from, into) in gradients.iter().zip([&mut d_k, &mut d_v]) {
+            for (from, into) in from.chunks_exact(dim).zip(into[start..].chunks_mut(stride)) {
+                into.iter_mut().zip(from).for_each(|(into, from)| *into += from);
             }
         }
     }
     (tensor(d_q, q.shape()), tensor(d_k, k.shape()), tensor(d_v, v.shape()))
 }
 
-/// With P the probabilities and G the gradient of the output: dV = Pᵀ·G, dP = G·Vᵀ, dS = scale·P∘(dP − Σ dP∘P), dQ = dS·K, dK = dSᵀ·Q
-/// (Dao et al. 2022, appendix B), tile by tile.
-fn head_backward(inputs: &Inputs, grad: &[f32], span: &Span, kv_head: usize) -> HeadGradients {
-    let dim = inputs.dim;
-    let mut queries = Vec::new();
+/// Gradients of a group's keys and values, `[keys, dim]`; of its queries into `d_q`. With P the probabilities and G the gradient of the output:
+/// dV = Pᵀ·G, dP = G·Vᵀ, dS = scale·P∘(dP − Σ dP∘P), dQ = dS·K, dK = dSᵀ·Q (Dao et al. 2022, appendix B), tile by tile.
+///
+/// # Safety
+/// `d_q` has a row for each query, and nobody else holds the group's part of them.
+unsafe fn group_backward(inputs: &Inputs, grad: &[f32], group: &Group, d_q: &SharedColumns) -> [Lent; 2] {
+    let (span, dim, scale) = (group.span, inputs.dim, inputs.layout.scale as f32);
     let [mut d_keys, mut d_values] = [(); 2].map(|()| memory::scratch(span.key_len * dim));
     d_keys.fill(0.0);
     d_values.fill(0.0);
-    let mut scores = Lent::default();
-    for tile in inputs.tiles(span, kv_head) {
-        let keys = inputs.keys(&tile);
-        let (rows, width) = (tile.queries.len() * inputs.group(), keys.len());
-        let q = inputs.gather(inputs.q.all(), &tile);
-        let grad = inputs.gather(grad, &tile);
-        let p = inputs.probabilities(&q, &tile, &keys);
-        let (q, grad) = (MatrixRef::new(&q, rows, dim, dim), MatrixRef::new(&grad, rows, dim, dim));
-        let p_matrix = MatrixRef::new(&p, rows, width, width);
-        let part = keys.start * dim..keys.end * dim;
-        let into = MatrixMut::new(&mut d_values[part.clone()], width, dim, dim);
-        multiply(into, Into::Add, p_matrix.transposed(), grad, false);
+    let [mut wide_keys, mut wide_values, mut turned_keys, mut turned_values] = [(); 4].map(|()| Lent::default());
+    let keys = inputs.side(&inputs.k, group, &mut wide_keys);
+    let values = inputs.side(&inputs.v, group, &mut wide_values);
+    let keys_turned = Right::new(keys.transposed(), &mut turned_keys);
+    let values_turned = Right::new(values.transposed(), &mut turned_values);
+    let [mut scores, mut memory] = [(); 2].map(|()| Lent::default());
+    for tile in &inputs.tiles(group) {
+        let (q, grad) = (inputs.rows(inputs.q.all(), span, tile), inputs.rows(grad, span, tile));
+        let p = inputs.probabilities(q, &keys_turned, span, tile);
+        let (rows, pitch) = (tile.queries.len(), p.columns.len());
+        let seen = |gradient| -> MatrixMut { MatrixMut::new(gradient, p.seen.len(), dim, dim) };
+        let part = p.seen.start * dim..p.seen.end * dim;
+        let of_values = seen(&mut d_values[part.clone()]);
+        multiply(of_values, true, p.of_seen(&p.values).transposed(), &Right::new(grad, &mut memory), 0);
 
-        let d_scores = scores.first(rows * width);
-        let mut scratch = Lent::default();
-        let v = inputs.side(&inputs.v, &tile, &keys, &mut scratch).transposed();
-        multiply(MatrixMut::new(d_scores, rows, width, width), Into::Overwrite, grad, v, false);
-        let scale = inputs.layout.scale as f32;
+        let scores = scores.first(rows * pitch);
+        multiply(MatrixMut::new(scores, rows, pitch, pitch), false, grad, &values_turned, p.columns.start);
         lanes::vectorised(
             #[inline(always)]
             |math| {
-                for (d, p) in d_scores.chunks_exact_mut(width).zip(p.chunks_exact(width)) {
+                for (d, p) in scores.chunks_exact_mut(pitch).zip(p.values.chunks_exact(pitch)) {
                     let dot = math.sum2(d, p);
                     d.iter_mut().zip(p).for_each(|(d, p)| *d = scale * p * (*d - dot));
                 }
             },
         );
-        let d_matrix = MatrixRef::new(d_scores, rows, width, width);
-        let mut d_q = memory::scratch(rows * dim);
-        let k = inputs.side(&inputs.k, &tile, &keys, &mut scratch);
-        multiply(MatrixMut::new(&mut d_q, rows, dim, dim), Into::Overwrite, d_matrix, k, false);
-        queries.push(d_q);
-        let into = MatrixMut::new(&mut d_keys[part], width, dim, dim);
-        multiply(into, Into::Add, d_matrix.transposed(), q, false);
+        let scores = p.of_seen(scores);
+        let keys = Right::new(keys.some_rows(p.seen.clone()), &mut memory);
+        // SAFETY: the caller's promise; each tile has queries or a head of its own.
+        unsafe { inputs.write(d_q, span, tile, scores, &keys) };
+        multiply(seen(&mut d_keys[part]), true, scores.transposed(), &Right::new(q, &mut memory), 0);
     }
-    HeadGradients { queries, keys: d_keys, values: d_values }
+    [d_keys, d_values]
 }

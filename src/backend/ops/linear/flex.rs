@@ -245,7 +245,7 @@ pub(crate) fn backward_weight(x: FlexTensor, grad: FlexTensor) -> FlexTensor {
     let left = MatrixRef::new(grad.all(), rows, outputs, outputs).transposed();
     let right = MatrixRef::new(x.all(), rows, inputs, inputs);
     let parallel = rows * inputs * outputs >= PARALLEL_PRODUCTS;
-    multiply(MatrixMut::new(&mut out, outputs, inputs, inputs), Into::Overwrite, left, right, parallel);
+    multiply(MatrixMut::new(&mut out, outputs, inputs, inputs), left, right, parallel);
     tensor(out, Shape::from(vec![outputs, inputs]))
 }
 

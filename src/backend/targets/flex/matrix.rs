@@ -1,5 +1,6 @@
-//! Matrix products on slices with strides: the safe face of the `gemm` crate.
+//! Matrices inside slices, and their products by the `gemm` crate.
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
 use gemm::Parallelism;
@@ -10,11 +11,11 @@ use crate::targets::cpu::prefetch_to_write;
 /// A read-only matrix inside a slice.
 #[derive(Clone, Copy)]
 pub(crate) struct MatrixRef<'a> {
-    data: &'a [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
-    column_stride: usize,
+    pub(super) data: &'a [f32],
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
+    pub(super) column_stride: usize,
 }
 
 impl<'a> MatrixRef<'a> {
@@ -32,36 +33,48 @@ impl<'a> MatrixRef<'a> {
         let Self { data, rows, columns, row_stride, column_stride } = self;
         Self { data, rows: columns, columns: rows, row_stride: column_stride, column_stride: row_stride }
     }
+
+    /// Some of its rows.
+    pub(crate) fn some_rows(self, rows: Range<usize>) -> Self {
+        self.transposed().some_columns(rows).transposed()
+    }
+
+    /// Some of its columns.
+    pub(crate) fn some_columns(self, columns: Range<usize>) -> Self {
+        assert!(columns.start <= columns.end && columns.end <= self.columns);
+        Self { data: &self.data[columns.start * self.column_stride..], columns: columns.len(), ..self }
+    }
 }
 
-/// A matrix to be written, inside a slice.
+/// A matrix to be written.
 pub(crate) struct MatrixMut<'a> {
-    data: &'a mut [f32],
-    rows: usize,
-    columns: usize,
-    row_stride: usize,
+    start: *mut f32,
+    pub(super) rows: usize,
+    pub(super) columns: usize,
+    pub(super) row_stride: usize,
+    data: PhantomData<&'a mut [f32]>,
 }
 
 impl<'a> MatrixMut<'a> {
-    /// `rows × columns`, each row `stride` elements after the one before.
+    /// `rows × columns` inside a slice, each row `stride` elements after the one before.
     ///
     /// # Panics
     /// If the slice is too short.
     pub(crate) fn new(data: &'a mut [f32], rows: usize, columns: usize, stride: usize) -> Self {
         check(data.len(), rows, columns, stride);
-        Self { data, rows, columns, row_stride: stride }
+        Self { start: data.as_mut_ptr(), rows, columns, row_stride: stride, data: PhantomData }
     }
-}
 
-impl MatrixMut<'_> {
-    /// Writes a bias, and says whether the product is to be added to what is there then.
-    fn begin(&mut self, into: Into) -> bool {
-        assert!(into.fits(self.columns));
-        if let Some(bias) = into.bias() {
-            let rows = self.data.chunks_mut(self.row_stride.max(1)).take(self.rows);
-            rows.for_each(|row| row[..bias.len()].copy_from_slice(bias));
-        }
-        !matches!(into, Into::Overwrite)
+    /// Where an element is.
+    pub(super) fn at(&mut self, row: usize, column: usize) -> *mut f32 {
+        self.start.wrapping_add(row * self.row_stride + column)
+    }
+
+    /// Part of a row.
+    pub(super) fn part_of_row(&mut self, row: usize, columns: Range<usize>) -> &mut [f32] {
+        assert!(row < self.rows && columns.start <= columns.end && columns.end <= self.columns);
+        // SAFETY: the matrix has these elements, and is borrowed mutably.
+        unsafe { std::slice::from_raw_parts_mut(self.at(row, columns.start), columns.len()) }
     }
 }
 
@@ -122,41 +135,25 @@ pub(crate) struct Product<'p, W> {
     pub(crate) out: &'p mut [f32],
 }
 
-/// `destination (+)= left · right`, on every thread of the pool if `parallel`.
+/// `out = left · right`, on every thread of the pool if `parallel`.
 ///
 /// # Panics
 /// If the shapes do not fit.
-pub(crate) fn multiply(mut destination: MatrixMut, into: Into, left: MatrixRef, right: MatrixRef, parallel: bool) {
-    assert_eq!(left.columns, right.rows);
-    assert_eq!((destination.rows, destination.columns), (left.rows, right.columns));
-    let add = destination.begin(into);
+pub(crate) fn multiply(mut out: MatrixMut, left: MatrixRef, right: MatrixRef, parallel: bool) {
+    assert_eq!((left.rows, left.columns, right.columns), (out.rows, right.rows, out.columns));
     let parallelism =
         if parallel && rayon::current_num_threads() > 1 { Parallelism::Rayon(0) } else { Parallelism::None };
-    // SAFETY: `check` proved that every element the strides reach lies inside the slices, the shapes agree, and the
-    // destination is borrowed mutably, so it overlaps neither operand.
-    unsafe { raw(destination.data.as_mut_ptr(), destination.row_stride, add, left, right, parallelism) };
-}
-
-/// # Safety
-/// `destination` must be writable for `left.rows × right.columns` at `stride`, overlap neither operand, and the shapes must fit.
-unsafe fn raw(
-    destination: *mut f32,
-    stride: usize,
-    add: bool,
-    left: MatrixRef,
-    right: MatrixRef,
-    parallelism: Parallelism,
-) {
-    // SAFETY: the caller's promise; `MatrixRef` and `MatrixMut` check their own extents.
+    // SAFETY: `check` proved that every element the strides reach lies inside the matrices, the shapes agree, and the output is borrowed
+    // mutably, so it overlaps neither operand.
     unsafe {
         gemm::gemm(
             left.rows,
             right.columns,
             left.columns,
-            destination,
+            out.at(0, 0),
             1,
-            stride as isize,
-            add,
+            out.row_stride as isize,
+            false,
             left.data.as_ptr(),
             left.column_stride as isize,
             left.row_stride as isize,
@@ -207,6 +204,14 @@ impl SharedColumns {
         }
     }
 
+    /// Rows of some columns, from these on.
+    ///
+    /// # Safety
+    /// They must lie inside the matrix, and nobody else may hold any of them as long as they are used.
+    pub(crate) unsafe fn part<'a>(&self, [row, column]: [usize; 2], [rows, columns]: [usize; 2]) -> MatrixMut<'a> {
+        MatrixMut { start: self.at(row, column), rows, columns, row_stride: self.stride, data: PhantomData }
+    }
+
     /// Part of a row.
     ///
     /// # Safety
@@ -219,19 +224,50 @@ impl SharedColumns {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+    use crate::targets::flex::packed::tests::values;
+
+    /// A matrix with room between its rows, or the transpose of one.
+    fn inside(data: &[f32], [rows, columns]: [usize; 2], turned: bool) -> MatrixRef<'_> {
+        let [by, stride] = if turned { [columns, rows] } else { [rows, columns] };
+        let matrix = MatrixRef::new(data, by, stride, stride + 3);
+        if turned { matrix.transposed() } else { matrix }
+    }
+
+    /// Compares a product, which may add to what is there, as it says, with its definition; what lies between the rows must stay.
+    pub(crate) fn check_product(
+        [rows, terms, columns]: [usize; 3],
+        turned: [bool; 2],
+        multiply: impl FnOnce(MatrixMut, MatrixRef, MatrixRef) -> bool,
+    ) {
+        let (a, b) = (values(1, (rows + 3) * (terms + 3)), values(2, (terms + 3) * (columns + 3)));
+        let (left, right) = (inside(&a, [rows, terms], turned[0]), inside(&b, [terms, columns], turned[1]));
+        let before = values(3, rows * (columns + 3));
+        let mut out = before.clone();
+        let add = multiply(MatrixMut::new(&mut out, rows, columns, columns + 3), left, right);
+        let value =
+            |m: MatrixRef, row: usize, column: usize| f64::from(m.data[row * m.row_stride + column * m.column_stride]);
+        for (index, (out, before)) in out.into_iter().zip(before).enumerate() {
+            let (row, column) = (index / (columns + 3), index % (columns + 3));
+            if column >= columns {
+                assert_eq!(out, before, "between the rows");
+                continue;
+            }
+            let products = (0..terms).map(|term| value(left, row, term) * value(right, term, column));
+            let expected = products.sum::<f64>() + if add { f64::from(before) } else { 0.0 };
+            assert!((f64::from(out) - expected).abs() < 1e-4, "{out} is not {expected} in {row}, {column}");
+        }
+    }
 
     #[test]
     fn products_of_strided_and_transposed_matrices() {
-        // Two rows of two inside a buffer with stride three.
-        let a = [1.0, 2.0, 9.0, 3.0, 4.0, 9.0];
-        let left = MatrixRef::new(&a, 2, 2, 3);
-        let mut out = [0.0; 4];
-        multiply(MatrixMut::new(&mut out, 2, 2, 2), Into::Overwrite, left, left.transposed(), false);
-        assert_eq!(out, [5.0, 11.0, 11.0, 25.0]);
-        multiply(MatrixMut::new(&mut out, 2, 2, 2), Into::Add, left, left, true);
-        assert_eq!(out, [12.0, 21.0, 26.0, 47.0]);
+        for (index, turned) in [[false, false], [true, false], [false, true], [true, true]].into_iter().enumerate() {
+            check_product([20, 33, 17], turned, |out, left, right| {
+                multiply(out, left, right, index % 2 == 0);
+                false
+            });
+        }
     }
 
     #[test]

@@ -14,6 +14,7 @@ mod kernel;
 mod panels;
 #[cfg(target_arch = "x86_64")]
 mod pieces;
+pub(crate) mod small;
 mod strips;
 mod tile;
 

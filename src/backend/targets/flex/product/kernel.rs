@@ -112,6 +112,13 @@ impl Kernel {
         }
     }
 
+    /// For a panel of so many lanes, in terms whatever the number of rows.
+    pub(super) fn of_small(set: InstructionSet, lanes: usize) -> Self {
+        #[cfg(target_arch = "x86_64")]
+        let set = if set == InstructionSet::Amx { InstructionSet::Avx512 } else { set };
+        Self::of(set, Over::Inputs, lanes, false)
+    }
+
     /// For a weight that comes from memory as it is multiplied: whole panels, and two at once where there is room for their sums, which come
     /// faster than one after the other. Shares are short, since a thread that waits for another reads nothing.
     fn of_few_rows(set: InstructionSet, rows: usize, narrow: Self) -> Self {
