@@ -58,7 +58,6 @@ pub(crate) mod flex {
     use burn_flex::FlexTensor;
     use rayon::prelude::*;
 
-    use crate::targets::flex::packed::PackedRows;
     use crate::targets::flex::weights::{OnWeights, Weights, on_weights};
     use crate::targets::flex::{memory, tensor};
 
@@ -90,12 +89,23 @@ pub(crate) mod flex {
         }
     }
 
+    /// The values of a weight in whichever form it is stored.
     pub(crate) fn unpacked(weight: FlexTensor) -> FlexTensor {
-        let rows = PackedRows::of(&weight);
-        let mut out = memory::stale(rows.outputs() * rows.inputs());
-        rows.widen(0..rows.inputs(), &mut out);
-        let shape = Shape::from(vec![rows.outputs(), rows.inputs()]);
+        let shape = burn::tensor::TensorMetadata::shape(&weight);
+        let out = if shape.num_elements() == 0 { Vec::new() } else { on_weights(&weight, Whole) };
         tensor(out, shape)
+    }
+
+    struct Whole;
+
+    impl OnWeights for Whole {
+        type Output = Vec<f32>;
+
+        fn run<'a>(self, weights: impl Weights<'a>) -> Vec<f32> {
+            let mut out = memory::stale(weights.outputs() * weights.inputs());
+            weights.widen(0..weights.inputs(), &mut out);
+            out
+        }
     }
 }
 

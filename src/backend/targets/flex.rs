@@ -214,10 +214,9 @@ impl KernelBackend for Flex {
         if fits { arranged::tensor(&weight) } else { weight }
     }
     fn unpacked(weight: FlexTensor) -> FlexTensor {
-        if arranged::is(weight.dtype()) {
-            return arranged::values(&weight);
-        }
-        if Format::of(weight.dtype()).is_some() { embedding::flex::unpacked(weight) } else { weight }
+        let dtype = weight.dtype();
+        let laid_out = Format::of(dtype).is_some() || arranged::is(dtype);
+        if laid_out { embedding::flex::unpacked(weight) } else { weight }
     }
     fn embedding(weight: FlexTensor, ids: FlexTensor) -> FlexTensor {
         if linear::flex::reads(weight.dtype()) {

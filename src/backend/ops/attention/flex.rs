@@ -78,6 +78,8 @@ struct Inputs<'a> {
     kv_heads: usize,
     dim: usize,
     layout: &'a AttentionLayout,
+    /// Whether other threads are worth waking.
+    parallel: bool,
 }
 
 /// The query heads of a span that share keys and values.
@@ -114,7 +116,9 @@ impl Inputs<'_> {
     fn new<'a>(q: &FlexTensor, k: &FlexTensor, v: &FlexTensor, layout: &'a AttentionLayout) -> Inputs<'a> {
         layout.check(q.shape()[0], k.shape()[0]);
         let (heads, kv_heads, dim) = (q.shape()[1], k.shape()[1], q.shape()[2]);
-        Inputs { q: Rows::new(q), k: Side::new(k), v: Side::new(v), heads, kv_heads, dim, layout }
+        let scores: usize = layout.spans.iter().map(|span| span.query_len * span.key_len).sum();
+        let parallel = scores * heads >= PARALLEL_SCORES && rayon::current_num_threads() > 1;
+        Inputs { q: Rows::new(q), k: Side::new(k), v: Side::new(v), heads, kv_heads, dim, layout, parallel }
     }
 
     /// Query heads of a group.
@@ -206,14 +210,10 @@ impl Inputs<'_> {
         );
     }
 
-    fn is_small(&self) -> bool {
-        let scores: usize = self.layout.spans.iter().map(|span| span.query_len * span.key_len).sum();
-        scores * self.heads < PARALLEL_SCORES || rayon::current_num_threads() == 1
-    }
-
-    /// Runs `work` on each, on all threads if that pays.
-    fn for_each<T: Sync>(&self, all: &[T], work: impl Fn(&T) + Send + Sync) {
-        if all.len() == 1 || self.is_small() { all.iter().for_each(work) } else { all.par_iter().for_each(work) }
+    /// What `work` makes of each, on all threads if that pays.
+    fn map<T: Sync, R: Send>(&self, all: &[T], work: impl Fn(&T) -> R + Send + Sync) -> Vec<R> {
+        let alone = all.len() == 1 || !self.parallel;
+        if alone { all.iter().map(work).collect() } else { all.par_iter().map(work).collect() }
     }
 }
 
@@ -221,7 +221,7 @@ pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &Atte
     let inputs = Inputs::new(&q, &k, &v, layout);
     let mut out = memory::stale(q.shape().num_elements());
     let rows = SharedColumns::new(&mut out, inputs.heads * inputs.dim);
-    inputs.for_each(&inputs.groups(), |group| {
+    inputs.map(&inputs.groups(), |group| {
         let span = group.span;
         if span.query_len * inputs.group() <= few::ROWS {
             // SAFETY: the layout was checked: spans lie inside `q` and do not share queries. Each group has queries or heads of its own.
@@ -230,7 +230,7 @@ pub(crate) fn forward(q: FlexTensor, k: FlexTensor, v: FlexTensor, layout: &Atte
         let [mut memory, mut wide_keys, mut wide_values] = [(); 3].map(|()| Lent::default());
         let keys = Right::new(inputs.side(&inputs.k, group, &mut wide_keys).transposed(), &mut memory);
         let values = inputs.side(&inputs.v, group, &mut wide_values);
-        inputs.for_each(&inputs.tiles(group), |tile| {
+        inputs.map(&inputs.tiles(group), |tile| {
             let p = inputs.probabilities(inputs.rows(inputs.q.all(), span, tile), &keys, span, tile);
             let mut memory = Lent::default();
             let values = Right::new(values.some_rows(p.seen.clone()), &mut memory);
@@ -255,9 +255,7 @@ pub(crate) fn backward(
     // Each task owns the keys and values of its group, so that no two threads add to the same gradient.
     let groups = inputs.groups();
     // SAFETY: as in the forward pass.
-    let compute = |group: &Group| unsafe { group_backward(&inputs, grad.all(), group, &d_q_rows) };
-    let gradients: Vec<[Lent; 2]> =
-        if inputs.is_small() { groups.iter().map(compute).collect() } else { groups.par_iter().map(compute).collect() };
+    let gradients = inputs.map(&groups, |group| unsafe { group_backward(&inputs, grad.all(), group, &d_q_rows) });
 
     let mut d_k = memory::zeros(k.shape().num_elements());
     let mut d_v = memory::zeros(v.shape().num_elements());

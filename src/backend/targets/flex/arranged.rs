@@ -5,14 +5,14 @@
 
 use std::ops::Range;
 
-use burn::tensor::{DType, Shape, TensorMetadata};
+use burn::tensor::{DType, TensorMetadata};
 use burn_flex::{FlexTensor, Layout};
 use rayon::prelude::*;
 
+use super::contiguous;
 use super::lines::{self, CacheLine};
 use super::transpose::transpose;
 use super::weights::Weights;
-use super::{contiguous, memory};
 use crate::packed::ARRANGED;
 
 /// Rows of a panel: as many as the widest tile has lanes, and a multiple of what any other has.
@@ -35,16 +35,6 @@ pub(crate) fn tensor(weight: &FlexTensor) -> FlexTensor {
         }
     });
     FlexTensor::new(bytes, Layout::contiguous(shape), ARRANGED)
-}
-
-/// The values of a matrix made by [`tensor`].
-pub(crate) fn values(weight: &FlexTensor) -> FlexTensor {
-    let rows = ArrangedRows::of(weight);
-    let mut out = memory::stale(rows.outputs * rows.inputs);
-    if !out.is_empty() {
-        rows.widen(0..rows.inputs, &mut out);
-    }
-    super::tensor(out, Shape::from(vec![rows.outputs, rows.inputs]))
 }
 
 /// Whether weights of this dtype are arranged.
@@ -102,10 +92,6 @@ impl<'a> Weights<'a> for ArrangedRows<'a> {
         Self { first: self.first + range.start, outputs: range.len(), ..self }
     }
 
-    fn as_f32(self) -> Option<&'a [f32]> {
-        None
-    }
-
     fn arranged(self) -> Option<ArrangedRows<'a>> {
         Some(self)
     }
@@ -128,7 +114,10 @@ impl<'a> Weights<'a> for ArrangedRows<'a> {
 
 #[cfg(test)]
 mod tests {
+    use burn::tensor::Shape;
+
     use super::*;
+    use crate::ops::embedding::flex::unpacked;
     use crate::targets::flex::packed::tests::values as some_values;
 
     #[test]
@@ -140,7 +129,7 @@ mod tests {
                 (TensorMetadata::shape(&arranged), arranged.dtype()),
                 (Shape::from(vec![outputs, inputs]), ARRANGED)
             );
-            assert_eq!(values(&arranged).storage::<f32>(), plain);
+            assert_eq!(unpacked(arranged.clone()).storage::<f32>(), plain);
             let rows = ArrangedRows::of(&arranged);
             for (some, columns) in [(0..outputs, 0..inputs), (outputs / 3..outputs, inputs / 2..inputs)] {
                 let mut out = vec![0.0; some.len() * columns.len()];

@@ -70,6 +70,14 @@ impl<'a> MatrixMut<'a> {
         self.start.wrapping_add(row * self.row_stride + column)
     }
 
+    /// Part of it.
+    pub(super) fn part(&mut self, rows: Range<usize>, columns: Range<usize>) -> MatrixMut<'_> {
+        assert!(rows.start <= rows.end && rows.end <= self.rows);
+        assert!(columns.start <= columns.end && columns.end <= self.columns);
+        let start = self.at(rows.start, columns.start);
+        MatrixMut { start, rows: rows.len(), columns: columns.len(), ..*self }
+    }
+
     /// Part of a row.
     pub(super) fn part_of_row(&mut self, row: usize, columns: Range<usize>) -> &mut [f32] {
         assert!(row < self.rows && columns.start <= columns.end && columns.end <= self.columns);

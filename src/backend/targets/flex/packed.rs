@@ -220,10 +220,6 @@ impl<'a> Weights<'a> for PackedRows<'a> {
         Self { first: self.first + range.start, outputs: range.len(), ..self }
     }
 
-    fn as_f32(self) -> Option<&'a [f32]> {
-        None
-    }
-
     /// Values that share a scale.
     fn block(self) -> usize {
         self.plan.block

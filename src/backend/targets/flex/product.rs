@@ -3,9 +3,9 @@
 //! A tile is a strip of some sums of every row times one panel of rows: each weight is broadcast against the panel's values of its column,
 //! so that what a strip gives for all rows of the panel fills whole vectors. `x` is laid out in panels once. A weight is laid out in strips
 //! where so many rows meet it that this pays, and is else read as it lies in memory. Of a weight that is arranged, and in `x · W`, it is the
-//! other way round, and nothing is turned over: see `across`. Every sum runs through its terms in order, in parts that depend on nothing but their number: not on threads, nor
-//! on the other rows. With AMX that holds of many rows and of few, each for themselves: an f32 is three bf16 there, whose products are summed
-//! in another order.
+//! other way round, and nothing is turned over: see `across`. Every sum runs through its terms in order, in parts that depend on nothing but
+//! their number: not on threads, nor on the other rows. With AMX that holds of many rows and of few, each for themselves: an f32 is three bf16
+//! there, whose products are summed in another order.
 
 mod across;
 #[cfg(target_arch = "x86_64")]
@@ -56,6 +56,12 @@ impl Over {
     /// Sums of a row.
     fn sums<'a>(self, weights: impl Weights<'a>) -> usize {
         if self == Self::Inputs { weights.outputs() } else { weights.inputs() }
+    }
+
+    /// The weights of some sums in some of their terms.
+    fn matrix<'a, W: Weights<'a>>(self, weights: W, sums: Range<usize>, terms: Range<usize>) -> Matrix<W> {
+        let (rows, columns) = if self == Self::Inputs { (sums, terms) } else { (terms, sums) };
+        Matrix { weights: weights.rows(rows), columns }
     }
 }
 
@@ -245,8 +251,7 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
     /// The weights of some sums in a part of their terms.
     fn matrix(&self, sums: &Range<usize>, part: &Range<usize>) -> Matrix<W> {
         let terms = self.first_term + part.start..self.first_term + part.end;
-        let (rows, columns) = if self.over == Over::Inputs { (sums.clone(), terms) } else { (terms, sums.clone()) };
-        Matrix { weights: self.weights.rows(rows), columns }
+        self.over.matrix(self.weights, sums.clone(), terms)
     }
 }
 

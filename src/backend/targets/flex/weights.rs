@@ -20,7 +20,9 @@ pub(crate) trait Weights<'a>: Copy + Send + Sync {
     /// These rows alone.
     fn rows(self, range: Range<usize>) -> Self;
     /// The weights where they are f32 already.
-    fn as_f32(self) -> Option<&'a [f32]>;
+    fn as_f32(self) -> Option<&'a [f32]> {
+        None
+    }
     /// The weights where they are arranged as the tiles take them.
     fn arranged(self) -> Option<ArrangedRows<'a>> {
         None

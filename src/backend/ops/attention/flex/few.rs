@@ -1,11 +1,12 @@
 //! A few queries, as in a step of decoding: all heads of a group together in dot products, so that a key is read once for all of them.
 
+use half::{bf16, f16};
+
 use super::{Group, Inputs, Side, stored};
 use crate::targets::flex::dot::{InstructionSet, Stored, StoredRows, VECTORS, rows_dot};
 use crate::targets::flex::matrix::SharedColumns;
 use crate::targets::flex::memory;
 use crate::targets::flex::weighted::rows_sum;
-use half::{bf16, f16};
 
 /// Queries of all heads of a group up to which this is faster.
 pub(super) const ROWS: usize = 8;

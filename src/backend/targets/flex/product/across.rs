@@ -7,10 +7,10 @@ use std::ops::Range;
 use rayon::prelude::*;
 
 use super::kernel::{FEW_ROWS, Kernel};
-use super::strips::{Ahead, Matrix, Strip};
-use super::tile::{Panel, Sums};
+use super::strips::{Ahead, Strip};
+use super::tile::Panel;
 use super::{Over, PARALLEL_PRODUCTS, aligned, common_multiple, parts};
-use crate::targets::flex::arranged::{ArrangedRows, LANES};
+use crate::targets::flex::arranged::LANES;
 use crate::targets::flex::matrix::{Into, Product, SharedColumns};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::weights::{Weights, shares};
@@ -19,7 +19,7 @@ use crate::targets::flex::weights::{Weights, shares};
 /// is looked up is known.
 const TOGETHER: usize = 16;
 
-/// Some of the terms of the sums of rows of so many.
+/// Some of the terms of the sums of rows of so many; in `x · Wᵀ` the weights are arranged.
 pub(super) fn multiply_terms<'a, W: Weights<'a>>(
     kernel: &Kernel,
     (x, stride): (&[f32], usize),
@@ -29,8 +29,7 @@ pub(super) fn multiply_terms<'a, W: Weights<'a>>(
 ) {
     let rows = x.len() / stride;
     let block = products.iter().map(|product| product.weights.block()).max().unwrap_or(1);
-    let in_place = products[0].weights.arranged().is_some() && over == Over::Inputs;
-    let unit = if in_place { LANES } else { common_multiple(kernel.width, block) };
+    let unit = if over == Over::Inputs { LANES } else { common_multiple(kernel.width, block) };
     let sums: Vec<usize> = products.iter().map(|product| over.sums(product.weights)).collect();
     let size = rows * terms.len() * sums.iter().sum::<usize>();
     let passes = products.into_iter().zip(&sums).map(|(Product { weights, into, out }, &sums)| Pass {
@@ -96,11 +95,9 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
             let of_group = terms.get(index + 1).map(|part| (part, &group));
             let next = of_group.or(next.map(|next| (&terms[0], next)));
             // Few rows ask for a weight as they read it.
-            let next = next.filter(|_| self.in_place().is_none() || rows > FEW_ROWS);
-            let mut ahead = Ahead::of(next.map(|(part, sums)| match self.in_place() {
-                Some(_) => Matrix { weights: self.weights.rows(sums.clone()), columns: part.clone() },
-                None => Matrix { weights: self.weights.rows(part.clone()), columns: sums.clone() },
-            }));
+            let next = next.filter(|_| self.over == Over::Outputs || rows > FEW_ROWS);
+            let mut ahead =
+                Ahead::of(next.map(|(part, sums)| self.over.matrix(self.weights, sums.clone(), part.clone())));
             let panels = self.panels(part, &group, &mut scratch.weights);
             let share = ahead.len().div_ceil(rows.div_ceil(kernel.height) * panels.len());
             let into = if index == 0 { into } else { Into::Add };
@@ -122,16 +119,11 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
         }
     }
 
-    /// The weights, where what a term has of every sum lies side by side already.
-    fn in_place(&self) -> Option<ArrangedRows<'a>> {
-        self.weights.arranged().filter(|_| self.over == Over::Inputs)
-    }
-
     /// The panels of some sums, each with those that are its lanes: part of the terms, laid out in `memory`, where the last vector may reach
     /// beyond what is somebody's.
     fn panels(&self, part: &Range<usize>, group: &Range<usize>, memory: &mut Lent) -> Vec<(Panel, Range<usize>)> {
         let (width, depth) = (self.kernel.width, part.len());
-        if let Some(arranged) = self.in_place() {
+        if let (Over::Inputs, Some(arranged)) = (self.over, self.weights.arranged()) {
             let panel = |lanes: Range<usize>| {
                 let at = arranged.from(lanes.start, part.start).as_ptr();
                 (Panel { at, pitch: LANES, next: arranged.panel(), depth }, lanes)
@@ -170,28 +162,15 @@ impl<'a, W: Weights<'a>> Pass<'_, W> {
         into: Into,
         scratch: &mut Lent,
     ) {
-        let (kernel, count) = (self.kernel, columns.len());
-        if count == kernel.width {
-            let (at, pitch) = (self.out.at(rows.start, columns.start), self.out.stride());
-            let (start, start_pitch) = match into {
-                Into::Overwrite => (std::ptr::null(), 0),
-                Into::Add => (at.cast_const(), pitch),
-                Into::Bias(bias) => (bias.as_ptr(), 0),
-            };
-            if into != Into::Add {
-                // Where the sums go comes near while they are computed.
-                self.out.fetch(rows, &columns);
-            }
-            // SAFETY: the caller's promise.
-            return unsafe { kernel.any_tile(strip, count, panel, Sums { at, pitch, start, start_pitch }) };
+        let whole = columns.len() == self.kernel.width;
+        if whole && into != Into::Add {
+            // Where the sums go comes near while they are computed.
+            self.out.fetch(rows.clone(), &columns);
         }
-        let sums = scratch.first(kernel.height * kernel.width);
-        let (start, pitch) = (std::ptr::null(), kernel.width);
-        // SAFETY: the caller's promise, and room for a whole tile.
-        unsafe { kernel.any_tile(strip, count, panel, Sums { at: sums.as_mut_ptr(), pitch, start, start_pitch: 0 }) };
-        for (row, sums) in rows.zip(sums.chunks_exact(kernel.width)) {
-            // SAFETY: the caller's promise.
-            into.write(unsafe { self.out.part_of_row(row, columns.start, count) }, &sums[..count]);
+        // SAFETY: the caller's promise.
+        unsafe {
+            let out = self.out.part([rows.start, columns.start], [rows.len(), columns.len()]);
+            self.kernel.tile_into(strip, panel, (out, whole), into, scratch);
         }
     }
 }

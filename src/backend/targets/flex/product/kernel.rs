@@ -72,7 +72,7 @@ impl Kernel {
     /// As many sums as fit the registers beside the operands. For a few rows laying out a weight as AMX takes it costs more than it saves.
     pub(super) fn of(set: InstructionSet, over: Over, rows: usize, arranged: bool) -> Self {
         #[cfg(target_arch = "x86_64")]
-        let set = if set == InstructionSet::Amx && rows < AMX_FROM { InstructionSet::Avx512 } else { set };
+        let set = if rows < AMX_FROM { set.min(InstructionSet::Avx512) } else { set };
         let narrow =
             Self { set, over, height: 6, width: 16, depth: 512, group: 96, packed_from: 192, share: 96, unit: LINE };
         if arranged && over == Over::Inputs && rows <= FEW_ROWS {
@@ -115,7 +115,7 @@ impl Kernel {
     /// For a panel of so many lanes, in terms whatever the number of rows.
     pub(super) fn of_small(set: InstructionSet, lanes: usize) -> Self {
         #[cfg(target_arch = "x86_64")]
-        let set = if set == InstructionSet::Amx { InstructionSet::Avx512 } else { set };
+        let set = set.min(InstructionSet::Avx512);
         Self::of(set, Over::Inputs, lanes, false)
     }
 

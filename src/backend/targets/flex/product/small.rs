@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use super::kernel::Kernel;
 use super::strips::Strip;
-use super::tile::{Panel, Sums};
+use super::tile::Panel;
 use super::{aligned, parts};
 use crate::targets::cpu::lanes::LINE;
 use crate::targets::flex::dot::InstructionSet;
-use crate::targets::flex::matrix::{MatrixMut, MatrixRef};
+use crate::targets::flex::matrix::{Into, MatrixMut, MatrixRef};
 use crate::targets::flex::memory::Lent;
 use crate::targets::flex::transpose::transpose;
 
@@ -92,23 +92,12 @@ pub(crate) fn multiply(mut out: MatrixMut, add: bool, left: MatrixRef, right: &R
             for rows in left.rows(kernel.height) {
                 let strip = left.strip(&rows, kernel.height);
                 let to = columns.start - first..out.columns.min(columns.end - first);
-                let whole = matches!(strip, Strip::Apart { .. }) || rows.len() == kernel.height;
-                if whole && to.len() == columns.len() {
-                    let (at, pitch) = (out.at(rows.start, to.start), out.row_stride);
-                    let start = if add { at.cast_const() } else { std::ptr::null() };
-                    let sums = Sums { at, pitch, start, start_pitch: pitch };
-                    // SAFETY: the strip has these rows, the panel these lanes, and the output has room for both.
-                    unsafe { kernel.any_tile(strip, columns.len(), panel, sums) };
-                    continue;
-                }
-                let sums = sums.first(kernel.height * kernel.width);
-                let all = Sums { at: sums.as_mut_ptr(), pitch: kernel.width, start: std::ptr::null(), start_pitch: 0 };
-                // SAFETY: as above, with room for a whole tile.
-                unsafe { kernel.any_tile(strip, columns.len(), panel, all) };
-                for (row, sums) in rows.zip(sums.chunks_exact(kernel.width)) {
-                    let to = out.part_of_row(row, to.clone()).iter_mut().zip(sums);
-                    to.for_each(|(to, sum)| *to = if add { *to + sum } else { *sum });
-                }
+                // What is laid out has all the sums of a tile.
+                let apart = matches!(strip, Strip::Apart { .. });
+                let whole = to.len() == columns.len() && (apart || rows.len() == kernel.height);
+                let into = if add { Into::Add } else { Into::Overwrite };
+                // SAFETY: the strip has these rows, the panel these lanes, and `whole` says whether the output has room for all.
+                unsafe { kernel.tile_into(strip, panel, (out.part(rows, to), whole), into, &mut sums) };
             }
         }
     }

@@ -11,6 +11,8 @@ use crate::targets::cpu::prefetch;
 use crate::targets::cpu::vector::{Baseline, Vector};
 use crate::targets::flex::arranged::LANES;
 use crate::targets::flex::dot::InstructionSet;
+use crate::targets::flex::matrix::{Into, MatrixMut};
+use crate::targets::flex::memory::Lent;
 
 /// Columns taken without a branch between them.
 const UNROLLED: usize = 4;
@@ -103,12 +105,45 @@ impl Kernel {
         unsafe { self.any_tile(strip, lanes, panel, sums) }
     }
 
+    /// As [`tile`](Self::tile), of a panel that may lie in a larger matrix, into part of another: where that is `whole` straight away, and else
+    /// by way of `scratch`.
+    ///
+    /// # Safety
+    /// As [`any_tile`](Self::any_tile), where `out` has a column for each lane; it is whole if it has room for all that the tile writes.
+    pub(super) unsafe fn tile_into(
+        &self,
+        strip: Strip,
+        panel: Panel,
+        (mut out, whole): (MatrixMut, bool),
+        into: Into,
+        scratch: &mut Lent,
+    ) {
+        let lanes = out.columns;
+        if whole {
+            let (at, pitch) = (out.at(0, 0), out.row_stride);
+            let (start, start_pitch) = match into {
+                Into::Overwrite => (std::ptr::null(), 0),
+                Into::Add => (at.cast_const(), pitch),
+                Into::Bias(bias) => (bias.as_ptr(), 0),
+            };
+            // SAFETY: the caller's promise.
+            return unsafe { self.any_tile(strip, lanes, panel, Sums { at, pitch, start, start_pitch }) };
+        }
+        let sums = scratch.first(self.height * self.width);
+        let (start, pitch) = (std::ptr::null(), self.width);
+        // SAFETY: the caller's promise, and room for a whole tile.
+        unsafe { self.any_tile(strip, lanes, panel, Sums { at: sums.as_mut_ptr(), pitch, start, start_pitch: 0 }) };
+        for (row, sums) in (0..out.rows).zip(sums.chunks_exact(self.width)) {
+            into.write(out.part_of_row(row, 0..lanes), &sums[..lanes]);
+        }
+    }
+
     /// As [`tile`](Self::tile), of a panel and to sums that may lie in larger matrices.
     ///
     /// # Safety
     /// The strip has at most `height` sums and as many terms as the panel; the panel has `lanes` of its `width` lanes, filled up to a whole line,
     /// as the rows of `sums`, one for each of the strip's, and what they are added to. The tile is not one of pieces.
-    pub(super) unsafe fn any_tile(&self, strip: Strip, lanes: usize, panel: Panel, sums: Sums) {
+    unsafe fn any_tile(&self, strip: Strip, lanes: usize, panel: Panel, sums: Sums) {
         let panel = (panel, sums);
         let halves = lanes.div_ceil(LINE / 2);
         // SAFETY: the caller's promise.
